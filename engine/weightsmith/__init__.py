@@ -1,0 +1,72 @@
+"""weightsmith: a training-loop engine on PyTorch Ignite for people who shape the weights of a network."""
+
+from weightsmith.errors import (
+    ConfigurationError,
+    ConflictError,
+    PluginContractError,
+    PluginDefinitionError,
+    SelectionError,
+    UnsupportedWeightError,
+    WeightsmithError,
+)
+from weightsmith.events import TrainingState, WeightEvents
+from weightsmith.kinds import (
+    Average,
+    Constraint,
+    GradientEditor,
+    Initializer,
+    Parametrization,
+    Penalty,
+    Probe,
+    WeightEditor,
+)
+from weightsmith.measurements import Histogram, Measurement, Measurements
+from weightsmith.plan import Plan, PlanRow
+from weightsmith.plugin import Plugin
+from weightsmith.schedules import Progress, Schedule, cosine, cubic, exponential, function, linear, piecewise
+from weightsmith.selection import Selector, biases, everything, matrices, named, norms, of_type
+from weightsmith.site import Site
+from weightsmith.trainer import Trainer
+
+__all__ = [
+    "Average",
+    "ConfigurationError",
+    "ConflictError",
+    "Constraint",
+    "GradientEditor",
+    "Histogram",
+    "Initializer",
+    "Measurement",
+    "Measurements",
+    "Parametrization",
+    "Penalty",
+    "Plan",
+    "PlanRow",
+    "Plugin",
+    "PluginContractError",
+    "PluginDefinitionError",
+    "Probe",
+    "Progress",
+    "Schedule",
+    "SelectionError",
+    "Selector",
+    "Site",
+    "Trainer",
+    "TrainingState",
+    "UnsupportedWeightError",
+    "WeightEditor",
+    "WeightEvents",
+    "WeightsmithError",
+    "biases",
+    "cosine",
+    "cubic",
+    "everything",
+    "exponential",
+    "function",
+    "linear",
+    "matrices",
+    "named",
+    "norms",
+    "of_type",
+    "piecewise",
+]

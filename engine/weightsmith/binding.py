@@ -1,0 +1,198 @@
+"""A plugin bound to the weights of one trainer: which ones, when it is due, and what it remembers of each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from weightsmith.errors import UnsupportedWeightError
+from weightsmith.events import TrainingState, WeightEvents
+from weightsmith.parametrization import Map, Parametrized, register, remove
+from weightsmith.schedules import Progress
+from weightsmith.selection import select
+from weightsmith.site import Site
+from weightsmith.tensors import unit_view
+from weightsmith.weights import Weight, is_lazy, raw_weights
+
+if TYPE_CHECKING:
+    from weightsmith.kinds import WeightPlugin
+    from weightsmith.measurements import Measurement
+    from weightsmith.trainer import Trainer
+
+__all__ = ["Binding", "Target"]
+
+
+class Target(NamedTuple):
+    """One weight in a plugin's hands."""
+
+    weight: Weight
+    site: Site
+
+    @property
+    def tensor(self) -> Tensor:
+        """The raw parameter, every unit an index of one axis; written in place."""
+        return self.weight.units()
+
+    @property
+    def gradient(self) -> Tensor | None:
+        return self.site.gradient
+
+
+class Binding:
+    """What a run adds to a plugin, which itself is only configuration.
+
+    Attributes:
+        plugin: the plugin.
+        label: its class name, with its occurrence where the class was attached before: ``"L2"``, ``"L2#1"``.
+        weights: the weights that it selects.
+    """
+
+    def __init__(self, plugin: WeightPlugin, label: str, seed: str, trainer: Trainer) -> None:
+        self.plugin = plugin
+        self.label = label
+        self.weights: list[Weight] = []
+        self._seed = seed
+        self._trainer = trainer
+        self._state: TrainingState = trainer.state
+        self._targets: dict[str, Target] = {}
+        self._by_optimizer: dict[str | None, list[Target]] = {}
+        self._parametrized: list[Target] = []
+
+    def __repr__(self) -> str:
+        return f"{self.plugin!r} on {len(self.weights)} weight(s)"
+
+    def refresh(self, inventory: list[Weight], optimizers: dict[str, Optimizer]) -> None:
+        """Select anew among the weights as they are now; what is remembered of a weight stays with its name.
+
+        Raises:
+            SelectionError: nothing is selected.
+            UnsupportedWeightError: the plugin cannot act correctly on a weight that it selects.
+        """
+        candidates = inventory if self.plugin.sees_effective_weights else raw_weights(inventory)
+        self.weights = select(self.plugin.where, candidates)
+        for weight in self.weights:
+            self._refuse_unsupported(weight)
+        self.plugin.refuse(self.weights)
+        self._targets = {weight.name: self._target(weight, optimizers) for weight in self.weights}
+        self._by_optimizer = {None: list(self._targets.values())}
+        for optimizer in optimizers:
+            self._by_optimizer[optimizer] = [t for t in self._targets.values() if t.weight.optimizer == optimizer]
+
+    def _target(self, weight: Weight, optimizers: dict[str, Optimizer]) -> Target:
+        known = self._targets.get(weight.name)
+        if known is not None:
+            known.site._follow(weight)
+            return Target(weight, known.site)
+        optimizer = None if weight.optimizer is None else optimizers[weight.optimizer]
+        return Target(weight, Site(weight, self._state, optimizer, self._seed))
+
+    def _refuse_unsupported(self, weight: Weight) -> None:
+        problem = None
+        if any(is_lazy(parameter) for parameter in weight.raw):
+            problem = "has no shape yet: run one batch through the model before making the Trainer"
+        elif any(parameter.is_complex() for parameter in weight.raw) and not self.plugin.supports_complex:
+            problem = "is complex, which this plugin is not defined for: leave it out with `where`"
+        elif self.plugin.uses_gradients and getattr(weight.module, "sparse", False) and isinstance(
+            weight.module, (nn.Embedding, nn.EmbeddingBag)
+        ):
+            problem = "gets sparse gradients: make the embedding with sparse=False, or leave it out with `where`"
+        if problem:
+            raise UnsupportedWeightError(f"{self.plugin!r}: weight {weight.name!r} {problem}")
+
+    def targets(self) -> Sequence[Target]:
+        """The weights to act on now: those of the optimizer in progress, else all; none that is frozen or empty."""
+        return [
+            target
+            for target in self._by_optimizer[self._state.optimizer]
+            if (target.weight.trainable or self.plugin.acts_on_frozen) and target.weight.raw[0].numel()
+        ]
+
+    def all_targets(self) -> Sequence[Target]:
+        return self._by_optimizer[None]
+
+    def due(self) -> bool:
+        """Whether the plugin's ``every``, ``after`` and ``before`` say that it runs at this count."""
+        return self.plugin.due(self.count(), self._state.epoch)
+
+    def count(self) -> int:
+        """The count that the plugin's own event is at: updates, or epochs, or iterations."""
+        return self._state.get_event_attrib_value(self.plugin.at or self.plugin.event)
+
+    def progress(self) -> Progress:
+        return Progress(self._state.update, self._state.epoch, self._state.share)
+
+    def current(self) -> Any:
+        """The plugin with its schedules resolved."""
+        return self.plugin.resolved(self.progress()) if self.plugin._scheduled() else self.plugin
+
+    def at_start(self) -> bool:
+        return self._state.optimizer is None and self.plugin.at is None and self.plugin.event in _START
+
+    def is_first_evaluation(self) -> bool:
+        """Whether the update in progress evaluates its closure for the first time."""
+        return self._state.evaluation <= 1
+
+    def parametrize(self, forward: Map, right_inverse: Map) -> None:
+        """Let the layers compute with ``forward(plugin, raw, site)`` in place of the raw parameter.
+
+        Raises:
+            UnsupportedWeightError: the weight is tied: other layers would go on with the raw parameter.
+        """
+        for weight, site in self.all_targets():
+            if weight.aliases:
+                raise UnsupportedWeightError(
+                    f"{self.plugin!r}: weight {weight.name!r} is tied to {weight.aliases[0]!r}, whose layer would go on "
+                    "with the raw parameter: use mode='project', or leave it out with `where`"
+                )
+        for target in self.all_targets():
+            self._parametrized.append(target)
+            register(target.weight, Parametrized(self, target.site, forward, right_inverse))
+
+    def release(self) -> None:
+        """Undo :meth:`parametrize`: the layers keep the values that they computed with."""
+        for target in self._parametrized:
+            remove(target.weight, self)
+        self._parametrized.clear()
+
+    def publish(self, values: dict[str, Measurement]) -> None:
+        """Hand measurements to the sinks, at the count of the plugin's event."""
+        if values:
+            self._trainer.publish(values, step=self.count())
+
+    def names(self) -> set[str]:
+        return set(self._targets)
+
+    def written_names(self) -> frozenset[str]:
+        """The raw parameters behind the selected weights, by name."""
+        return frozenset(weight.name for weight in raw_weights(self.weights))
+
+    def run(self) -> None:
+        """Act, if it is time. The handler that the kinds subscribe."""
+        if not (self.at_start() or self.due()):
+            return
+        plugin = self.current()
+        try:
+            plugin.act(self)
+        except Exception as error:
+            event = self.plugin.at or self.plugin.event.name
+            error.add_note(f"in {self.plugin!r} on {event}, update {self._state.update}, epoch {self._state.epoch}")
+            error.__dict__["raised_in_plugin"] = True
+            raise
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """What is remembered, by weight name."""
+        return {name: dict(target.site._memory) for name, target in self._targets.items() if target.site._memory}
+
+    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+        """Restore what :meth:`state_dict` gave."""
+        for name, memory in state.items():
+            site = self._targets[name].site
+            device = site._weight.raw[0].device
+            site._memory.clear()
+            site._memory.update({key: value.detach().clone().to(device) for key, value in memory.items()})
+
+
+_START = frozenset({WeightEvents.INITIALIZING, WeightEvents.WEIGHTS_EDITED})

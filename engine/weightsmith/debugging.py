@@ -1,0 +1,89 @@
+"""Who wrote where it should not? Copies compared around every handler, for ``Trainer(debug=True)``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from weightsmith.errors import PluginContractError
+from weightsmith.events import WeightEvents
+
+__all__ = ["WriteGuard"]
+
+_WRITABLE = {
+    WeightEvents.INITIALIZING.name: {"weight"},
+    WeightEvents.GRADIENTS_COMPUTED.name: {"gradient"},
+    WeightEvents.GRADIENTS_READY.name: {"gradient"},
+    WeightEvents.STEP_COMPLETED.name: {"weight"},
+    WeightEvents.WEIGHTS_EDITED.name: {"weight"},
+}
+"""What handlers of an event may write; of the others, nothing."""
+
+Snapshot = dict[tuple[str, str], Tensor | None]
+
+
+class WriteGuard:
+    """Wraps handlers of weight events; a wrapped one raises if it writes where it should not."""
+
+    def __init__(self, weights: Callable[[], dict[str, nn.Parameter]]) -> None:
+        self._weights = weights
+
+    def watching(self, handler: Callable[..., Any], event: str) -> WatchedHandler:
+        return WatchedHandler(self, handler, event)
+
+    def snapshot(self) -> Snapshot:
+        taken: Snapshot = {}
+        for name, parameter in self._weights().items():
+            taken["weight", name] = parameter.detach().clone()
+            taken["gradient", name] = None if parameter.grad is None else parameter.grad.detach().clone()
+        return taken
+
+    def compare(self, before: Snapshot, event: str, author: str, own: frozenset[str] | None, writes: set[str]) -> None:
+        """Raise where anything but ``writes``, on the weights ``own`` (``None``: any), has changed since ``before``."""
+        after = self.snapshot()
+        for (what, name), old in before.items():
+            allowed = what in writes and (own is None or name in own)
+            if not allowed and not _same(old, after[what, name]):
+                raise PluginContractError(
+                    f"{author} wrote to the {what} of {name!r} on {event}, where "
+                    f"{_may(writes)} of {'any weight' if own is None else 'the weights it selects'} may be written"
+                )
+
+
+class WatchedHandler:
+    """A handler, watched. Equal to the handler itself, so that Ignite finds and removes it as usual."""
+
+    def __init__(self, guard: WriteGuard, handler: Callable[..., Any], event: str) -> None:
+        functools.update_wrapper(self, handler)
+        self._guard, self._handler, self._event = guard, handler, event
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        before = self._guard.snapshot()
+        result = self._handler(*args, **kwargs)
+        binding = getattr(self._handler, "__self__", None)
+        plugin = getattr(binding, "plugin", None)
+        author = repr(plugin) if plugin is not None else getattr(self._handler, "__qualname__", repr(self._handler))
+        own = binding.written_names() if plugin is not None and hasattr(binding, "written_names") else None
+        writes = _WRITABLE.get(self._event, set()) if plugin is None else plugin.writes
+        self._guard.compare(before, self._event, author, own, writes)
+        return result
+
+    def __eq__(self, other: object) -> bool:
+        return self._handler == (other._handler if isinstance(other, WatchedHandler) else other)
+
+    def __hash__(self) -> int:
+        return hash(self._handler)
+
+
+def _same(old: Tensor | None, new: Tensor | None) -> bool:
+    if old is None or new is None:
+        return old is new
+    return old.shape == new.shape and bool(((old == new) | (old.isnan() & new.isnan())).all())
+
+
+def _may(writes: set[str]) -> str:
+    return f"only the {' and the '.join(sorted(writes))}" if writes else "nothing"

@@ -1,0 +1,52 @@
+"""Evaluation as an Ignite engine beside the trainer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from ignite.engine import Engine
+from ignite.metrics import Metric
+from torch import nn
+
+if TYPE_CHECKING:
+    from weightsmith.trainer import Trainer
+
+__all__ = ["EvaluationStep", "evaluator"]
+
+EvaluationStep: TypeAlias = "Callable[[Trainer, Any], Any]"
+
+
+def evaluator(trainer: Trainer, metrics: Mapping[str, Metric], step: EvaluationStep | None = None) -> Engine:
+    """An engine that evaluates the trainer's models, with the metrics attached."""
+    chosen = predict if step is None else step
+
+    def process(engine: Engine, batch: Any) -> Any:
+        with evaluating(trainer.models), torch.no_grad(), trainer._autocast():
+            return chosen(trainer, batch)
+
+    engine = Engine(process)
+    for name, metric in metrics.items():
+        metric.attach(engine, name)
+    return engine
+
+
+def predict(trainer: Trainer, batch: Any) -> Any:
+    """The default step: ``(model(inputs), targets)`` for a batch ``(inputs, targets)``."""
+    inputs, targets = trainer.to_device(batch)
+    return trainer.model(inputs), targets
+
+
+@contextlib.contextmanager
+def evaluating(models: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Put all modules in evaluation mode, and back into each one's own mode."""
+    training = [module for model in models.values() for module in model.modules() if module.training]
+    for model in models.values():
+        model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -1,0 +1,54 @@
+"""Functions and classes by import path, so that a configuration can be printed, compared, pickled and written to YAML."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from weightsmith.errors import ConfigurationError
+
+__all__ = ["import_path", "imported"]
+
+
+def import_path(value: Any) -> str:
+    """The path ``"package.module.name"`` under which a function or class can be imported again.
+
+    >>> import_path(imported("math.sqrt"))
+    'math.sqrt'
+
+    Raises:
+        ConfigurationError: it has no such path (a lambda, a nested function, a partial).
+    """
+    module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
+    path = f"{module}.{name}"
+    try:
+        found = imported(path)
+    except ConfigurationError:
+        found = None
+    if found is not value:
+        raise ConfigurationError(f"{value!r} has no import path: define it with `def` or `class` at the top of a module")
+    return path
+
+
+def imported(path: str) -> Any:
+    """The object at ``"package.module.name"``.
+
+    Raises:
+        ConfigurationError: there is no such module or name.
+    """
+    parts = path.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        module_name = ".".join(parts[:cut])
+        try:
+            found: Any = importlib.import_module(module_name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and (module_name == error.name or module_name.startswith(error.name + ".")):
+                continue
+            raise
+        try:
+            for part in parts[cut:]:
+                found = getattr(found, part)
+        except AttributeError:
+            break
+        return found
+    raise ConfigurationError(f"nothing can be imported as {path!r}: give the full path, such as 'package.module.name'")

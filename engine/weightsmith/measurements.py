@@ -1,0 +1,51 @@
+"""What probes hand to sinks: plain values, free of any logging library."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+__all__ = ["Histogram", "Measurement", "Measurements"]
+
+
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """The distribution of one tensor's finite values.
+
+    Attributes:
+        limits: right edges of the buckets, ascending; shape ``(buckets,)``.
+        counts: how many values fell into each bucket, a value on an edge into the bucket that it begins; same shape.
+        minimum, maximum: of the finite values; 0-d.
+        total, total_squares: Σw and Σw² of the finite values; 0-d, float64.
+        count: how many finite values there are.
+        nonfinite: how many NaN and infinite values were left out.
+    """
+
+    limits: Tensor
+    counts: Tensor
+    minimum: Tensor
+    maximum: Tensor
+    total: Tensor
+    total_squares: Tensor
+    count: int
+    nonfinite: int
+
+
+Measurement: TypeAlias = Tensor | float | Histogram
+"""One measured thing: a 0-d tensor or a number (drawn as a scalar), or a histogram."""
+
+
+@dataclass(frozen=True)
+class Measurements:
+    """A batch of measurements.
+
+    Attributes:
+        values: tag (``weights/conv1/weight``) to what was measured.
+        step: where on the horizontal axis they belong (the epoch, or the update, that the probe ran at).
+    """
+
+    values: Mapping[str, Measurement]
+    step: int

@@ -1,0 +1,72 @@
+"""Plugins inside torch's parametrizations: a layer that computes with a function of its raw parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from weightsmith.errors import ConfigurationError
+from weightsmith.site import Site
+from weightsmith.tensors import unit_view
+from weightsmith.weights import Weight
+
+if TYPE_CHECKING:
+    from weightsmith.binding import Binding
+
+__all__ = ["Map", "Parametrized", "register", "remove"]
+
+Map: TypeAlias = Callable[[Any, Tensor, Site], Tensor]
+"""A function ``(plugin, tensor, site) -> tensor`` of the same shape."""
+
+
+class Parametrized(nn.Module):
+    """One plugin's function of one raw parameter, as torch's parametrizations call it."""
+
+    def __init__(self, binding: Binding, site: Site, forward: Map, right_inverse: Map) -> None:
+        super().__init__()
+        self.binding = binding
+        self._site = site
+        self._forward = forward
+        self._right_inverse = right_inverse
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return self._mapped(self._forward, raw)
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        return self._mapped(self._right_inverse, value)
+
+    def _mapped(self, function: Map, tensor: Tensor) -> Tensor:
+        return function(self.binding.current(), unit_view(tensor, self._site.module), self._site).reshape(tensor.shape)
+
+    def extra_repr(self) -> str:
+        return repr(self.binding.plugin)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Parametrized:
+        # A copied model goes on computing as the original does; it does not copy the run that the plugin belongs to.
+        return Parametrized(self.binding, self._site, self._forward, self._right_inverse)
+
+
+def register(weight: Weight, parametrized: Parametrized) -> None:
+    """Put ``parametrized`` behind whatever the weight is already parametrized by. The raw parameter stays the same
+    object, so the optimizer goes on with it, and the same value, so nothing pretrained is lost."""
+    parametrize.register_parametrization(weight.module, weight.leaf, parametrized)
+
+
+def remove(weight: Weight, binding: Binding) -> None:
+    """Undo :func:`register`; the layer keeps the value that it computed with.
+
+    Raises:
+        ConfigurationError: another parametrization was stacked with it.
+    """
+    stack: Any = weight.module.parametrizations[weight.leaf]  # type: ignore[index]
+    if len(stack) > 1 or stack[0].binding is not binding:
+        raise ConfigurationError(
+            f"{binding.plugin!r} cannot be detached from weight {weight.name!r}: another parametrization is stacked "
+            "with it, and torch removes all or none"
+        )
+    with torch.no_grad():
+        parametrize.remove_parametrizations(weight.module, weight.leaf, leave_parametrized=True)

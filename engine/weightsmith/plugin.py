@@ -1,0 +1,255 @@
+"""What makes a plugin a plugin: its fields are its configuration, and ``subscriptions`` yields what it listens to."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from abc import ABCMeta, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import MISSING, Field, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
+
+from torch import Tensor
+
+from weightsmith.errors import ConfigurationError, PluginDefinitionError
+from weightsmith.importing import import_path, imported
+from weightsmith.schedules import Function, Progress, Schedule
+from weightsmith.selection import Selector
+
+if TYPE_CHECKING:
+    from weightsmith.trainer import Trainer
+
+__all__ = ["Plugin"]
+
+Subscription = tuple[Any, Callable[..., Any]]
+Self = TypeVar("Self", bound="Plugin")
+
+
+@dataclass_transform(frozen_default=True, field_specifiers=(field,))
+class PluginType(ABCMeta):
+    """Makes every plugin class a frozen dataclass, and refuses one that could not work, when the class is made."""
+
+    def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], *, abstract: bool = False) -> Any:
+        cls: Any = super().__new__(mcls, name, bases, namespace)
+        if bases:
+            _refuse_unannotated_fields(cls, namespace)
+        dataclass(frozen=True, repr=False)(cls)
+        if bases:
+            _refuse_defaults_that_cannot_be_written(cls)
+        if not abstract:
+            _refuse_near_misses(cls, namespace)
+            _refuse_missing_methods(cls)
+            _refuse_wrong_signatures(cls, namespace)
+        cls._is_made = True
+        return cls
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        if name == "__dataclass_params__" and cls.__dict__.get("_is_made"):
+            raise PluginDefinitionError(
+                f"{cls.__name__} is decorated with @dataclass: remove the decorator. "
+                "A subclass of a plugin kind is made a frozen dataclass by itself"
+            )
+        super().__setattr__(name, value)
+
+
+class Plugin(metaclass=PluginType, abstract=True):
+    """Something that listens to events of a :class:`~weightsmith.trainer.Trainer`.
+
+    The class's annotated fields are its configuration. Subclasses become frozen dataclasses by themselves, so plugins
+    can be compared, hashed, printed, pickled and written to YAML. What belongs to a run lives in the handlers.
+
+    >>> from ignite.engine import Events
+    >>> class Announce(Plugin):
+    ...     text: str = "done"
+    ...
+    ...     def subscriptions(self, trainer):
+    ...         yield Events.COMPLETED, lambda engine: print(self.text)
+    >>> Announce("finished")
+    Announce(text='finished')
+
+    Raises:
+        PluginDefinitionError: when the class is made: a method is missing or misspelt, a field has no annotation or a
+            default that YAML cannot hold, or the class is decorated with ``@dataclass``.
+        ConfigurationError: when a plugin is made: a field's value cannot be compared or written to YAML, or
+            :meth:`validate` refuses it.
+    """
+
+    order: ClassVar[int] = 70
+    """Where the kind stands among plugins that listen to one event; within a kind the list's order counts."""
+
+    @abstractmethod
+    def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
+        """Yield ``(event, handler)`` pairs: any Ignite or :class:`WeightEvents` event, filtered or not, and what to call.
+
+        A handler may take the trainer as its first argument. Runs when the plugin is attached.
+        """
+
+    def validate(self) -> None:
+        """Raise :class:`ConfigurationError` where a field has a value that makes no sense.
+
+        Called when the plugin is made and, where schedules stand in for numbers, with every value they take.
+        """
+
+    def __post_init__(self) -> None:
+        for field_ in fields(self):
+            object.__setattr__(self, field_.name, self._normal(field_, getattr(self, field_.name)))
+        if not self._scheduled():
+            self.validate()
+
+    def _normal(self, field_: Field[Any], value: Any) -> Any:
+        """The value in its one hashable form, or an error that says how to write it."""
+        if isinstance(value, list):
+            value = _as_tuple(value)
+        if inspect.isroutine(value):
+            path = import_path(value)
+            return value if "Callable" in str(field_.type) else Function(path)
+        try:
+            plain(value)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{type(self).__name__}.{field_.name}: {error}") from None
+        return value
+
+    def _scheduled(self) -> dict[str, Schedule]:
+        values = {field_.name: getattr(self, field_.name) for field_ in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Schedule)}
+
+    def resolved(self: Self, progress: Progress) -> Self:
+        """This plugin with every schedule replaced by its number at ``progress``."""
+        scheduled = self._scheduled()
+        if not scheduled:
+            return self
+        # As dataclasses.replace, without normalising again what was normalised when the plugin was made.
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.__dict__.update({name: schedule(progress) for name, schedule in scheduled.items()})
+        twin.validate()
+        return twin
+
+    def to_plain(self) -> dict[str, Any]:
+        """As YAML writes it: the class's import path to the fields that differ from their defaults.
+
+        :func:`weightsmith.recipe.from_plain` reads it back.
+        """
+        return {_public_path(type(self)): {name: plain(value) for name, value in self._chosen().items()}}
+
+    def _chosen(self) -> dict[str, Any]:
+        """The fields that differ from their defaults."""
+        values = {field_.name: (getattr(self, field_.name), self._default(field_)) for field_ in fields(self)}
+        return {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
+
+    def _default(self, field_: Field[Any]) -> Any:
+        default = field_.default_factory() if field_.default_factory is not MISSING else field_.default
+        return default if default is MISSING else self._normal(field_, default)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._chosen().items())})"
+
+
+def plain(value: Any) -> Any:
+    """``value`` as YAML can hold it.
+
+    >>> plain((1, "a", None))
+    [1, 'a', None]
+
+    Raises:
+        ConfigurationError: it cannot be compared, hashed and written to YAML.
+    """
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, (Schedule, Selector, Plugin)):
+        return value.to_plain()
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    if inspect.isroutine(value):
+        return import_path(value)
+    if isinstance(value, Tensor):
+        raise ConfigurationError("a tensor cannot be compared and written to YAML: give a nested list, or a file's path")
+    raise ConfigurationError(
+        f"{value!r} cannot be compared and written to YAML: use numbers, texts, booleans, None, lists of these, "
+        "schedules, selectors, or functions defined at the top of a module"
+    )
+
+
+def _as_tuple(value: Any) -> Any:
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
+
+
+def _public_path(cls: type) -> str:
+    """The shortest path under which the class can be imported: from its package where that exports it."""
+    package = cls.__module__.partition(".")[0]
+    short = f"{package}.{cls.__qualname__}"
+    try:
+        return short if imported(short) is cls else import_path(cls)
+    except ConfigurationError:
+        return import_path(cls)
+
+
+def _hooks(cls: type) -> dict[str, Any]:
+    """The public methods that a kind declares for its subclasses to write."""
+    declared: dict[str, Any] = {}
+    for base in reversed(cls.__mro__[1:]):
+        if isinstance(base, PluginType):
+            declared |= {n: m for n, m in vars(base).items() if inspect.isfunction(m) and not n.startswith("_")}
+    return declared
+
+
+def _refuse_unannotated_fields(cls: type, namespace: dict[str, Any]) -> None:
+    annotations = namespace.get("__annotations__", {})
+    inherited = {name for base in cls.__mro__[1:] for name in getattr(base, "__annotations__", {})}
+    for name, value in namespace.items():
+        is_data = not (callable(value) or isinstance(value, (property, classmethod, staticmethod)))
+        if not name.startswith("_") and is_data and name not in annotations and name not in inherited:
+            raise PluginDefinitionError(
+                f"{cls.__name__}.{name} = {value!r} makes no field: annotate it, `{name}: {type(value).__name__} = "
+                f"{value!r}`, or `{name}: ClassVar = …` if it is no part of the configuration"
+            )
+    if "__post_init__" in namespace and cls.__mro__[1] is not object:
+        raise PluginDefinitionError(f"{cls.__name__} defines __post_init__: check values in `validate(self)` instead")
+
+
+def _refuse_defaults_that_cannot_be_written(cls: Any) -> None:
+    for field_ in fields(cls):
+        if field_.default is MISSING or inspect.isroutine(field_.default):
+            continue
+        try:
+            plain(field_.default)
+        except ConfigurationError as error:
+            raise PluginDefinitionError(f"{cls.__name__}.{field_.name}: {error}") from None
+
+
+def _refuse_near_misses(cls: type, namespace: dict[str, Any]) -> None:
+    hooks = _hooks(cls)
+    for name, value in namespace.items():
+        if not inspect.isfunction(value) or name.startswith("_") or name in hooks:
+            continue
+        close = difflib.get_close_matches(name, hooks, n=1, cutoff=0.75)
+        if close:
+            raise PluginDefinitionError(
+                f"{cls.__name__}.{name} is never called: did you mean `{close[0]}`? "
+                f"If it is a helper of your own, name it `_{name}`"
+            )
+
+
+def _refuse_missing_methods(cls: Any) -> None:
+    if cls.__abstractmethods__:
+        missing = ", ".join(f"`{name}`" for name in sorted(cls.__abstractmethods__))
+        kind = cls.__mro__[1].__name__
+        raise PluginDefinitionError(
+            f"{cls.__name__} does not define {missing}, which a {kind} must; "
+            f"write `class {cls.__name__}({kind}, abstract=True)` if it is a base for others"
+        )
+
+
+def _refuse_wrong_signatures(cls: type, namespace: dict[str, Any]) -> None:
+    for name, declared in _hooks(cls).items():
+        written = namespace.get(name)
+        if not inspect.isfunction(written):
+            continue
+        wanted = list(inspect.signature(declared).parameters)
+        try:
+            inspect.signature(written).bind(*wanted)
+        except TypeError:
+            raise PluginDefinitionError(
+                f"{cls.__name__}.{name}{inspect.signature(written)} cannot be called as the engine calls it: "
+                f"write `def {name}({', '.join(wanted)})`"
+            ) from None

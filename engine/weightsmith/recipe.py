@@ -1,0 +1,78 @@
+"""Plugins from plain data, as YAML holds it, and back."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from typing import Any
+
+from weightsmith import schedules
+from weightsmith.errors import ConfigurationError
+from weightsmith.importing import imported
+from weightsmith.plugin import Plugin
+
+__all__ = ["from_plain", "to_plain"]
+
+
+def to_plain(plugin: Plugin) -> dict[str, Any]:
+    """A plugin as YAML writes it: its class's import path to the fields that differ from their defaults."""
+    return plugin.to_plain()
+
+
+def from_plain(plain: Mapping[str, Any]) -> Plugin:
+    """The plugin that ``{"MaxNorm": {"limit": 3}}`` describes: the class by import path, or by name once imported.
+
+    Raises:
+        ConfigurationError: no such class, or no such field; the message names the nearest.
+    """
+    if len(plain) != 1:
+        raise ConfigurationError(f"{dict(plain)!r} describes no plugin: write one class name, then its fields")
+    ((name, settings),) = plain.items()
+    cls = _plugin_class(name)
+    known = [field.name for field in fields(cls)]
+    for field_name in settings or {}:
+        if field_name not in known:
+            close = difflib.get_close_matches(field_name, known, n=1)
+            hint = f": did you mean {close[0]!r}?" if close else f"; its fields are {', '.join(known)}"
+            raise ConfigurationError(f"{cls.__name__} has no field {field_name!r}{hint}")
+    values = {field: value if field == "where" else _value(value) for field, value in (settings or {}).items()}
+    for field in fields(cls):
+        if "Callable" in str(field.type) and isinstance(values.get(field.name), str):
+            values[field.name] = imported(values[field.name])
+    return cls(**values)
+
+
+def _value(plain: Any) -> Any:
+    if isinstance(plain, (list, tuple)):
+        return tuple(_value(item) for item in plain)
+    if not isinstance(plain, Mapping):
+        return plain
+    if len(plain) == 1:
+        ((name, arguments),) = plain.items()
+        schedule = schedules.from_plain(name, arguments)
+        return schedule if schedule is not None else from_plain(plain)
+    raise ConfigurationError(f"{dict(plain)!r} is neither a schedule nor a plugin: write one name, then its settings")
+
+
+def _plugin_class(name: str) -> type[Plugin]:
+    if "." in name:
+        found = imported(name)
+        if isinstance(found, type) and issubclass(found, Plugin):
+            return found
+        raise ConfigurationError(f"{name!r} is no plugin class")
+    known = list(_subclasses(Plugin))
+    named = [cls for cls in known if cls.__name__ == name]
+    if len(named) == 1:
+        return named[0]
+    if named:
+        paths = ", ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in named)
+        raise ConfigurationError(f"several plugins are called {name!r}: write one of {paths}")
+    close = difflib.get_close_matches(name, [cls.__name__ for cls in known], n=1)
+    raise ConfigurationError(f"no plugin is called {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
+
+
+def _subclasses(cls: type[Plugin]) -> Iterator[type[Plugin]]:
+    for subclass in cls.__subclasses__():
+        yield subclass
+        yield from _subclasses(subclass)

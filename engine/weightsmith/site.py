@@ -1,0 +1,154 @@
+"""The weight in hand, as a plugin's method sees it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from weightsmith.errors import PluginContractError
+from weightsmith.events import TrainingState
+from weightsmith.tensors import unit_dims, unit_view
+from weightsmith.weights import Weight
+
+__all__ = ["Site"]
+
+
+class Site:
+    """Where a plugin's method stands: one weight, at one point of the run. Read-only.
+
+    Outside a trainer, :meth:`alone` makes one for any tensor.
+    """
+
+    __slots__ = ("_generator", "_group", "_memory", "_optimizer", "_seed", "_seeded_at", "_state", "_weight", "unit_dims")
+
+    unit_dims: tuple[int, ...]
+    """The axes inside one unit (:mod:`weightsmith.tensors`): ``(1, 2, 3)`` for a convolution's filters."""
+
+    def __init__(self, weight: Weight, state: TrainingState, optimizer: Optimizer | None, seed: str) -> None:
+        object.__setattr__(self, "_weight", weight)
+        object.__setattr__(self, "_state", state)
+        object.__setattr__(self, "_optimizer", optimizer)
+        object.__setattr__(self, "_seed", f"{seed}|{weight.name}")
+        object.__setattr__(self, "_seeded_at", None)
+        object.__setattr__(self, "_generator", None)
+        object.__setattr__(self, "_memory", {})
+        object.__setattr__(self, "_group", _group_of(weight, optimizer))
+        object.__setattr__(self, "unit_dims", unit_dims(_unit_ndim(weight), weight.module))
+
+    @classmethod
+    def alone(cls, weight: Tensor, module: nn.Module | None = None, *, name: str = "weight", seed: int = 0) -> Site:
+        """A site outside any trainer, for a tensor that ``module`` would own (default: a plain weight).
+
+        >>> Site.alone(torch.ones(4, 3, 5, 5)).unit_dims
+        (1, 2, 3)
+        """
+        parameter = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight.detach(), requires_grad=False)
+        owner = module if module is not None else nn.Module()
+        return cls(Weight(name, (), owner, "weight", (parameter,)), TrainingState(), None, str(seed))
+
+    @property
+    def name(self) -> str:
+        """The weight's dotted name, without wrappers."""
+        return self._weight.name  # type: ignore[no-any-return]
+
+    @property
+    def module(self) -> nn.Module:
+        """The module that owns the weight."""
+        return self._weight.module  # type: ignore[no-any-return]
+
+    @property
+    def optimizer(self) -> str | None:
+        """The name of the optimizer that holds the weight; ``None`` if none does."""
+        return self._weight.optimizer  # type: ignore[no-any-return]
+
+    @property
+    def update(self) -> int:
+        """The 1-based number of the update in progress, else of the last one; 0 before the first."""
+        return self._state.update  # type: ignore[no-any-return]
+
+    @property
+    def epoch(self) -> int:
+        """The 1-based epoch in progress; 0 before the first."""
+        return self._state.epoch  # type: ignore[no-any-return]
+
+    @property
+    def learning_rate(self) -> Any:
+        """The learning rate that the optimizer uses for this weight now; 0.0 if no optimizer holds it."""
+        return 0.0 if self._optimizer is None else self._optimizer.param_groups[self._group]["lr"]
+
+    @property
+    def gradient(self) -> Tensor | None:
+        """The weight's gradient, if it has one now."""
+        grad = self._weight.raw[0].grad
+        return None if grad is None else unit_view(grad, self._weight.module)
+
+    @property
+    def state(self) -> Mapping[str, Tensor]:
+        """What the plugin remembers of this weight: its ``init``, then what its method returned last."""
+        return MappingProxyType(self._memory)
+
+    @property
+    def generator(self) -> torch.Generator:
+        """Random numbers of this plugin, for this weight, at this update.
+
+        The seed is made of the run's seed, the plugin's class, its occurrence among plugins of that class, the weight's
+        name and the update: neither the order of layers nor other plugins change the draws.
+        """
+        device = self._weight.raw[0].device
+        if self._generator is None or self._generator.device != device:
+            object.__setattr__(self, "_generator", torch.Generator(device))
+            object.__setattr__(self, "_seeded_at", None)
+        if self._seeded_at != self._state.update:
+            digest = hashlib.blake2b(f"{self._seed}|{self._state.update}".encode(), digest_size=8).digest()
+            self._generator.manual_seed(int.from_bytes(digest, "little") >> 1)
+            object.__setattr__(self, "_seeded_at", self._state.update)
+        return self._generator  # type: ignore[no-any-return]
+
+    def _begin(self, entries: Mapping[str, Tensor]) -> None:
+        """Start to remember."""
+        self._memory.update({key: value.detach().clone() for key, value in entries.items()})
+
+    def _remember(self, entries: Mapping[str, Tensor]) -> None:
+        """Keep what a method returned beside its result, in place where it fits."""
+        unknown = sorted(entries.keys() - self._memory.keys())
+        if unknown:
+            raise PluginContractError(
+                f"the state returned has the entries {unknown}, which init did not make: it made {sorted(self._memory)}"
+            )
+        for key, value in entries.items():
+            held = self._memory[key]
+            if held.shape == value.shape and held.dtype == value.dtype:
+                held.copy_(value)
+            else:
+                self._memory[key] = value.detach().clone()
+
+    def _follow(self, weight: Weight) -> None:
+        """Go on with the same weight after it was parametrized, or no longer is."""
+        object.__setattr__(self, "_weight", weight)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Site is read-only: cannot set {name!r}; a plugin remembers through init and its result")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Site:
+        return self  # it stands for a place in a run, of which a copied model is no part
+
+    def __repr__(self) -> str:
+        return f"Site({self.name!r}, update={self.update}, epoch={self.epoch})"
+
+
+def _unit_ndim(weight: Weight) -> int:
+    shown = weight.effective() if weight.parametrized else weight.raw[0]
+    return unit_view(shown, weight.module).ndim
+
+
+def _group_of(weight: Weight, optimizer: Optimizer | None) -> int:
+    if optimizer is None:
+        return 0
+    groups = [group["params"] for group in optimizer.param_groups]
+    return next(i for i, group in enumerate(groups) if any(parameter is weight.raw[0] for parameter in group))

@@ -1,0 +1,138 @@
+"""Arithmetic over many tensors at once, and the one place that says which axes make up a unit of a weight.
+
+A *unit* is what computes one output: index 0 of a weight (a row of a linear layer, a filter of a convolution, one gate
+of one LSTM cell, the vector of one embedded token). A transposed convolution keeps its outputs on axis 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+__all__ = [
+    "accurate_dtype",
+    "all_finite",
+    "fans",
+    "global_norm",
+    "scale_",
+    "unit_axis",
+    "unit_dims",
+    "unit_norms",
+    "unit_view",
+]
+
+
+def unit_view(tensor: Tensor, module: nn.Module | None) -> Tensor:
+    """A view of a weight (or of its gradient) in which every unit is an index of one axis.
+
+    Only a grouped transposed convolution needs it: its weight, of shape ``(inputs, outputs / groups, *kernel)``, is seen
+    as ``(groups, inputs / groups, outputs / groups, *kernel)``. Splitting an axis never copies.
+    """
+    if isinstance(module, _ConvTransposeNd) and module.groups > 1 and tensor.ndim > 2:
+        return tensor.unflatten(0, (module.groups, -1))
+    return tensor
+
+
+def unit_dims(ndim: int, module: nn.Module | None = None) -> tuple[int, ...]:
+    """The axes inside one unit of a weight with ``ndim`` axes (as :func:`unit_view` shows it) that ``module`` owns.
+
+    A vector or a scalar is one unit as a whole, as in adaptive gradient clipping (Brock et al., 2021).
+
+    >>> unit_dims(4)
+    (1, 2, 3)
+    >>> unit_dims(4, nn.ConvTranspose2d(2, 6, 3))
+    (0, 2, 3)
+    >>> unit_dims(5, nn.ConvTranspose2d(4, 6, 3, groups=2))
+    (1, 3, 4)
+    """
+    if ndim < 2:
+        return tuple(range(ndim))
+    if isinstance(module, _ConvTransposeNd):
+        return (1, *range(3, ndim)) if module.groups > 1 else (0, *range(2, ndim))
+    return tuple(range(1, ndim))
+
+
+def unit_axis(weight: Tensor, dims: tuple[int, ...]) -> int:
+    """The last axis that is not inside a unit: the one that counts output units (within a group)."""
+    outside = [axis for axis in range(weight.ndim) if axis not in dims]
+    return outside[-1] if outside else 0
+
+
+def fans(weight: Tensor, dims: tuple[int, ...]) -> tuple[int, int]:
+    """``(fan_in, fan_out)``: how many values one output sums, and how many outputs one input reaches.
+
+    For linear layers and convolutions this is what ``torch.nn.init`` computes; for transposed convolutions, whose
+    fans ``torch.nn.init`` exchanges, it is what the layer does at stride 1.
+
+    >>> fans(torch.empty(6, 3, 5, 5), (1, 2, 3))
+    (75, 150)
+    """
+    fan_in = 1
+    for axis in dims:
+        fan_in *= weight.shape[axis]
+    kernel = 1
+    for axis in dims[1:]:
+        kernel *= weight.shape[axis]
+    return fan_in, weight.shape[unit_axis(weight, dims)] * kernel
+
+
+def accurate_dtype(dtype: torch.dtype) -> torch.dtype:
+    """``dtype``, or float32 where sums in ``dtype`` would be too coarse (float16 and bfloat16)."""
+    return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def unit_norms(weight: Tensor, dims: tuple[int, ...], order: float = 2.0) -> Tensor:
+    """The norm of every unit, with the reduced axes kept; float32 for half precisions.
+
+    >>> unit_norms(torch.tensor([[3.0, 4.0], [0.0, 0.0]]), (1,))
+    tensor([[5.],
+            [0.]])
+    """
+    if not dims:
+        return weight.abs().to(accurate_dtype(weight.dtype))
+    return torch.linalg.vector_norm(weight, order, dim=dims, keepdim=True, dtype=accurate_dtype(weight.dtype))
+
+
+def global_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The L2 norm of all tensors taken as one long vector; 0-d, on the first tensor's device.
+
+    >>> global_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])
+    tensor(5.)
+    """
+    norms = torch._foreach_norm(tensors, 2.0)
+    device = norms[0].device
+    return torch.linalg.vector_norm(torch.stack([norm.to(device, accurate_dtype(norm.dtype)) for norm in norms]))
+
+
+def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
+    """Multiply every tensor by ``factor`` in place (a 0-d tensor stays on its device: no synchronisation)."""
+    if tensors:
+        torch._foreach_mul_(list(tensors), factor)
+
+
+def divide_(tensors: Sequence[Tensor], divisor: float) -> None:
+    """Divide every tensor by ``divisor`` in place."""
+    if tensors:
+        torch._foreach_div_(list(tensors), divisor)
+
+
+def lerp_(tensors: Sequence[Tensor], targets: Sequence[Tensor], share: float) -> None:
+    """Move every tensor by ``share`` of the way to its target, in place: t ← t + share · (target − t)."""
+    if tensors:
+        torch._foreach_lerp_(list(tensors), list(targets), share)
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether no value is NaN or infinite. Reads one number from the device, so it synchronises.
+
+    >>> all_finite([torch.ones(3), torch.tensor([float("inf")])])
+    False
+    """
+    if not tensors:
+        return True
+    # The largest magnitude carries every infinity and NaN, and unlike a sum of squares cannot overflow by itself.
+    peaks = torch._foreach_norm([t for t in tensors if t.numel()], float("inf"))
+    return bool(torch.stack([peak.to(peaks[0].device, torch.float64) for peak in peaks]).isfinite().all())

@@ -1,0 +1,168 @@
+"""The weights of a model under the names that its author knows, and what the engine must know of each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.utils import parametrize
+from torch.optim import Optimizer
+
+from weightsmith.errors import ConfigurationError, ConflictError
+from weightsmith.tensors import unit_view
+
+__all__ = ["Weight", "inventory"]
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """One weight of a model.
+
+    Attributes:
+        name: the dotted name that the model's author knows, without wrappers: ``"generator.conv1.weight"``.
+        aliases: further names of the same tensor, where weights are tied.
+        module: the module that owns it.
+        leaf: the attribute under which the module computes with it: ``"weight"``.
+        raw: the parameters behind it: one, unless a parametrization computes it from several (weight normalisation).
+        parametrized: whether the layer computes with a function of ``raw`` instead of with ``raw`` itself.
+        optimizer: the name of the optimizer that holds it, or ``None``.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    module: nn.Module
+    leaf: str
+    raw: tuple[nn.Parameter, ...]
+    parametrized: bool = False
+    optimizer: str | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.name, *self.aliases)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The one raw parameter. (Weights with several are taken apart by :func:`raw_weights` first.)"""
+        (parameter,) = self.raw
+        return parameter
+
+    @property
+    def trainable(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.raw)
+
+    def effective(self) -> Tensor:
+        """What the layer computes with: the parameter itself, or the value of its parametrization (with its graph)."""
+        value: Tensor = getattr(self.module, self.leaf) if self.parametrized else self.parameter
+        return value
+
+    def units(self) -> Tensor:
+        """The raw parameter, as its plugins see it (:func:`~weightsmith.tensors.unit_view`)."""
+        return unit_view(self.parameter, self.module)
+
+
+def inventory(models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> list[Weight]:
+    """Every weight of the models once, in the models' order; a model named ``""`` lends its weights no prefix.
+
+    Raises:
+        ConflictError: two optimizers hold one weight.
+        ConfigurationError: an optimizer holds a parameter that a model has replaced since.
+    """
+    found: dict[tuple[int, ...], Weight] = {}
+    for prefix, model in models.items():
+        for weight in _walk(prefix, model):
+            key = tuple(map(id, weight.raw))
+            first = found.get(key)
+            found[key] = weight if first is None else replace(first, aliases=(*first.aliases, weight.name))
+    owners = _owners(optimizers, found)
+    return [replace(weight, optimizer=owners.get(id(weight.raw[0]))) for weight in found.values()]
+
+
+def raw_weights(weights: list[Weight]) -> list[Weight]:
+    """The same weights, those that are computed from several parameters replaced by these."""
+    return [part for weight in weights for part in _parts(weight)]
+
+
+def _parts(weight: Weight) -> list[Weight]:
+    if len(weight.raw) == 1:
+        return [weight]
+    return [
+        replace(
+            weight,
+            name=f"{weight.name}.original{i}",
+            aliases=tuple(f"{alias}.original{i}" for alias in weight.aliases),
+            raw=(parameter,),
+            parametrized=False,
+        )
+        for i, parameter in enumerate(weight.raw)
+    ]
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The user's own module inside what parallelism and compilation wrapped around it, told by type."""
+    while True:
+        if isinstance(module, (DataParallel, DistributedDataParallel)):
+            module = module.module
+        elif _is_compiled(module):
+            module = module._orig_mod  # type: ignore[assignment]
+        else:
+            return module
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    # Nothing was compiled if torch's compiler was never imported; importing it here would cost seconds.
+    compiler = sys.modules.get("torch._dynamo.eval_frame")
+    return compiler is not None and isinstance(module, compiler.OptimizedModule)
+
+
+def _walk(prefix: str, module: nn.Module) -> Iterator[Weight]:
+    module = unwrapped(module)
+    dotted = f"{prefix}." if prefix else ""
+    for leaf, parameter in module._parameters.items():
+        if parameter is not None:
+            yield Weight(dotted + leaf, (), module, leaf, (parameter,))
+    if parametrize.is_parametrized(module):
+        lists: Mapping[str, nn.Module] = module.parametrizations  # type: ignore[assignment]
+        for leaf, parametrizations in lists.items():
+            raw = tuple(p for p in parametrizations._parameters.values() if p is not None)
+            if raw:
+                yield Weight(dotted + leaf, (), module, leaf, raw, parametrized=True)
+    for name, child in module._modules.items():
+        if child is not None and not (name == "parametrizations" and parametrize.is_parametrized(module)):
+            yield from _walk(dotted + name, child)
+
+
+def _owners(optimizers: Mapping[str, Optimizer], found: Mapping[tuple[int, ...], Weight]) -> dict[int, str]:
+    names = {id(parameter): weight.name for weight in found.values() for parameter in weight.raw}
+    owners: dict[int, str] = {}
+    strangers: list[str] = []
+    for optimizer_name, optimizer in optimizers.items():
+        for parameter in held_by(optimizer):
+            owner = owners.setdefault(id(parameter), optimizer_name)
+            if owner != optimizer_name:
+                raise ConflictError(
+                    f"two optimizers, {owner!r} and {optimizer_name!r}, hold the weight "
+                    f"{names.get(id(parameter), '(in no model)')!r}: give each weight to one optimizer"
+                )
+            if id(parameter) not in names:
+                strangers.append(f"{optimizer_name!r}")
+    orphans = [w.name for w in found.values() for p in w.raw if p.requires_grad and id(p) not in owners]
+    if strangers and orphans:
+        raise ConfigurationError(
+            f"optimizer {strangers[0]} holds {len(strangers)} parameter(s) that are in no model, while it lacks "
+            f"{orphans[0]!r}: was that weight replaced after the optimizer was built? Build the optimizer afterwards"
+        )
+    return owners
+
+
+def held_by(optimizer: Optimizer) -> list[Tensor]:
+    """The parameters of an optimizer, in its order."""
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def is_lazy(parameter: Tensor) -> bool:
+    """Whether the parameter has no shape yet (``nn.LazyLinear`` before its first batch)."""
+    return isinstance(parameter, torch.nn.parameter.UninitializedTensorMixin)

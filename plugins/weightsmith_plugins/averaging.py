@@ -1,0 +1,38 @@
+"""Running averages of weights, kept beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from weightsmith import Average, ConfigurationError, Site
+from weightsmith.tensors import lerp_
+
+__all__ = ["EMA"]
+
+
+class EMA(Average):
+    """mean ← decay · mean + (1 − decay) · w: an average that forgets, over about 1 / (1 − decay) updates.
+
+    Polyak & Juditsky (1992), "Acceleration of stochastic approximation by averaging"; Tarvainen & Valpola (2017),
+    arXiv:1703.01780. An average of points of a convex set stays in the set.
+
+    Args:
+        decay: what is kept of the mean per update, from 0 to below 1. Default 0.999.
+
+    >>> EMA(0.9)(torch.tensor([1.0]), torch.tensor([2.0]))
+    tensor([1.1000])
+    """
+
+    decay: float = 0.999
+
+    def validate(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ConfigurationError(f"{self!r}: decay must be from 0 to below 1")
+
+    def average(self, mean: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return torch.lerp(mean, weight.to(mean.dtype), 1 - self.decay)
+
+    def average_all_(self, means: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        lerp_(means, [weight.to(mean.dtype) for weight, mean in zip(weights, means, strict=True)], 1 - self.decay)

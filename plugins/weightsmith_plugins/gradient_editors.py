@@ -1,0 +1,89 @@
+"""Edits of the gradient between backward and the optimizer's step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from weightsmith import ConfigurationError, GradientEditor, Selector, Site, matrices
+from weightsmith.tensors import global_norm, scale_, unit_norms
+
+__all__ = ["AdaptiveClip", "Centralize", "ClipNorm"]
+
+
+class ClipNorm(GradientEditor):
+    """g ← g · min(1, max_norm / ‖g‖), with ‖g‖ over all selected weights together.
+
+    Pascanu et al. (2013), "On the difficulty of training recurrent neural networks", arXiv:1211.5063. Under the limit
+    the gradient stays bit for bit as it is.
+
+    Args:
+        max_norm: the largest norm, above 0.
+
+    >>> ClipNorm(1.0)(torch.tensor([3.0, 4.0]), torch.zeros(2))
+    tensor([0.6000, 0.8000])
+    """
+
+    max_norm: float
+
+    def validate(self) -> None:
+        _require_positive(self, "max_norm", self.max_norm)
+
+    def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return gradient * self._factor([gradient]).to(gradient.dtype)
+
+    def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        if gradients:
+            scale_(gradients, self._factor(gradients))
+
+    def _factor(self, gradients: Sequence[Tensor]) -> Tensor:
+        return (self.max_norm / global_norm(gradients)).clamp(max=1.0)
+
+
+class Centralize(GradientEditor):
+    """g ← g − mean(g) within every unit, so that each unit's weights keep their mean.
+
+    Yong et al. (2020), "Gradient centralization", arXiv:2004.01461. Selects matrices: a bias has no unit to centralize.
+
+    >>> Centralize()(torch.tensor([[1.0, 3.0]]), torch.zeros(1, 2))
+    tensor([[-1.,  1.]])
+    """
+
+    default_where: ClassVar[Selector] = matrices
+
+    def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return gradient - gradient.mean(dim=site.unit_dims, keepdim=True) if site.unit_dims else gradient
+
+
+class AdaptiveClip(GradientEditor):
+    """g_u ← g_u · min(1, ratio · max(‖w_u‖, eps) / ‖g_u‖) for every unit u: no step larger than a share of its weight.
+
+    Brock et al. (2021), "High-performance large-scale image recognition without normalization", arXiv:2102.06171.
+
+    Args:
+        ratio: largest ‖g_u‖ / ‖w_u‖, above 0. Default 0.01.
+        eps: the norm that a smaller unit is taken to have, so that zero units can still learn; above 0. Default 1e-3.
+
+    >>> AdaptiveClip(0.1)(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 2.0]]))
+    tensor([[0.1200, 0.1600]])
+    """
+
+    ratio: float = 0.01
+    eps: float = 1e-3
+
+    def validate(self) -> None:
+        _require_positive(self, "ratio", self.ratio)
+        _require_positive(self, "eps", self.eps)
+
+    def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        limits = self.ratio * unit_norms(weight, site.unit_dims).clamp(min=self.eps)
+        norms = unit_norms(gradient, site.unit_dims)
+        factor = torch.where(norms > limits, limits / norms, 1.0)
+        return (gradient * factor).to(gradient.dtype)
+
+
+def _require_positive(plugin: GradientEditor, name: str, value: float) -> None:
+    if not value > 0:
+        raise ConfigurationError(f"{plugin!r}: {name} must be above 0, not {value}")
