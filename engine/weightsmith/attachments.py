@@ -57,13 +57,13 @@ class Attachments:
     def plugins(self) -> tuple[Plugin, ...]:
         return tuple(attachment.plugin for attachment in self._attached)
 
-    def bindings(self, kind: type[Plugin]) -> Iterator[Binding]:
+    def bindings(self, kind: type[Any]) -> Iterator[Binding]:
         """The bindings of all plugins of a kind."""
         for attachment in self._attached:
             if isinstance(attachment.plugin, kind) and attachment.binding is not None:
                 yield attachment.binding
 
-    def the(self, kind: type[Plugin], plugin: Plugin | None) -> Binding:
+    def the(self, kind: type[Any], plugin: Plugin | None) -> Binding:
         """The binding of ``plugin``, or of the only one of its kind."""
         found = [binding for binding in self.bindings(kind) if plugin is None or binding.plugin == plugin]
         if len(found) == 1:

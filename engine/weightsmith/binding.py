@@ -14,7 +14,6 @@ from weightsmith.parametrization import Map, Parametrized, register, remove
 from weightsmith.schedules import Progress
 from weightsmith.selection import select
 from weightsmith.site import Site
-from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight, is_lazy, raw_weights
 
 if TYPE_CHECKING:
@@ -95,8 +94,10 @@ class Binding:
             problem = "has no shape yet: run one batch through the model before making the Trainer"
         elif any(parameter.is_complex() for parameter in weight.raw) and not self.plugin.supports_complex:
             problem = "is complex, which this plugin is not defined for: leave it out with `where`"
-        elif self.plugin.uses_gradients and getattr(weight.module, "sparse", False) and isinstance(
-            weight.module, (nn.Embedding, nn.EmbeddingBag)
+        elif (
+            self.plugin.uses_gradients
+            and getattr(weight.module, "sparse", False)
+            and isinstance(weight.module, (nn.Embedding, nn.EmbeddingBag))
         ):
             problem = "gets sparse gradients: make the embedding with sparse=False, or leave it out with `where`"
         if problem:

@@ -6,20 +6,20 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from weightsmith.binding import Binding
 from weightsmith.errors import PluginContractError
 from weightsmith.events import WeightEvents
 
 __all__ = ["WriteGuard"]
 
 _WRITABLE = {
-    WeightEvents.INITIALIZING.name: {"weight"},
-    WeightEvents.GRADIENTS_COMPUTED.name: {"gradient"},
-    WeightEvents.GRADIENTS_READY.name: {"gradient"},
-    WeightEvents.STEP_COMPLETED.name: {"weight"},
-    WeightEvents.WEIGHTS_EDITED.name: {"weight"},
+    WeightEvents.INITIALIZING.name: frozenset({"weight"}),
+    WeightEvents.GRADIENTS_COMPUTED.name: frozenset({"gradient"}),
+    WeightEvents.GRADIENTS_READY.name: frozenset({"gradient"}),
+    WeightEvents.STEP_COMPLETED.name: frozenset({"weight"}),
+    WeightEvents.WEIGHTS_EDITED.name: frozenset({"weight"}),
 }
 """What handlers of an event may write; of the others, nothing."""
 
@@ -42,7 +42,9 @@ class WriteGuard:
             taken["gradient", name] = None if parameter.grad is None else parameter.grad.detach().clone()
         return taken
 
-    def compare(self, before: Snapshot, event: str, author: str, own: frozenset[str] | None, writes: set[str]) -> None:
+    def compare(
+        self, before: Snapshot, event: str, author: str, own: frozenfrozenset[str] | None, writes: frozenset[str]
+    ) -> None:
         """Raise where anything but ``writes``, on the weights ``own`` (``None``: any), has changed since ``before``."""
         after = self.snapshot()
         for (what, name), old in before.items():
@@ -65,10 +67,11 @@ class WatchedHandler:
         before = self._guard.snapshot()
         result = self._handler(*args, **kwargs)
         binding = getattr(self._handler, "__self__", None)
-        plugin = getattr(binding, "plugin", None)
-        author = repr(plugin) if plugin is not None else getattr(self._handler, "__qualname__", repr(self._handler))
-        own = binding.written_names() if plugin is not None and hasattr(binding, "written_names") else None
-        writes = _WRITABLE.get(self._event, set()) if plugin is None else plugin.writes
+        if isinstance(binding, Binding):
+            author, own, writes = repr(binding.plugin), binding.written_names(), binding.plugin.writes
+        else:
+            author = getattr(self._handler, "__qualname__", repr(self._handler))
+            own, writes = None, _WRITABLE.get(self._event, frozenset())
         self._guard.compare(before, self._event, author, own, writes)
         return result
 
@@ -85,5 +88,5 @@ def _same(old: Tensor | None, new: Tensor | None) -> bool:
     return old.shape == new.shape and bool(((old == new) | (old.isnan() & new.isnan())).all())
 
 
-def _may(writes: set[str]) -> str:
+def _may(writes: frozenset[str]) -> str:
     return f"only the {' and the '.join(sorted(writes))}" if writes else "nothing"

@@ -26,7 +26,9 @@ def import_path(value: Any) -> str:
     except ConfigurationError:
         found = None
     if found is not value:
-        raise ConfigurationError(f"{value!r} has no import path: define it with `def` or `class` at the top of a module")
+        raise ConfigurationError(
+            f"{value!r} has no import path: define it with `def` or `class` at the top of a module"
+        )
     return path
 
 

@@ -440,7 +440,9 @@ class Constraint(WeightPlugin, abstract=True):
 
     def tolerance(self, weight: Tensor) -> Tensor:
         """The violation up to which a weight counts as inside: 16 units of rounding at its largest value; 0-d."""
-        return weight.detach().abs().amax().clamp(min=torch.finfo(weight.dtype).tiny) * 16 * torch.finfo(weight.dtype).eps
+        return (
+            weight.detach().abs().amax().clamp(min=torch.finfo(weight.dtype).tiny) * 16 * torch.finfo(weight.dtype).eps
+        )
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form, in place. A weight inside the set stays bit for bit as it is."""

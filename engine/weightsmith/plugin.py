@@ -134,7 +134,8 @@ class Plugin(metaclass=PluginType, abstract=True):
 
     def _chosen(self) -> dict[str, Any]:
         """The fields that differ from their defaults."""
-        values = {field_.name: (getattr(self, field_.name), self._default(field_)) for field_ in fields(self)}
+        own_first = sorted(fields(self), key=lambda field_: field_.kw_only)
+        values = {field_.name: (getattr(self, field_.name), self._default(field_)) for field_ in own_first}
         return {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
 
     def _default(self, field_: Field[Any]) -> Any:
@@ -163,7 +164,9 @@ def plain(value: Any) -> Any:
     if inspect.isroutine(value):
         return import_path(value)
     if isinstance(value, Tensor):
-        raise ConfigurationError("a tensor cannot be compared and written to YAML: give a nested list, or a file's path")
+        raise ConfigurationError(
+            "a tensor cannot be compared and written to YAML: give a nested list, or a file's path"
+        )
     raise ConfigurationError(
         f"{value!r} cannot be compared and written to YAML: use numbers, texts, booleans, None, lists of these, "
         "schedules, selectors, or functions defined at the top of a module"

@@ -72,7 +72,7 @@ def _plugin_class(name: str) -> type[Plugin]:
     raise ConfigurationError(f"no plugin is called {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
 
 
-def _subclasses(cls: type[Plugin]) -> Iterator[type[Plugin]]:
+def _subclasses(cls: type[Any]) -> Iterator[type[Plugin]]:
     for subclass in cls.__subclasses__():
         yield subclass
         yield from _subclasses(subclass)

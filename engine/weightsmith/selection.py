@@ -273,7 +273,9 @@ def _from_text(text: str) -> Selector:
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         close = difflib.get_close_matches(text[1:], dir(nn), n=1)
         hint = f"; the nearest is '@{close[0]}'" if close else ""
-        raise SelectionError(f"{text!r} names no module type of torch.nn{hint}; write others as '@package.module.Class'")
+        raise SelectionError(
+            f"{text!r} names no module type of torch.nn{hint}; write others as '@package.module.Class'"
+        )
     return OfType(found)
 
 

@@ -25,21 +25,19 @@ class Site:
     Outside a trainer, :meth:`alone` makes one for any tensor.
     """
 
-    __slots__ = ("_generator", "_group", "_memory", "_optimizer", "_seed", "_seeded_at", "_state", "_weight", "unit_dims")
-
     unit_dims: tuple[int, ...]
     """The axes inside one unit (:mod:`weightsmith.tensors`): ``(1, 2, 3)`` for a convolution's filters."""
 
     def __init__(self, weight: Weight, state: TrainingState, optimizer: Optimizer | None, seed: str) -> None:
-        object.__setattr__(self, "_weight", weight)
-        object.__setattr__(self, "_state", state)
-        object.__setattr__(self, "_optimizer", optimizer)
-        object.__setattr__(self, "_seed", f"{seed}|{weight.name}")
-        object.__setattr__(self, "_seeded_at", None)
-        object.__setattr__(self, "_generator", None)
-        object.__setattr__(self, "_memory", {})
-        object.__setattr__(self, "_group", _group_of(weight, optimizer))
-        object.__setattr__(self, "unit_dims", unit_dims(_unit_ndim(weight), weight.module))
+        self._weight = weight
+        self._state = state
+        self._optimizer = optimizer
+        self._group = _group_of(weight, optimizer)
+        self._memory: dict[str, Tensor] = {}
+        self._seed = f"{seed}|{weight.name}"
+        self._generator: torch.Generator | None = None
+        self._seeded_at: int | None = None
+        self.__dict__["unit_dims"] = unit_dims(_unit_ndim(weight), weight.module)
 
     @classmethod
     def alone(cls, weight: Tensor, module: nn.Module | None = None, *, name: str = "weight", seed: int = 0) -> Site:
@@ -55,27 +53,27 @@ class Site:
     @property
     def name(self) -> str:
         """The weight's dotted name, without wrappers."""
-        return self._weight.name  # type: ignore[no-any-return]
+        return self._weight.name
 
     @property
     def module(self) -> nn.Module:
         """The module that owns the weight."""
-        return self._weight.module  # type: ignore[no-any-return]
+        return self._weight.module
 
     @property
     def optimizer(self) -> str | None:
         """The name of the optimizer that holds the weight; ``None`` if none does."""
-        return self._weight.optimizer  # type: ignore[no-any-return]
+        return self._weight.optimizer
 
     @property
     def update(self) -> int:
         """The 1-based number of the update in progress, else of the last one; 0 before the first."""
-        return self._state.update  # type: ignore[no-any-return]
+        return self._state.update
 
     @property
     def epoch(self) -> int:
         """The 1-based epoch in progress; 0 before the first."""
-        return self._state.epoch  # type: ignore[no-any-return]
+        return self._state.epoch
 
     @property
     def learning_rate(self) -> Any:
@@ -102,13 +100,12 @@ class Site:
         """
         device = self._weight.raw[0].device
         if self._generator is None or self._generator.device != device:
-            object.__setattr__(self, "_generator", torch.Generator(device))
-            object.__setattr__(self, "_seeded_at", None)
+            self._generator, self._seeded_at = torch.Generator(device), None
         if self._seeded_at != self._state.update:
             digest = hashlib.blake2b(f"{self._seed}|{self._state.update}".encode(), digest_size=8).digest()
             self._generator.manual_seed(int.from_bytes(digest, "little") >> 1)
-            object.__setattr__(self, "_seeded_at", self._state.update)
-        return self._generator  # type: ignore[no-any-return]
+            self._seeded_at = self._state.update
+        return self._generator
 
     def _begin(self, entries: Mapping[str, Tensor]) -> None:
         """Start to remember."""
@@ -130,10 +127,15 @@ class Site:
 
     def _follow(self, weight: Weight) -> None:
         """Go on with the same weight after it was parametrized, or no longer is."""
-        object.__setattr__(self, "_weight", weight)
+        self._weight = weight
 
     def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a Site is read-only: cannot set {name!r}; a plugin remembers through init and its result")
+        if name.startswith("_"):
+            super().__setattr__(name, value)
+            return
+        raise AttributeError(
+            f"a Site is read-only: cannot set {name!r}; a plugin remembers through init and its result"
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Site:
         return self  # it stands for a place in a run, of which a copied model is no part

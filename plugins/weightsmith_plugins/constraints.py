@@ -88,7 +88,9 @@ class UnitNorm(Constraint):
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         # Dividing by the largest value first keeps the squares of tiny and huge units from leaving the float range.
-        peaks = weight.detach().abs().amax(dim=site.unit_dims, keepdim=True) if site.unit_dims else weight.detach().abs()
+        peaks = (
+            weight.detach().abs().amax(dim=site.unit_dims, keepdim=True) if site.unit_dims else weight.detach().abs()
+        )
         nonzero = peaks > 0
         even = weight / torch.where(nonzero, peaks, 1.0)
         even = torch.where(nonzero, even, 1.0)

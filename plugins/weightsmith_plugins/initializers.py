@@ -116,7 +116,9 @@ class Orthogonal(Initializer):
         _require_matrix(self, weight, site)
         gates = self._gates_of(site)
         if weight.shape[0] % gates:
-            raise ConfigurationError(f"{self!r}: weight {site.name!r} has {weight.shape[0]} rows, not {gates} equal gates")
+            raise ConfigurationError(
+                f"{self!r}: weight {site.name!r} has {weight.shape[0]} rows, not {gates} equal gates"
+            )
         if gates > 1:
             return torch.cat([self._block(gate, 0, site) for gate in weight.chunk(gates)])
         return self._block(weight, unit_axis(weight, site.unit_dims), site)

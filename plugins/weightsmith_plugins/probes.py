@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -60,9 +61,9 @@ class RunProbe(Plugin, abstract=True):
 
     order: ClassVar[int] = 65
 
+    @abstractmethod
     def measured(self, trainer: Trainer) -> dict[str, Measurement]:
         """Tag to what was measured."""
-        raise NotImplementedError
 
     def subscriptions(self, trainer: Trainer) -> Iterator[tuple[Any, Any]]:
         yield Events.EPOCH_COMPLETED, functools.partial(self._publish, trainer)
@@ -99,7 +100,9 @@ class Violations(RunProbe):
 
     def measured(self, trainer: Trainer) -> dict[str, Measurement]:
         found = trainer.violations()
-        return {tag(f"violations/{type(constraint).__name__}", name): value for (constraint, name), value in found.items()}
+        return {
+            tag(f"violations/{type(constraint).__name__}", name): value for (constraint, name), value in found.items()
+        }
 
 
 class Losses(Plugin):
@@ -172,7 +175,9 @@ def _distribution(group: str, nonfinite_group: str, values: Tensor) -> dict[str,
 def _limits(dtype: torch.dtype, device: torch.device) -> Tensor:
     """Right edges of the buckets, the last of them the largest finite number."""
     steps = math.ceil(math.log(1e20 / 1e-12) / math.log(1.1))
-    positive = list(itertools.accumulate(itertools.repeat(1.1, steps - 1), lambda edge, ratio: edge * ratio, initial=1e-12))
+    positive = list(
+        itertools.accumulate(itertools.repeat(1.1, steps - 1), lambda edge, ratio: edge * ratio, initial=1e-12)
+    )
     negative = [-edge for edge in reversed(positive)]
     largest = torch.finfo(dtype).max
     return torch.tensor([*negative, 0.0, *positive, largest], dtype=dtype, device=device)
