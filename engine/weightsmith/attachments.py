@@ -182,7 +182,8 @@ class Attachments:
                 )
         elif binding.plugin.uses_gradients and len(idle) == len(binding.weights):
             raise ConfigurationError(
-                f"{binding.plugin!r} selects only weights that no optimizer holds, such as {idle[0]!r}: it would never act"
+                f"{binding.plugin!r} selects only weights that no optimizer holds, such as {idle[0]!r}: "
+                "it would never act"
             )
 
     def _refuse_second_constraint(self, binding: Binding) -> None:

@@ -142,11 +142,11 @@ class Binding:
         Raises:
             UnsupportedWeightError: the weight is tied: other layers would go on with the raw parameter.
         """
-        for weight, site in self.all_targets():
+        for weight in self.weights:
             if weight.aliases:
                 raise UnsupportedWeightError(
-                    f"{self.plugin!r}: weight {weight.name!r} is tied to {weight.aliases[0]!r}, whose layer would go on "
-                    "with the raw parameter: use mode='project', or leave it out with `where`"
+                    f"{self.plugin!r}: weight {weight.name!r} is tied to {weight.aliases[0]!r}, whose layer would "
+                    "go on with the raw parameter: use mode='project', or leave it out with `where`"
                 )
         for target in self.all_targets():
             self._parametrized.append(target)

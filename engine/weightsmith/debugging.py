@@ -43,7 +43,7 @@ class WriteGuard:
         return taken
 
     def compare(
-        self, before: Snapshot, event: str, author: str, own: frozenfrozenset[str] | None, writes: frozenset[str]
+        self, before: Snapshot, event: str, author: str, own: frozenset[str] | None, writes: frozenset[str]
     ) -> None:
         """Raise where anything but ``writes``, on the weights ``own`` (``None``: any), has changed since ``before``."""
         after = self.snapshot()

@@ -23,7 +23,7 @@ def evaluator(trainer: Trainer, metrics: Mapping[str, Metric], step: EvaluationS
     """An engine that evaluates the trainer's models, with the metrics attached."""
     chosen = predict if step is None else step
 
-    def process(engine: Engine, batch: Any) -> Any:
+    def process(_: Engine, batch: Any) -> Any:
         with evaluating(trainer.models), torch.no_grad(), trainer._autocast():
             return chosen(trainer, batch)
 

@@ -89,7 +89,7 @@ class TrainingState(State):
         return self.iteration / (self.max_epochs * self.epoch_length)
 
     def get_event_attrib_value(self, event_name: Any) -> int:
-        """The number that an event's filter sees. (Ignite's own map is global to the process, so it stays untouched.)"""
+        """The number that an event's filter sees. (Ignite's own map is global to the process: it stays untouched.)"""
         if event_name in _WEIGHT_EVENTS:
             return self.update
         return super().get_event_attrib_value(event_name)

@@ -1,4 +1,4 @@
-"""Functions and classes by import path, so that a configuration can be printed, compared, pickled and written to YAML."""
+"""Functions and classes by import path: so a configuration can be printed, compared, pickled and written to YAML."""
 
 from __future__ import annotations
 

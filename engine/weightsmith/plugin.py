@@ -79,7 +79,7 @@ class Plugin(metaclass=PluginType, abstract=True):
 
     @abstractmethod
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
-        """Yield ``(event, handler)`` pairs: any Ignite or :class:`WeightEvents` event, filtered or not, and what to call.
+        """Yield ``(event, handler)`` pairs: any event of Ignite or :class:`WeightEvents`, filtered or not; what to call.
 
         A handler may take the trainer as its first argument. Runs when the plugin is attached.
         """
@@ -134,7 +134,7 @@ class Plugin(metaclass=PluginType, abstract=True):
 
     def _chosen(self) -> dict[str, Any]:
         """The fields that differ from their defaults."""
-        own_first = sorted(fields(self), key=lambda field_: field_.kw_only)
+        own_first = sorted(fields(self), key=lambda field_: field_.kw_only is True)
         values = {field_.name: (getattr(self, field_.name), self._default(field_)) for field_ in own_first}
         return {name: value for name, (value, default) in values.items() if default is MISSING or value != default}
 

@@ -1,8 +1,8 @@
 """Numbers as functions of progress. A schedule stands in for any number in a plugin's configuration.
 
 A schedule is a pure function of how far the run has come, so there is nothing to save: a resumed run goes on with the
-same values. ``over`` says how long the way from ``start`` to ``end`` takes and ``after`` when it begins, each a number of
-updates or a text such as ``"5 epochs"``; without ``over`` it takes the planned run.
+same values. ``over`` says how long the way from ``start`` to ``end`` takes and ``after`` when it begins, each a number
+of updates or a text such as ``"5 epochs"``; without ``over`` it takes the planned run.
 
 With c the count of updates (or epochs) and t = clamp((c − after) / over, 0, 1), ``start`` holds up to ``after`` and
 ``end`` is reached exactly at count ``after + over``.
@@ -14,6 +14,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 from weightsmith.errors import ConfigurationError
@@ -88,7 +89,7 @@ _SHAPES: Mapping[str, Callable[[float, float, float], float]] = {
 
 @dataclass(frozen=True, repr=False)
 class Ramp(Schedule):
-    """From ``start`` to ``end`` along a curve; made by :func:`linear`, :func:`cosine`, :func:`exponential`, :func:`cubic`."""
+    """From ``start`` to ``end`` along a curve; :func:`linear`, :func:`cosine`, :func:`exponential`, :func:`cubic`."""
 
     shape: str
     start: float
@@ -148,7 +149,7 @@ class Steps(Schedule):
         if len({unit for number, unit in spans if number}) > 1:
             raise ConfigurationError(f"{self!r}: the bounds must all count updates, or all epochs")
         numbers = [number for number, _ in spans]
-        if any(a >= b for a, b in zip(numbers, numbers[1:], strict=False)):
+        if any(a >= b for a, b in pairwise(numbers)):
             raise ConfigurationError(f"{self!r}: the bounds must grow")
 
     def __call__(self, progress: Progress) -> float:
@@ -186,7 +187,7 @@ class Function(Schedule):
         return f"function({self.path!r})"
 
 
-# The factories promise `Any`: a schedule stands in a field that is typed `float`, and is a float before anyone reads it.
+# The factories promise `Any`: a schedule stands in a field typed `float`, and is a float before anyone reads it.
 
 
 def linear(start: float, end: float, *, over: Span | None = None, after: Span = 0) -> Any:
@@ -220,7 +221,7 @@ def exponential(start: float, end: float, *, over: Span | None = None, after: Sp
 
 
 def cubic(start: float, end: float, *, over: Span | None = None, after: Span = 0) -> Any:
-    """Fast first, then slow: end + (start − end) · (1 − t)³, as gradual pruning uses (Zhu & Gupta, 2017, arXiv:1710.01878).
+    """Fast first, then slow: end + (start − end) · (1 − t)³, for gradual pruning (Zhu & Gupta, 2017, arXiv:1710.01878).
 
     >>> cubic(0.0, 0.8, over=4)(Progress(update=2))
     0.7000000000000001
@@ -248,7 +249,7 @@ def function(path_or_function: str | Callable[[Progress], float]) -> Any:
 
 
 def from_plain(name: str, arguments: Any) -> Schedule | None:
-    """The schedule that :meth:`Schedule.to_plain` wrote as ``{name: arguments}``; ``None`` if ``name`` is no schedule."""
+    """The schedule that :meth:`Schedule.to_plain` wrote as ``{name: arguments}``; ``None`` if it is no schedule."""
     if name in _SHAPES:
         return Ramp(name, **arguments)
     if name == "piecewise":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -187,7 +188,7 @@ _NORM_LAYERS = (
 )
 
 _FAMILIES: dict[str, Callable[[Weight], bool]] = {
-    "everything": lambda weight: True,
+    "everything": lambda _: True,
     "matrices": lambda weight: weight.effective().ndim >= 2 if weight.parametrized else weight.raw[0].ndim >= 2,
     "biases": lambda weight: weight.leaf.startswith("bias"),
     "norms": lambda weight: isinstance(weight.module, _NORM_LAYERS),
@@ -243,7 +244,7 @@ def selector(where: Where) -> Selector:
         if not parts:
             raise SelectionError("where=[] selects nothing: name at least one weight")
         return AnyOf(parts)
-    if callable(where):
+    if inspect.isroutine(where):
         return Satisfying(where)
     raise SelectionError(f"where={where!r} selects nothing: give a glob, a module type, a predicate or a list of these")
 

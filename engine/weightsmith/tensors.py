@@ -28,11 +28,12 @@ __all__ = [
 def unit_view(tensor: Tensor, module: nn.Module | None) -> Tensor:
     """A view of a weight (or of its gradient) in which every unit is an index of one axis.
 
-    Only a grouped transposed convolution needs it: its weight, of shape ``(inputs, outputs / groups, *kernel)``, is seen
-    as ``(groups, inputs / groups, outputs / groups, *kernel)``. Splitting an axis never copies.
+    Only a grouped transposed convolution needs it: its weight, of shape ``(inputs, outputs / groups, *kernel)``, is
+    seen as ``(groups, inputs / groups, outputs / groups, *kernel)``. Splitting an axis never copies.
     """
     if isinstance(module, _ConvTransposeNd) and module.groups > 1 and tensor.ndim > 2:
-        return tensor.unflatten(0, (module.groups, -1))
+        groups: Tensor = tensor.unflatten(0, (module.groups, -1))  # type: ignore[no-untyped-call]
+        return groups
     return tensor
 
 
@@ -93,7 +94,8 @@ def unit_norms(weight: Tensor, dims: tuple[int, ...], order: float = 2.0) -> Ten
     """
     if not dims:
         return weight.abs().to(accurate_dtype(weight.dtype))
-    return torch.linalg.vector_norm(weight, order, dim=dims, keepdim=True, dtype=accurate_dtype(weight.dtype))
+    norms: Tensor = torch.linalg.vector_norm(weight, order, dim=dims, keepdim=True, dtype=accurate_dtype(weight.dtype))
+    return norms
 
 
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
@@ -102,9 +104,11 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     >>> global_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])
     tensor(5.)
     """
-    norms = torch._foreach_norm(tensors, 2.0)
+    norms = torch._foreach_norm(list(tensors), 2.0)
     device = norms[0].device
-    return torch.linalg.vector_norm(torch.stack([norm.to(device, accurate_dtype(norm.dtype)) for norm in norms]))
+    together = torch.stack([norm.to(device, accurate_dtype(norm.dtype)) for norm in norms])
+    total: Tensor = torch.linalg.vector_norm(together)
+    return total
 
 
 def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:

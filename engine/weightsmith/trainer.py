@@ -27,7 +27,7 @@ from weightsmith.plugin import Plugin
 from weightsmith.selection import Where, everything, select
 from weightsmith.tensors import unit_view
 from weightsmith.weights import inventory, raw_weights
-from weightsmith.window import Window
+from weightsmith.window import Window, Windows
 
 __all__ = ["Trainer"]
 
@@ -109,7 +109,10 @@ class Trainer(Engine):
         self.device = self._settle(device)
         self._initialized = False
         self._guard = WriteGuard(self.weights) if debug else None
-        self._windows = self._make_windows()
+        trained = [p for model in self.models.values() for p in model.parameters() if p.requires_grad]
+        self._windows = Windows(
+            self.optimizers, trained, self.device, scaled=precision == "float16", accumulate=accumulate
+        )
         self.state.updates = dict.fromkeys(self.optimizers, 0)
         self._follow_the_run()
         self._attachments = Attachments(self)
@@ -132,7 +135,7 @@ class Trainer(Engine):
         Raises:
             ConfigurationError: no such optimizer; a loss where a closure is needed; or called inside another update.
         """
-        window = self._window(optimizer)
+        window = self._windows.named(optimizer)
         self._open(window)
         try:
             if window.evaluates_repeatedly:
@@ -207,7 +210,7 @@ class Trainer(Engine):
 
     def _flush(self) -> None:
         """End the windows that are still open, with fewer micro-batches: an epoch or the run ends."""
-        for window in self._windows.values():
+        for window in self._windows:
             if window.microbatches:
                 self._open(window)
                 try:
@@ -252,7 +255,7 @@ class Trainer(Engine):
 
     def _make_runnable_again(self) -> None:
         self._internal_run_generator = None
-        for window in self._windows.values():
+        for window in self._windows:
             window.clear()
         if self.state.epoch_length:
             self.state.epoch = self.state.iteration // self.state.epoch_length
@@ -451,15 +454,6 @@ class Trainer(Engine):
 
     # ---------------------------------------------------------------- setting up
 
-    def _window(self, name: str | None) -> Window:
-        if name is None:
-            if len(self._windows) > 1:
-                raise ConfigurationError(f"say which optimizer to update: one of {', '.join(map(repr, self._windows))}")
-            return next(iter(self._windows.values()))
-        if name not in self._windows:
-            raise ConfigurationError(f"no optimizer {name!r}: there are {', '.join(map(repr, self._windows))}")
-        return self._windows[name]
-
     def _refuse_misfits(self, step: Step | None) -> None:
         if self.precision not in _AUTOCAST:
             raise ConfigurationError(f"precision={self.precision!r}: give one of {', '.join(map(repr, _AUTOCAST))}")
@@ -480,22 +474,6 @@ class Trainer(Engine):
         for model in self.models.values():
             model.to(device)
         return torch.device(device)
-
-    def _make_windows(self) -> dict[str, Window]:
-        windows = {}
-        for name, optimizer in self.optimizers.items():
-            scaler = torch.amp.GradScaler(self.device.type) if self.precision == "float16" else None
-            window = windows[name] = Window(name, optimizer, scaler, alone=self._holds_everything(optimizer))
-            if window.evaluates_repeatedly and (self.accumulate > 1 or scaler is not None):
-                raise ConfigurationError(
-                    f"optimizer {name!r} ({type(optimizer).__name__}) evaluates the loss several times a step, which is "
-                    "not defined with accumulate > 1 or precision='float16'"
-                )
-        return windows
-
-    def _holds_everything(self, optimizer: Optimizer) -> bool:
-        held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        return all(id(weight.raw[0]) in held for weight in inventory(self.models, self.optimizers) if weight.trainable)
 
 
 def supervised_step(trainer: Trainer, batch: Any) -> Tensor:

@@ -6,9 +6,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.nn.parameter import UninitializedParameter
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
@@ -165,4 +165,4 @@ def held_by(optimizer: Optimizer) -> list[Tensor]:
 
 def is_lazy(parameter: Tensor) -> bool:
     """Whether the parameter has no shape yet (``nn.LazyLinear`` before its first batch)."""
-    return isinstance(parameter, torch.nn.parameter.UninitializedTensorMixin)
+    return isinstance(parameter, UninitializedParameter)

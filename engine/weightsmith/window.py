@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from weightsmith.errors import ConfigurationError
 from weightsmith.tensors import all_finite, divide_
 from weightsmith.weights import held_by
 
-__all__ = ["Window"]
+__all__ = ["Window", "Windows"]
 
 
 class Window:
@@ -79,3 +80,57 @@ class Window:
             self.optimizer.step()
         if self.scaler is not None:
             self.scaler.update()
+
+
+class Windows:
+    """The windows of all optimizers, by name.
+
+    Args:
+        optimizers: the optimizers, by name.
+        trained: all trainable parameters of the models.
+        device: where the gradient scalers live.
+        scaled: whether to scale gradients (float16).
+        accumulate: micro-batches per window.
+
+    Raises:
+        ConfigurationError: an optimizer that evaluates repeatedly meets accumulation or a scaler.
+    """
+
+    def __init__(
+        self,
+        optimizers: Mapping[str, Optimizer],
+        trained: list[Tensor],
+        device: torch.device,
+        *,
+        scaled: bool,
+        accumulate: int,
+    ) -> None:
+        self._windows: dict[str, Window] = {}
+        for name, optimizer in optimizers.items():
+            scaler = torch.amp.GradScaler(device.type) if scaled else None
+            held = set(map(id, held_by(optimizer)))
+            window = Window(name, optimizer, scaler, alone=all(id(parameter) in held for parameter in trained))
+            if window.evaluates_repeatedly and (accumulate > 1 or scaled):
+                raise ConfigurationError(
+                    f"optimizer {name!r} ({type(optimizer).__name__}) evaluates the loss several times a step, which "
+                    "is not defined with accumulate > 1 or precision='float16'"
+                )
+            self._windows[name] = window
+
+    def __iter__(self) -> Iterator[Window]:
+        return iter(self._windows.values())
+
+    def named(self, name: str | None) -> Window:
+        """The window of an optimizer, or of the only one.
+
+        Raises:
+            ConfigurationError: there is no such optimizer, or several to choose from.
+        """
+        names = ", ".join(map(repr, self._windows))
+        if name is None:
+            if len(self._windows) > 1:
+                raise ConfigurationError(f"say which optimizer to update: one of {names}")
+            return next(iter(self._windows.values()))
+        if name not in self._windows:
+            raise ConfigurationError(f"no optimizer {name!r}: there are {names}")
+        return self._windows[name]

@@ -13,8 +13,8 @@ __all__ = ["Clamp", "MaxNorm", "NonNegative", "UnitNorm"]
 class Clamp(Constraint):
     """low ≤ w ≤ high; the nearest point is min(max(w, low), high).
 
-    With ``mode="forward"`` the layer computes with ``weight.clamp(low, high)``: as in PyTorch, a raw weight outside gets
-    no gradient.
+    With ``mode="forward"`` the layer computes with ``weight.clamp(low, high)``: as in PyTorch, a raw weight outside
+    gets no gradient.
 
     Args:
         low: the least value; ``None`` for no bound.

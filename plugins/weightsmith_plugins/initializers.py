@@ -55,7 +55,8 @@ class KaimingNormal(Initializer):
 
     Args:
         mode: ``"fan_in"`` (default) keeps the variance forward, ``"fan_out"`` backward.
-        nonlinearity: what follows the layer, a name that ``torch.nn.init.calculate_gain`` knows. Default ``"leaky_relu"``.
+        nonlinearity: what follows the layer, a name that ``torch.nn.init.calculate_gain`` knows. Default
+            ``"leaky_relu"``.
         negative_slope: the slope a of a leaky ReLU; 0 (default) is ReLU.
 
     Shapes: weights with two axes or more.
@@ -144,5 +145,6 @@ def _normal(weight: Tensor, site: Site) -> Tensor:
 def _require_matrix(plugin: Initializer, weight: Tensor, site: Site) -> None:
     if weight.ndim < 2:
         raise ConfigurationError(
-            f"{plugin!r}: weight {site.name!r} of shape {tuple(weight.shape)} has no fans: select weights with two axes or more"
+            f"{plugin!r}: weight {site.name!r} of shape {tuple(weight.shape)} has no fans: "
+            "select weights with two axes or more"
         )

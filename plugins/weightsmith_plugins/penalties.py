@@ -13,7 +13,9 @@ __all__ = ["L1", "L2", "GroupLasso"]
 
 
 class L1(Penalty):
-    """strength · Σ|w|: pushes small weights to zero. Tibshirani (1996), "Regression shrinkage and selection via the lasso".
+    """strength · Σ|w|: pushes small weights to zero.
+
+    Tibshirani (1996), "Regression shrinkage and selection via the lasso".
 
     Gradient strength · sign(w), 0 at 0; proximal map sign(w) · max(|w| − step · strength, 0), soft thresholding.
 

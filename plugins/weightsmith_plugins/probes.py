@@ -13,7 +13,7 @@ import torch
 from ignite.engine import Events
 from torch import Tensor
 from weightsmith import Histogram, Measurement, Plugin, Probe, Site, WeightEvents
-from weightsmith.kinds import tag
+from weightsmith.kinds.probe import tag
 from weightsmith.tensors import accurate_dtype
 
 if TYPE_CHECKING:

@@ -1,0 +1,57 @@
+"""Average: a running average beside every weight."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from ignite.engine.events import EventEnum
+from torch import Tensor
+
+from weightsmith.binding import Binding, Target
+from weightsmith.events import WeightEvents
+from weightsmith.kinds.base import WeightPlugin
+from weightsmith.site import Site
+from weightsmith.tensors import accurate_dtype
+
+__all__ = ["Average"]
+
+
+class Average(WeightPlugin, abstract=True):
+    """Keeps a running average of every weight, beside it. Acts on UPDATE_COMPLETED, on final and feasible weights.
+
+    The mean starts as a copy of the weight at the first count that is due, in float32 at least (an average in
+    bfloat16 stalls). ``trainer.averaged(plugin)`` lends the means to the model for a while.
+    """
+
+    event: ClassVar[EventEnum] = WeightEvents.UPDATE_COMPLETED
+    order: ClassVar[int] = 60
+    supports_complex: ClassVar[bool] = True
+
+    @abstractmethod
+    def average(self, mean: Tensor, weight: Tensor, site: Site) -> Tensor:
+        """The new mean."""
+
+    def average_all_(self, means: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        """The plural form: writes to ``means``."""
+        for mean, averaged in self._singly(self.average, sites, means, weights):
+            mean.copy_(averaged)
+
+    def _prepare(self, targets: Sequence[Target]) -> None:
+        for weight, site in targets:
+            if not site.state:
+                seen = weight.units().detach()
+                site._begin({"mean": seen.to(accurate_dtype(seen.dtype)), **self.init(seen, site)})
+
+    @torch.no_grad()
+    def act(self, binding: Binding) -> None:
+        targets = binding.targets()
+        self._prepare(targets)
+        means = [t.site.state["mean"] for t in targets]
+        self.average_all_(means, [t.tensor for t in targets], [t.site for t in targets])
+
+    def __call__(self, mean: Tensor, weight: Tensor, *, site: Site | None = None) -> Tensor:
+        """The new mean, outside a trainer."""
+        return self._call("average", [mean, weight], site)

@@ -1,0 +1,112 @@
+"""Constraint: the set that a weight is kept in."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+from ignite.engine.events import EventEnum
+from torch import Tensor
+
+from weightsmith.binding import Binding
+from weightsmith.errors import ConfigurationError, UnsupportedWeightError
+from weightsmith.events import WeightEvents
+from weightsmith.kinds.base import WeightPlugin
+from weightsmith.plugin import Subscription
+from weightsmith.selection import Selector, matrices
+from weightsmith.site import Site
+from weightsmith.weights import Weight
+
+if TYPE_CHECKING:
+    from weightsmith.trainer import Trainer
+
+__all__ = ["Constraint"]
+
+
+class Constraint(WeightPlugin, abstract=True):
+    """Keeps a weight inside a set. Has the last word on every update, and at the start.
+
+    Args:
+        mode: ``"project"`` (default) moves the weight into the set after every update. ``"forward"`` leaves the raw
+            parameter free and lets the layer compute with its projection, so that gradients flow through it.
+    """
+
+    event: ClassVar[EventEnum] = WeightEvents.WEIGHTS_EDITED
+    order: ClassVar[int] = 50
+    default_where: ClassVar[Selector] = matrices
+    acts_on_frozen: ClassVar[bool] = True
+    sees_effective_weights: ClassVar[bool] = True
+    forward_gradient: ClassVar[Literal["autograd", "straight-through", "none"]] = "autograd"
+    """How ``mode="forward"`` differentiates the projection: exactly, as if it were the identity, or not at all
+    (then that mode is refused)."""
+
+    mode: Literal["project", "forward"] = field(default="project", kw_only=True)
+
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset({"weight"})
+
+    @abstractmethod
+    def project(self, weight: Tensor, site: Site) -> Tensor:
+        """The point of the set to use in place of ``weight``: the nearest, where one is known. Projecting it again
+        must change nothing beyond rounding."""
+
+    def violation(self, weight: Tensor, site: Site) -> Tensor:
+        """How far outside the set the weight is, 0-d; by default the largest |project(w) − w|."""
+        return (self.project(weight, site) - weight).abs().amax() if weight.numel() else weight.new_zeros(())
+
+    def tolerance(self, weight: Tensor) -> Tensor:
+        """The violation up to which a weight counts as inside: 16 units of rounding at its largest value; 0-d."""
+        return (
+            weight.detach().abs().amax().clamp(min=torch.finfo(weight.dtype).tiny) * 16 * torch.finfo(weight.dtype).eps
+        )
+
+    def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        """The plural form, in place. A weight inside the set stays bit for bit as it is."""
+        for weight, projected in self._singly(self.project, sites, weights):
+            inside = (projected - weight).abs().amax() <= self.tolerance(weight)
+            weight.copy_(torch.where(inside, weight, projected))
+
+    def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
+        binding = trainer.bind(self)
+        if self.mode == "project":
+            yield self.at or self.event, binding.run
+            return
+        binding.parametrize(_project_forward, _keep)
+
+    def refuse(self, weights: Sequence[Weight]) -> None:
+        if self.mode not in ("project", "forward"):
+            raise ConfigurationError(f"{self!r}: mode must be 'project' or 'forward'")
+        if self.mode == "forward" and self.forward_gradient == "none":
+            raise ConfigurationError(f"{self!r}: its projection has no useful gradient; use mode='project'")
+        for weight in weights:
+            if self.mode == "project" and weight.parametrized:
+                raise UnsupportedWeightError(
+                    f"{self!r}: weight {weight.name!r} is parametrized, so projecting its raw parameter would not "
+                    "bound what the layer computes with: use mode='forward', or leave it out with `where`"
+                )
+
+    @torch.no_grad()
+    def act(self, binding: Binding) -> None:
+        targets = binding.targets()
+        self._prepare(targets)
+        self.project_all_([t.tensor for t in targets], [t.site for t in targets])
+
+    def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:
+        """The projected weight, outside a trainer; differentiable where the projection is."""
+        return self._call("project", [weight], site)
+
+
+def _project_forward(plugin: Any, weight: Tensor, site: Site) -> Tensor:
+    projected: Tensor = plugin.project(weight, site)
+    if plugin.forward_gradient == "straight-through":
+        return weight + (projected - weight).detach()
+    return projected
+
+
+def _keep(plugin: Any, value: Tensor, site: Site) -> Tensor:
+    """The right inverse of a projection: a value is its own raw parameter, so nothing pretrained is lost."""
+    return value

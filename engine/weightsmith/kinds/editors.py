@@ -1,0 +1,84 @@
+"""GradientEditor and WeightEditor: edits before and after the optimizer's step."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from ignite.engine.events import EventEnum
+from torch import Tensor
+
+from weightsmith.binding import Binding
+from weightsmith.events import WeightEvents
+from weightsmith.kinds.base import WeightPlugin, dense_gradient
+from weightsmith.site import Site
+
+__all__ = ["GradientEditor", "WeightEditor"]
+
+
+class GradientEditor(WeightPlugin, abstract=True):
+    """Edits the gradient that the optimizer will step along. Acts on GRADIENTS_READY, on raw weights."""
+
+    event: ClassVar[EventEnum] = WeightEvents.GRADIENTS_READY
+    order: ClassVar[int] = 20
+    uses_gradients: ClassVar[bool] = True
+
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset({"gradient"})
+
+    @abstractmethod
+    def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        """The gradient to use in place of ``gradient``; same shape."""
+
+    def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        """The plural form: writes to ``gradients``."""
+        for gradient, edited in self._singly(self.edit, sites, gradients, weights):
+            gradient.copy_(edited)
+
+    @torch.no_grad()
+    def act(self, binding: Binding) -> None:
+        targets = [t for t in binding.targets() if dense_gradient(t) is not None]
+        self._prepare(targets)
+        gradients = [t.gradient for t in targets if t.gradient is not None]
+        self.edit_all_(gradients, [t.tensor for t in targets], [t.site for t in targets])
+
+    def __call__(self, gradient: Tensor, weight: Tensor, *, site: Site | None = None) -> Tensor:
+        """The edited gradient, outside a trainer."""
+        return self._call("edit", [gradient, weight], site)
+
+
+class WeightEditor(WeightPlugin, abstract=True):
+    """Edits the weight after the optimizer's step, with the gradient still at hand. Acts on STEP_COMPLETED."""
+
+    event: ClassVar[EventEnum] = WeightEvents.STEP_COMPLETED
+    order: ClassVar[int] = 40
+    uses_gradients: ClassVar[bool] = True
+
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset({"weight"})
+
+    @abstractmethod
+    def edit(self, weight: Tensor, gradient: Tensor, site: Site) -> Tensor:
+        """The weight to use in place of ``weight``; ``gradient`` is zero where the loss did not reach the weight."""
+
+    def edit_all_(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        """The plural form: writes to ``weights``."""
+        for weight, edited in self._singly(self.edit, sites, weights, gradients):
+            weight.copy_(edited)
+
+    @torch.no_grad()
+    def act(self, binding: Binding) -> None:
+        targets = binding.targets()
+        self._prepare(targets)
+        weights = [t.tensor for t in targets]
+        found = [dense_gradient(t) for t in targets]
+        gradients = [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
+        self.edit_all_(weights, gradients, [t.site for t in targets])
+
+    def __call__(self, weight: Tensor, gradient: Tensor | None = None, *, site: Site | None = None) -> Tensor:
+        """The edited weight, outside a trainer."""
+        return self._call("edit", [weight, torch.zeros_like(weight) if gradient is None else gradient], site)

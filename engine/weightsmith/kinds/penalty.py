@@ -1,0 +1,143 @@
+"""Penalty: what a weight is charged for."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import field
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from ignite.engine.events import EventEnum
+from torch import Tensor
+
+from weightsmith.binding import Binding, Target
+from weightsmith.errors import ConfigurationError, UnsupportedWeightError
+from weightsmith.events import WeightEvents
+from weightsmith.kinds.base import WeightPlugin, dense_gradient
+from weightsmith.plugin import Subscription
+from weightsmith.schedules import Progress
+from weightsmith.selection import Selector, matrices
+from weightsmith.site import Site
+from weightsmith.weights import Weight
+
+if TYPE_CHECKING:
+    from weightsmith.trainer import Trainer
+
+__all__ = ["Penalty"]
+
+
+class Penalty(WeightPlugin, abstract=True):
+    """Charges for a weight's size. Its gradient is added once per update, whatever the accumulation or precision.
+
+    The cost itself is computed only when somebody asks: a closure, a probe, a log line.
+
+    Args:
+        mode: ``"loss"`` (default) acts as if the cost were a part of the loss. ``"decoupled"`` shrinks the weight by
+            learning rate × gradient just before the step, past the optimizer's moments, as AdamW does (Loshchilov &
+            Hutter, 2019, arXiv:1711.05101). ``"proximal"``, where defined, applies the proximal map of learning rate ×
+            cost after the step (Parikh & Boyd, 2014).
+    """
+
+    event: ClassVar[EventEnum] = WeightEvents.GRADIENTS_COMPUTED
+    order: ClassVar[int] = 30
+    default_where: ClassVar[Selector] = matrices
+    sees_effective_weights: ClassVar[bool] = True
+    uses_gradients: ClassVar[bool] = True
+
+    mode: Literal["loss", "decoupled", "proximal"] = field(default="loss", kw_only=True)
+
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset({"gradient" if self.mode == "loss" else "weight"})
+
+    @abstractmethod
+    def cost(self, weight: Tensor, site: Site) -> Tensor:
+        """What the weight is charged; 0-d."""
+
+    def gradient(self, weight: Tensor, site: Site) -> Tensor:
+        """The gradient of the cost; by default found by autograd. Override with the closed form where there is one."""
+        with torch.enable_grad():
+            leaf = weight.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self.cost(leaf, site), leaf)
+        return gradient
+
+    def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
+        """argmin over v of step · cost(v) + ½ ‖v − weight‖². Override where it is known."""
+        raise NotImplementedError
+
+    def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        """The plural form: adds the cost's gradient to ``gradients``."""
+        for (_, added), gradient in zip(self._singly(self.gradient, sites, weights), gradients, strict=True):
+            gradient.add_(added)
+
+    def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
+        binding = trainer.bind(self)
+        yield self.at or _EVENTS[self.mode], binding.run
+
+    def refuse(self, weights: Sequence[Weight]) -> None:
+        if self.mode not in _EVENTS:
+            raise ConfigurationError(f"{self!r}: mode must be one of {', '.join(map(repr, _EVENTS))}")
+        if self.mode == "proximal" and type(self).proximal is Penalty.proximal:
+            raise ConfigurationError(f"{self!r}: {type(self).__name__} has no proximal form; use mode='loss'")
+        for weight in weights:
+            if weight.parametrized and self.mode != "loss":
+                raise UnsupportedWeightError(
+                    f"{self!r}: weight {weight.name!r} is parametrized, and mode={self.mode!r} would edit its raw "
+                    "parameters instead: use mode='loss'"
+                )
+
+    @torch.no_grad()
+    def act(self, binding: Binding) -> None:
+        targets = binding.targets()
+        self._prepare(targets)
+        if self.mode == "loss":
+            self._add_gradients(targets)
+        elif binding.is_first_evaluation():
+            self._shrink(targets)
+
+    def _add_gradients(self, targets: Sequence[Target]) -> None:
+        plain = [t for t in targets if not t.weight.parametrized]
+        for target in plain:
+            if dense_gradient(target) is None:
+                target.weight.parameter.grad = torch.zeros_like(target.weight.parameter)
+        gradients = [t.gradient for t in plain if t.gradient is not None]
+        self.gradient_all_(gradients, [t.tensor for t in plain], [t.site for t in plain])
+        for target in targets:
+            if target.weight.parametrized:
+                self._add_through_parametrization(target)
+
+    def _add_through_parametrization(self, target: Target) -> None:
+        with torch.enable_grad():
+            effective = target.weight.effective()
+        outer = torch.zeros_like(effective)
+        self.gradient_all_([outer], [effective.detach()], [target.site])
+        trained = [parameter for parameter in target.weight.raw if parameter.requires_grad]
+        inner = torch.autograd.grad(effective, trained, outer, allow_unused=True)
+        for parameter, gradient in zip(trained, inner, strict=True):
+            if gradient is not None:
+                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+
+    def _shrink(self, targets: Sequence[Target]) -> None:
+        for target in targets:
+            step, weight, site = target.site.learning_rate, target.tensor, target.site
+            method = self._decoupled if self.mode == "decoupled" else self._proximal
+            for tensor, result in self._singly(lambda w, s, m=method, lr=step: m(w, lr, s), [site], [weight]):
+                tensor.copy_(result)
+
+    def _decoupled(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
+        return weight - step * self.gradient(weight, site)
+
+    def _proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
+        return self.proximal(weight, step, site)
+
+    def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:
+        """The cost, outside a trainer; differentiable."""
+        return self.resolved(Progress()).cost(weight, Site.alone(weight) if site is None else site)
+
+
+_EVENTS = {
+    "loss": WeightEvents.GRADIENTS_COMPUTED,
+    "decoupled": WeightEvents.GRADIENTS_READY,
+    "proximal": WeightEvents.STEP_COMPLETED,
+}

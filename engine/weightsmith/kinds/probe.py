@@ -1,0 +1,60 @@
+"""Probe: what is measured of a weight."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import ClassVar
+
+import torch
+from ignite.engine import Events
+from ignite.engine.events import EventEnum
+from torch import Tensor
+
+from weightsmith.binding import Binding
+from weightsmith.kinds.base import WeightPlugin
+from weightsmith.measurements import Measurement
+from weightsmith.schedules import Progress
+from weightsmith.site import Site
+
+__all__ = ["Probe", "tag"]
+
+
+class Probe(WeightPlugin, abstract=True):
+    """Measures weights; writes nothing. What it measures goes to the sinks. Acts on EPOCH_COMPLETED."""
+
+    event: ClassVar[EventEnum] = Events.EPOCH_COMPLETED
+    order: ClassVar[int] = 65
+    acts_on_frozen: ClassVar[bool] = True
+    sees_effective_weights: ClassVar[bool] = True
+    supports_complex: ClassVar[bool] = True
+
+    @abstractmethod
+    def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
+        """Group (``"weights"``) to what was measured of this weight; its tag becomes ``weights/conv1/weight``.
+        ``site.gradient`` holds the last update's gradient, if there was one."""
+
+    @torch.no_grad()
+    def act(self, binding: Binding) -> None:
+        values: dict[str, Measurement] = {}
+        for weight, site in binding.all_targets():
+            try:
+                measured = self.measure(weight.effective().detach(), site)
+            except Exception as error:
+                error.add_note(f"on weight {site.name!r}")
+                raise
+            values |= {tag(group, weight.name): value for group, value in measured.items()}
+        binding.publish(values)
+
+    def __call__(self, weight: Tensor, *, site: Site | None = None) -> dict[str, Measurement]:
+        """What it measures of one tensor, outside a trainer."""
+        return self.resolved(Progress()).measure(weight, Site.alone(weight) if site is None else site)
+
+
+def tag(group: str, name: str) -> str:
+    """Where a measurement of a weight stands: a folder for the group, one for the module, then the parameter.
+
+    >>> tag("weights", "features.0.weight")
+    'weights/features.0/weight'
+    """
+    module, _, leaf = name.rpartition(".")
+    return "/".join(part for part in (group, module, leaf) if part)
