@@ -79,7 +79,7 @@ class Plugin(metaclass=PluginType, abstract=True):
 
     @abstractmethod
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
-        """Yield ``(event, handler)`` pairs: any event of Ignite or :class:`WeightEvents`, filtered or not; what to call.
+        """Yield ``(event, handler)`` pairs: any event of Ignite or of weightsmith, filtered or not, and what to call.
 
         A handler may take the trainer as its first argument. Runs when the plugin is attached.
         """

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,7 +99,7 @@ class Windows:
     def __init__(
         self,
         optimizers: Mapping[str, Optimizer],
-        trained: list[Tensor],
+        trained: Sequence[Tensor],
         device: torch.device,
         *,
         scaled: bool,

@@ -1,0 +1,69 @@
+"""Every built-in plugin through the one conformance suite: one row each."""
+
+import pytest
+import torch
+import weightsmith_plugins as w
+from weightsmith import exponential, linear
+from weightsmith.tensors import unit_norms
+from weightsmith.testing import Case, conformance, missing
+
+
+def row_norms(weight):
+    return unit_norms(weight.double(), tuple(range(1, weight.ndim)))
+
+
+CASES = [
+    Case(w.Constant(0.3)),
+    Case(w.Scale(2.0)),
+    Case(w.KaimingNormal(mode="fan_out", nonlinearity="tanh")),
+    Case(w.Orthogonal(gain=1.5)),
+    Case(w.L1(0.1)),
+    Case(w.L1(linear(0.1, 0.0, over=10))),
+    Case(w.L2(0.1, where="re:.*weight")),
+    Case(w.L2(0.1, mode="decoupled")),
+    Case(w.L2(0.1, mode="proximal")),
+    Case(w.L1(0.01, mode="proximal")),
+    Case(w.GroupLasso(0.1)),
+    Case(w.GroupLasso(0.01, mode="proximal")),
+    Case(w.ClipNorm(0.5), spans_weights=True),
+    Case(w.Centralize()),
+    Case(w.AdaptiveClip(0.1)),
+    Case(w.GradientStep(0.1)),
+    Case(w.Decay(exponential(0.1, 0.01, over="2 epochs"))),
+    Case(w.Perturb(0.01)),
+    Case(w.Clamp(-0.2, 0.3), holds=lambda x: (x >= -0.2) & (x <= 0.3)),
+    Case(w.Clamp(high=0.1), holds=lambda x: x <= 0.1),
+    Case(w.NonNegative(), holds=lambda x: x >= 0),
+    Case(w.MaxNorm(0.5), holds=lambda x: row_norms(x) <= 0.5 + 1e-6),
+    Case(w.UnitNorm(), holds=lambda x: (row_norms(x) - 1).abs() <= 1e-6),
+    Case(w.EMA(0.9)),
+    Case(w.WeightHistograms()),
+    Case(w.GradientHistograms()),
+    Case(w.LearningRates()),
+    Case(w.Losses()),
+    Case(w.PenaltyCosts()),
+    Case(w.Violations()),
+    Case(w.TensorBoard()),
+]
+
+
+@pytest.mark.parametrize(("check", "case"), conformance(CASES), ids=str)
+def test_conformance(check, case):
+    check(case)
+
+
+def test_no_plugin_is_forgotten():
+    assert missing(CASES, "weightsmith_plugins") == []
+
+
+def test_a_forgotten_plugin_is_named():
+    kept = [case for case in CASES if not isinstance(case.plugin, w.UnitNorm)]
+    assert missing(kept, "weightsmith_plugins") == ["weightsmith_plugins.constraints.UnitNorm"]
+
+
+def test_holds_can_fail():
+    broken = Case(w.MaxNorm(0.5), holds=lambda x: row_norms(x) <= 0.25)
+    check = next(check for check, _ in conformance([broken]) if str(check) == "projection_lands_in_the_set")
+    with pytest.raises(AssertionError, match="outside the set"):
+        check(broken)
+    assert torch.get_default_dtype() is torch.float32
