@@ -195,7 +195,7 @@ def touches_tied_weights_once(case: Case) -> None:
         tied = nn.ModuleDict({"first": nn.Linear(4, 4, bias=False), "second": nn.Linear(4, 4, bias=False)})
         tied["second"].weight = tied["first"].weight
         plugin: Any = case.plugin
-        trainer = _trainer(tied, replace(plugin, where=name), lambda x: tied["second"](tied["first"](x)))
+        trainer = _trainer(tied, replace(plugin, where=name), nn.Sequential(*tied.values()))
         (row,) = {row.weights for row in trainer.plan().rows}
         assert row == ("first.weight",), f"where={name!r} gave {row}"
 
@@ -278,9 +278,9 @@ def gradient_is_the_costs_derivative(case: Case) -> None:
         assert torch.allclose(closed, Penalty.gradient(plugin, weight, site), rtol=1e-9), "differs from autograd"
         differences = torch.zeros_like(weight)
         for index in torch.cartesian_prod(*map(torch.arange, shape)).tolist():
-            step = torch.zeros_like(weight)
-            step[tuple(index)] = 1e-6
-            rise = plugin.cost(weight + step, site) - plugin.cost(weight - step, site)
+            nudge = torch.zeros_like(weight)
+            nudge[tuple(index)] = 1e-6
+            rise = plugin.cost(weight + nudge, site) - plugin.cost(weight - nudge, site)
             differences[tuple(index)] = rise / 2e-6
         assert torch.allclose(closed, differences, rtol=1e-5, atol=1e-7), "differs from finite differences"
 
@@ -293,11 +293,11 @@ def proximal_map_is_a_minimum(case: Case) -> None:
         return
     for shape in case.shapes:
         weight = torch.randn(shape, dtype=torch.float64)
-        site, step = Site.alone(weight), 0.3
-        nearest = plugin.proximal(weight, step, site)
+        site = Site.alone(weight)
+        nearest = plugin.proximal(weight, 0.3, site)
 
         def objective(v: Tensor, w: Tensor = weight, s: Site = site) -> Tensor:
-            return step * plugin.cost(v, s) + (v - w).square().sum() / 2  # type: ignore[no-any-return]
+            return 0.3 * plugin.cost(v, s) + (v - w).square().sum() / 2  # type: ignore[no-any-return]
 
         lowest = objective(nearest)
         for size in (1e-3, 1e-1, 1.0):
