@@ -219,7 +219,7 @@ def keeps_shape_dtype_and_device(case: Case) -> None:
     for shape in case.shapes:
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
             tensors = [tensor.to(dtype) for tensor in _tensors(case.plugin, shape)]
-            result = _call(case.plugin, tensors)
+            result = _call(case.plugin, tensors, 0)
             assert result.shape == shape, f"{shape} became {tuple(result.shape)}"
             assert result.dtype == dtype, f"{dtype} became {result.dtype}"
             assert result.device == tensors[0].device
