@@ -152,22 +152,22 @@ class Trainer(Engine):
     def _backward(self, window: Window, loss: Tensor) -> None:
         window.backward(loss)
         self.state.losses[window.name] = loss.detach()
-        self._fire(WeightEvents.MICROBATCH_COMPLETED)
+        self._fire_event(WeightEvents.MICROBATCH_COMPLETED)
 
     def _finish(self, window: Window) -> None:
         if not window.close():  # float16 met an infinity: nothing fires, and the next update takes this number
             self.state.update = self.state.updates[window.name]
             return
-        self._fire(WeightEvents.GRADIENTS_COMPUTED)
-        self._fire(WeightEvents.GRADIENTS_READY)
+        self._fire_event(WeightEvents.GRADIENTS_COMPUTED)
+        self._fire_event(WeightEvents.GRADIENTS_READY)
         window.step()
         self._complete(window)
 
     def _complete(self, window: Window) -> None:
         self.state.updates[window.name] = self.state.update
-        self._fire(WeightEvents.STEP_COMPLETED)
-        self._fire(WeightEvents.WEIGHTS_EDITED)
-        self._fire(WeightEvents.UPDATE_COMPLETED)
+        self._fire_event(WeightEvents.STEP_COMPLETED)
+        self._fire_event(WeightEvents.WEIGHTS_EDITED)
+        self._fire_event(WeightEvents.UPDATE_COMPLETED)
 
     def _update_by_closure(self, window: Window, closure: Any) -> Tensor:
         """One step of an optimizer that evaluates repeatedly: every evaluation is charged its penalties and edited, so
@@ -186,8 +186,8 @@ class Trainer(Engine):
             with self._autocast(enabled=False):
                 self._backward(window, loss)
                 window.close()
-                self._fire(WeightEvents.GRADIENTS_COMPUTED)
-                self._fire(WeightEvents.GRADIENTS_READY)
+                self._fire_event(WeightEvents.GRADIENTS_COMPUTED)
+                self._fire_event(WeightEvents.GRADIENTS_READY)
                 return loss.detach() + sum(self.penalty_costs("loss").values())
 
         window.step(evaluation)
@@ -218,9 +218,12 @@ class Trainer(Engine):
                 finally:
                     self._leave()
 
-    def _fire(self, event: WeightEvents) -> None:
-        if self._event_handlers[event]:
-            self._fire_event(event)
+    def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
+        """As Ignite's, but free where nobody listens: Ignite formats a log line for every event."""
+        if self._event_handlers.get(event_name):
+            super()._fire_event(event_name, *event_args, **event_kwargs)
+        else:
+            self.last_event_name = event_name
 
     # ---------------------------------------------------------------- the run around it
 
@@ -231,9 +234,9 @@ class Trainer(Engine):
 
     def _start(self) -> None:
         if not self._initialized:
-            self._fire(WeightEvents.INITIALIZING)
+            self._fire_event(WeightEvents.INITIALIZING)
             self._initialized = True
-        self._fire(WeightEvents.WEIGHTS_EDITED)
+        self._fire_event(WeightEvents.WEIGHTS_EDITED)
 
     def _iterate(self, _: Engine, batch: Any) -> Any:
         for model in self.models.values():
@@ -332,13 +335,16 @@ class Trainer(Engine):
 
     @torch.no_grad()
     def violations(self) -> dict[tuple[Constraint, str], float]:
-        """How far each constrained weight, as its layer computes with it, is outside the set: 0 if inside."""
+        """How far each constrained weight, as its layer computes with it, is outside the set: 0 if it is inside, to
+        within the constraint's tolerance."""
         measured: dict[tuple[Constraint, str], float] = {}
         for binding in self._attachments.bindings(Constraint):
             plugin = binding.current()
             for weight, site in binding.all_targets():
                 units = unit_view(weight.effective(), weight.module)
-                measured[binding.plugin, weight.name] = float(plugin.violation(units, site))  # type: ignore[index]
+                violation = float(plugin.violation(units, site)) if units.numel() else 0.0
+                inside = units.numel() == 0 or violation <= plugin.tolerance(units)
+                measured[binding.plugin, weight.name] = 0.0 if inside else violation  # type: ignore[index]
         return measured
 
     @torch.no_grad()
@@ -364,7 +370,7 @@ class Trainer(Engine):
             step: where they belong on the horizontal axis.
         """
         self.state.measurements = Measurements(dict(values), step)
-        self._fire(WeightEvents.MEASURED)
+        self._fire_event(WeightEvents.MEASURED)
 
     @contextlib.contextmanager
     def averaged(self, average: Average | None = None) -> Iterator[None]:

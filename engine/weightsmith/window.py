@@ -25,6 +25,7 @@ class Window:
         optimizer: the optimizer.
         microbatches: how many micro-batches the open window holds; 0 when none is open.
         scaler: the gradient scaler, for float16.
+        evaluates_repeatedly: whether the optimizer calls its closure several times a step, as LBFGS does.
     """
 
     def __init__(self, name: str, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, *, alone: bool) -> None:
@@ -32,13 +33,8 @@ class Window:
         self.optimizer = optimizer
         self.scaler = scaler
         self.microbatches = 0
+        self.evaluates_repeatedly = _needs_closure(optimizer)
         self._alone = alone
-
-    @property
-    def evaluates_repeatedly(self) -> bool:
-        """Whether the optimizer calls its closure several times a step, as LBFGS does."""
-        parameters = inspect.signature(type(self.optimizer).step).parameters
-        return "closure" in parameters and parameters["closure"].default is inspect.Parameter.empty
 
     def gradients(self) -> list[Tensor]:
         return [p.grad for p in held_by(self.optimizer) if p.grad is not None]
@@ -46,7 +42,8 @@ class Window:
     def clear(self) -> None:
         """Forget the gradients: the next window opens empty."""
         self.microbatches = 0
-        self.optimizer.zero_grad(set_to_none=True)
+        for parameter in held_by(self.optimizer):  # as zero_grad, without the profiler's record of it
+            parameter.grad = None
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient, to the weights of this optimizer only."""
@@ -80,6 +77,11 @@ class Window:
             self.optimizer.step()
         if self.scaler is not None:
             self.scaler.update()
+
+
+def _needs_closure(optimizer: Optimizer) -> bool:
+    parameters = inspect.signature(type(optimizer).step).parameters
+    return "closure" in parameters and parameters["closure"].default is inspect.Parameter.empty
 
 
 class Windows:

@@ -1,0 +1,32 @@
+# make train   set up, and run the main job
+# make test    set up, and run the whole test gate
+# make bench   set up, and time the loop against a hand-written one and Ignite's
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: train test bench clean
+
+train: $(READY)
+	$(BIN)/python scripts/train_digits.py
+
+test: $(READY)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/pytest
+
+bench: $(READY)
+	$(BIN)/python tests/benchmarks/bench_loop.py
+
+# Written last, so an interrupted set-up starts again.
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+clean:
+	rm -rf $(VENV)
