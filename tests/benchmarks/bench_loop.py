@@ -66,7 +66,9 @@ def main(iterations: int, rounds: int, threads: int) -> None:
     print(f"64-64-10 network, batch 32, {threads} thread(s); median of {rounds} alternating rounds of {iterations}")
     for name, found in times.items():
         ratios = [mine / hand for mine, hand in zip(found, times["hand-written"], strict=True)]
-        print(f"{name:22s} {statistics.median(found):7.1f} µs/iteration   {statistics.median(ratios):5.2f} × hand-written")
+        print(
+            f"{name:22s} {statistics.median(found):7.1f} µs/iteration   {statistics.median(ratios):5.2f} × hand-written"
+        )
 
 
 if __name__ == "__main__":

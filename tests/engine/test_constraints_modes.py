@@ -243,9 +243,10 @@ def test_a_feasible_weight_is_left_bit_for_bit_alone(constraint):
 
 
 def test_a_weight_a_rounding_error_outside_is_left_bit_for_bit_alone():
-    layer = nn.Linear(2, 1)
+    layer = make_layer()
     with torch.no_grad():
-        layer.weight.copy_(torch.tensor([[0.6, 0.8]]) * (1 + 2e-7))
+        layer.weight.copy_(torch.tensor([[0.6, 0.8, 0.0]]) * (1 + 2e-7))
+    assert layer.weight.double().norm(dim=1).min() > 1
     before = layer.weight.detach().clone()
     run(make_trainer(layer, MaxNorm(1.0), lr=0.0))
     assert torch.equal(layer.weight, before)

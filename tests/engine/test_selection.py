@@ -162,9 +162,8 @@ def test_a_weight_of_several_parameters_is_selected_by_its_one_name():
     raw = trainer_for(model).weights("fc1.weight")
     stack = model.fc1.parametrizations.weight
     assert {id(p) for p in raw.values()} == {id(stack.original0), id(stack.original1)}
-    trainer = Trainer(
-        model, torch.optim.SGD(model.parameters(), lr=0.1), step=lambda t, b: None, plugins=[L2(0.1, where="fc1.weight")]
-    )
+    trainer = trainer_for(model)
+    trainer.attach(L2(0.1, where="fc1.weight"))
     assert trainer.plan().rows[0].weights == ("fc1.weight",)
 
 

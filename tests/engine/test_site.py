@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 from weightsmith import GradientEditor, Initializer, PluginContractError, Site, Trainer, WeightEditor
-from weightsmith_plugins import L2, EMA, KaimingNormal, MaxNorm, Perturb
+from weightsmith_plugins import EMA, L2, KaimingNormal, MaxNorm, Perturb
 
 
 class Draw(Initializer):

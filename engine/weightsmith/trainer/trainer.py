@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import torch
 from ignite.engine import Engine, Events
@@ -19,25 +19,22 @@ from weightsmith.binding import Binding
 from weightsmith.debugging import WriteGuard
 from weightsmith.errors import ConfigurationError
 from weightsmith.evaluation import EvaluationStep, evaluator
-from weightsmith.events import TrainingState, WeightEvents
+from weightsmith.events import WeightEvents
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
 from weightsmith.measurements import Measurement, Measurements
 from weightsmith.plan import Plan
 from weightsmith.plugin import Plugin
 from weightsmith.selection import Where, everything, select
 from weightsmith.tensors import unit_view
+from weightsmith.trainer.pipeline import Precision, UpdatePipeline
 from weightsmith.weights import inventory, raw_weights
-from weightsmith.window import Window, Windows
 
 __all__ = ["Trainer"]
 
 Step: TypeAlias = "Callable[[Trainer, Any], Any]"
-Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
-
-_AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class Trainer(Engine):
+class Trainer(UpdatePipeline):
     """Trains a model, or several, firing :class:`WeightEvents` around everything that touches a weight.
 
     It is an :class:`ignite.engine.Engine`: Ignite's handlers, metrics and loggers attach unchanged, and ``run`` is
@@ -74,8 +71,6 @@ class Trainer(Engine):
         UnsupportedWeightError: a plugin selects a weight on which it cannot act correctly.
     """
 
-    state: TrainingState
-
     def __init__(
         self,
         model: nn.Module | Mapping[str, nn.Module],
@@ -91,193 +86,35 @@ class Trainer(Engine):
         seed: int | None = None,
         debug: bool = False,
     ) -> None:
-        super().__init__(self._iterate)
-        self.state = TrainingState()
-        self.register_events(*WeightEvents)
-        self.models = {"": model} if isinstance(model, nn.Module) else dict(model)
-        self.optimizers = {"optimizer": optimizer} if isinstance(optimizer, Optimizer) else dict(optimizer)
-        self.loss_fn = loss_fn
-        self.run_dir = None if run_dir is None else Path(run_dir)
-        self.accumulate = accumulate
-        self.precision = precision
-        self.debug = debug
-        self.seed = torch.initial_seed() if seed is None else seed
+        models = {"": model} if isinstance(model, nn.Module) else dict(model)
+        optimizers = {"optimizer": optimizer} if isinstance(optimizer, Optimizer) else dict(optimizer)
+        _refuse_misfits(models, optimizers, loss_fn, step, precision, accumulate)
         if seed is not None:
             manual_seed(seed)
-        self._step: Step = supervised_step if step is None else step
-        self._refuse_misfits(step)
-        self.device = self._settle(device)
-        self._initialized = False
-        self._guard = WriteGuard(self.weights) if debug else None
-        trained = [p for model in self.models.values() for p in model.parameters() if p.requires_grad]
-        self._windows = Windows(
-            self.optimizers, trained, self.device, scaled=precision == "float16", accumulate=accumulate
+        super().__init__(
+            models,
+            optimizers,
+            supervised_step if step is None else step,
+            device=_settle(models, device),
+            precision=precision,
+            accumulate=accumulate,
         )
-        self.state.updates = dict.fromkeys(self.optimizers, 0)
-        self._follow_the_run()
+        self.loss_fn = loss_fn
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.debug = debug
+        self._guard = WriteGuard(self.weights) if debug else None
         self._attachments = Attachments(self)
         for plugin in plugins:
             self.attach(plugin)
 
-    # ---------------------------------------------------------------- one update, from top to bottom
-
-    def update(self, loss: Tensor | Callable[[], Tensor], optimizer: str | None = None) -> Tensor:
-        """Add a micro-batch to an optimizer's window; at the window's end, update its weights.
-
-        Args:
-            loss: the loss, 0-d with its graph; or a closure that computes it, which optimizers that evaluate several
-                times a step (LBFGS) need.
-            optimizer: the optimizer's name; may be left out if there is only one.
-
-        Returns:
-            The loss, 0-d, detached, still on its device: nothing waits for it.
-
-        Raises:
-            ConfigurationError: no such optimizer; a loss where a closure is needed; or called inside another update.
-        """
-        window = self._windows.named(optimizer)
-        self._open(window)
-        try:
-            if window.evaluates_repeatedly:
-                return self._update_by_closure(window, loss)
-            value = loss() if callable(loss) else loss
-            with self._autocast(enabled=False):
-                self._backward(window, value)
-                if window.microbatches == self.accumulate:
-                    self._finish(window)
-            return value.detach()
-        finally:
-            self._leave()
-
-    def _backward(self, window: Window, loss: Tensor) -> None:
-        window.backward(loss)
-        self.state.losses[window.name] = loss.detach()
-        self._fire_event(WeightEvents.MICROBATCH_COMPLETED)
-
-    def _finish(self, window: Window) -> None:
-        if not window.close():  # float16 met an infinity: nothing fires, and the next update takes this number
-            self.state.update = self.state.updates[window.name]
-            return
-        self._fire_event(WeightEvents.GRADIENTS_COMPUTED)
-        self._fire_event(WeightEvents.GRADIENTS_READY)
-        window.step()
-        self._complete(window)
-
-    def _complete(self, window: Window) -> None:
-        self.state.updates[window.name] = self.state.update
-        self._fire_event(WeightEvents.STEP_COMPLETED)
-        self._fire_event(WeightEvents.WEIGHTS_EDITED)
-        self._fire_event(WeightEvents.UPDATE_COMPLETED)
-
-    def _update_by_closure(self, window: Window, closure: Any) -> Tensor:
-        """One step of an optimizer that evaluates repeatedly: every evaluation is charged its penalties and edited, so
-        that the optimizer sees one function throughout."""
-        if not callable(closure):
-            raise ConfigurationError(
-                f"optimizer {window.name!r} ({type(window.optimizer).__name__}) evaluates the loss several times a "
-                "step: pass update() a function that computes it"
-            )
-
-        def evaluation() -> Tensor:
-            self.state.evaluation += 1
-            window.clear()
-            with torch.enable_grad():
-                loss: Tensor = closure()
-            with self._autocast(enabled=False):
-                self._backward(window, loss)
-                window.close()
-                self._fire_event(WeightEvents.GRADIENTS_COMPUTED)
-                self._fire_event(WeightEvents.GRADIENTS_READY)
-                return loss.detach() + sum(self.penalty_costs("loss").values())
-
-        window.step(evaluation)
-        with self._autocast(enabled=False):
-            self._complete(window)
-        return self.state.losses[window.name]
-
-    def _open(self, window: Window) -> None:
-        if self.state.optimizer is not None:
-            raise ConfigurationError(
-                f"update() was called inside the update of optimizer {self.state.optimizer!r}: call it from the step"
-            )
-        self.state.optimizer = window.name
-        self.state.update = self.state.updates[window.name] + 1
-        self.state.evaluation = 0
-
-    def _leave(self) -> None:
-        self.state.optimizer = None
-        self._attachments.settle()
-
-    def _flush(self) -> None:
-        """End the windows that are still open, with fewer micro-batches: an epoch or the run ends."""
-        for window in self._windows:
-            if window.microbatches:
-                self._open(window)
-                try:
-                    self._finish(window)
-                finally:
-                    self._leave()
-
-    def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
-        """As Ignite's, but free where nobody listens: Ignite formats a log line for every event."""
-        if self._event_handlers.get(event_name):
-            super()._fire_event(event_name, *event_args, **event_kwargs)
-        else:
-            self.last_event_name = event_name
-
-    # ---------------------------------------------------------------- the run around it
-
-    def _follow_the_run(self) -> None:
-        self.add_event_handler(Events.STARTED, self._start)
-        for end in (Events.TERMINATE_SINGLE_EPOCH, Events.EPOCH_COMPLETED, Events.TERMINATE, Events.COMPLETED):
-            self.add_event_handler(end, lambda *_, **__: self._flush())
-
-    def _start(self) -> None:
-        if not self._initialized:
-            self._fire_event(WeightEvents.INITIALIZING)
-            self._initialized = True
-        self._fire_event(WeightEvents.WEIGHTS_EDITED)
-
-    def _iterate(self, _: Engine, batch: Any) -> Any:
-        for model in self.models.values():
-            if not model.training:  # cheaper than model.train(), which walks every module
-                model.train()
-        with self._autocast():
-            return self._step(self, batch)
-
-    def _autocast(self, *, enabled: bool = True) -> contextlib.AbstractContextManager[Any]:
-        dtype = _AUTOCAST[self.precision]
-        return _NOTHING if dtype is None else torch.autocast(self.device.type, dtype, enabled=enabled)
-
-    def _internal_run(self) -> Any:
-        try:
-            return super()._internal_run()
-        except BaseException:
-            self._make_runnable_again()
-            raise
-
-    def _make_runnable_again(self) -> None:
-        self._internal_run_generator = None
-        for window in self._windows:
-            window.clear()
-        if self.state.epoch_length:
-            self.state.epoch = self.state.iteration // self.state.epoch_length
-
-    def _handle_exception(self, error: BaseException) -> None:
-        """As Ignite, but a plugin's exception reaches the caller whatever handlers of EXCEPTION_RAISED do."""
-        if not getattr(error, "raised_in_plugin", False):
-            super()._handle_exception(error)
-            return
-        if not getattr(error, "was_announced", False):
-            error.__dict__["was_announced"] = True
-            self._fire_event(Events.EXCEPTION_RAISED, error)
-        raise error
-
-    def to_device(self, batch: Any) -> Any:
-        """A batch, moved to the trainer's device."""
-        return convert_tensor(batch, self.device, non_blocking=True)
-
     # ---------------------------------------------------------------- plugins
+
+    def _charged(self) -> Tensor | float:
+        return sum(self.penalty_costs("loss").values())
+
+    def _between_updates(self) -> None:
+        self._attachments.settle()
 
     @property
     def plugins(self) -> tuple[Plugin, ...]:
@@ -349,11 +186,18 @@ class Trainer(Engine):
 
     @torch.no_grad()
     def penalty_costs(self, mode: str | None = None) -> dict[Penalty, Tensor]:
-        """What each penalty charges now, 0-d on the device; those of the optimizer in progress, else of all."""
+        """What each penalty charges now, 0-d on the device.
+
+        Inside an update: the penalties that are due, on that optimizer's weights. Else: all of them, on all weights.
+
+        Args:
+            mode: only penalties of this mode.
+        """
         costs: dict[Penalty, Tensor] = {}
         for binding in self._attachments.bindings(Penalty):
             plugin: Any = binding.plugin
-            if binding.due() and mode in (None, plugin.mode):
+            asked = self.state.optimizer is None or binding.due()
+            if asked and mode in (None, plugin.mode):
                 current = binding.current()
                 targets = binding.targets()
                 plugin._prepare(targets)
@@ -372,28 +216,11 @@ class Trainer(Engine):
         self.state.measurements = Measurements(dict(values), step)
         self._fire_event(WeightEvents.MEASURED)
 
-    @contextlib.contextmanager
-    def averaged(self, average: Average | None = None) -> Iterator[None]:
-        """Lend an average's means to the models while the context lasts.
+    # ---------------------------------------------------------------- evaluating
 
-        Args:
-            average: which; may be left out if only one is attached.
-
-        Raises:
-            ConfigurationError: no such average is attached.
-        """
-        binding = self._attachments.the(Average, average)
-        targets = [t for t in binding.all_targets() if "mean" in t.site.state]
-        kept = [target.tensor.detach().clone() for target in targets]
-        try:
-            with torch.no_grad():
-                for target in targets:
-                    target.tensor.copy_(target.site.state["mean"])
-            yield
-        finally:
-            with torch.no_grad():
-                for target, weight in zip(targets, kept, strict=True):
-                    target.tensor.copy_(weight)
+    def to_device(self, batch: Any) -> Any:
+        """A batch, moved to the trainer's device."""
+        return convert_tensor(batch, self.device, non_blocking=True)
 
     def evaluate(
         self, data: Iterable[Any], metrics: Mapping[str, Metric], *, step: EvaluationStep | None = None
@@ -432,6 +259,29 @@ class Trainer(Engine):
         self.add_event_handler(Events.EPOCH_COMPLETED(every=every), validate)
         return engine
 
+    @contextlib.contextmanager
+    def averaged(self, average: Average | None = None) -> Iterator[None]:
+        """Lend an average's means to the models while the context lasts.
+
+        Args:
+            average: which; may be left out if only one is attached.
+
+        Raises:
+            ConfigurationError: no such average is attached.
+        """
+        binding = self._attachments.the(Average, average)
+        targets = [t for t in binding.all_targets() if "mean" in t.site.state]
+        kept = [target.tensor.detach().clone() for target in targets]
+        try:
+            with torch.no_grad():
+                for target in targets:
+                    target.tensor.copy_(target.site.state["mean"])
+            yield
+        finally:
+            with torch.no_grad():
+                for target, weight in zip(targets, kept, strict=True):
+                    target.tensor.copy_(weight)
+
     # ---------------------------------------------------------------- state
 
     def state_dict(self) -> Any:
@@ -458,29 +308,6 @@ class Trainer(Engine):
         self.state.updates = dict(ours["updates"])
         self._initialized = ours["initialized"]
 
-    # ---------------------------------------------------------------- setting up
-
-    def _refuse_misfits(self, step: Step | None) -> None:
-        if self.precision not in _AUTOCAST:
-            raise ConfigurationError(f"precision={self.precision!r}: give one of {', '.join(map(repr, _AUTOCAST))}")
-        if self.accumulate < 1:
-            raise ConfigurationError(f"accumulate={self.accumulate}: an update takes at least 1 micro-batch")
-        if not self.models or not self.optimizers:
-            raise ConfigurationError("give at least one model and one optimizer")
-        if step is None and (len(self.models) > 1 or len(self.optimizers) > 1):
-            raise ConfigurationError("several models or optimizers need step=: the default step knows only one of each")
-        if step is None and self.loss_fn is None:
-            raise ConfigurationError("give loss_fn=, which the default step needs, or step=")
-
-    def _settle(self, device: str | torch.device | None) -> torch.device:
-        if device is None:
-            weights = (parameter for model in self.models.values() for parameter in model.parameters())
-            first = next(weights, None)
-            return torch.device("cpu") if first is None else first.device
-        for model in self.models.values():
-            model.to(device)
-        return torch.device(device)
-
 
 def supervised_step(trainer: Trainer, batch: Any) -> Tensor:
     """The default step: forward, loss, one update, for a batch ``(inputs, targets)``."""
@@ -492,4 +319,31 @@ def supervised_step(trainer: Trainer, batch: Any) -> Tensor:
     return trainer.update(loss)
 
 
-_NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
+def _refuse_misfits(
+    models: Mapping[str, nn.Module],
+    optimizers: Mapping[str, Optimizer],
+    loss_fn: object,
+    step: object,
+    precision: str,
+    accumulate: int,
+) -> None:
+    if precision not in get_args(Precision):
+        raise ConfigurationError(f"precision={precision!r}: give one of {', '.join(map(repr, get_args(Precision)))}")
+    if accumulate < 1:
+        raise ConfigurationError(f"accumulate={accumulate}: an update takes at least 1 micro-batch")
+    if not models or not optimizers:
+        raise ConfigurationError("give at least one model and one optimizer")
+    if step is None and (len(models) > 1 or len(optimizers) > 1):
+        raise ConfigurationError("several models or optimizers need step=: the default step knows only one of each")
+    if step is None and loss_fn is None:
+        raise ConfigurationError("give loss_fn=, which the default step needs, or step=")
+
+
+def _settle(models: Mapping[str, nn.Module], device: str | torch.device | None) -> torch.device:
+    """Move the models to the device; by default it is where the first weight already is."""
+    if device is None:
+        first = next((parameter for model in models.values() for parameter in model.parameters()), None)
+        return torch.device("cpu") if first is None else first.device
+    for model in models.values():
+        model.to(device)
+    return torch.device(device)

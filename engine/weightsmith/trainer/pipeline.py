@@ -1,0 +1,220 @@
+"""One update of the weights, from the loss to the last word of the constraints, readable from top to bottom."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypeAlias
+
+import torch
+from ignite.engine import Engine, Events
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from weightsmith.errors import ConfigurationError
+from weightsmith.events import TrainingState, WeightEvents
+from weightsmith.window import Window, Windows
+
+__all__ = ["Precision", "UpdatePipeline"]
+
+Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
+
+_AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class UpdatePipeline(Engine):
+    """An Ignite engine whose every update of the weights is a sequence of events.
+
+    Knows no plugin: what they add to a closure's loss, and what must wait for the end of an update, a subclass says.
+    """
+
+    state: TrainingState
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        step: Callable[[Any, Any], Any],
+        *,
+        device: torch.device,
+        precision: Precision,
+        accumulate: int,
+    ) -> None:
+        super().__init__(self._iterate)
+        self.state = TrainingState()
+        self.register_events(*WeightEvents)
+        self.models = dict(models)
+        self.optimizers = dict(optimizers)
+        self.device = device
+        self.precision = precision
+        self.accumulate = accumulate
+        self.state.updates = dict.fromkeys(self.optimizers, 0)
+        self._step = step
+        self._initialized = False
+        trained = [p for model in self.models.values() for p in model.parameters() if p.requires_grad]
+        self._windows = Windows(self.optimizers, trained, device, scaled=precision == "float16", accumulate=accumulate)
+        self._follow_the_run()
+
+    # ---------------------------------------------------------------- one update, from top to bottom
+
+    def update(self, loss: Tensor | Callable[[], Tensor], optimizer: str | None = None) -> Tensor:
+        """Add a micro-batch to an optimizer's window; at the window's end, update its weights.
+
+        Args:
+            loss: the loss, 0-d with its graph; or a closure that computes it, which optimizers that evaluate several
+                times a step (LBFGS) need.
+            optimizer: the optimizer's name; may be left out if there is only one.
+
+        Returns:
+            The loss, 0-d, detached, still on its device: nothing waits for it.
+
+        Raises:
+            ConfigurationError: no such optimizer; a loss where a closure is needed; or called inside another update.
+        """
+        window = self._windows.named(optimizer)
+        self._open(window)
+        try:
+            if window.evaluates_repeatedly:
+                return self._update_by_closure(window, loss)
+            value = loss() if callable(loss) else loss
+            with self._autocast(enabled=False):
+                self._backward(window, value)
+                if window.microbatches == self.accumulate:
+                    self._finish(window)
+            return value.detach()
+        finally:
+            self._leave()
+
+    def _backward(self, window: Window, loss: Tensor) -> None:
+        window.backward(loss)
+        self.state.losses[window.name] = loss.detach()
+        self._fire_event(WeightEvents.MICROBATCH_COMPLETED)
+
+    def _finish(self, window: Window) -> None:
+        if not window.close():  # float16 met an infinity: nothing fires, and the next update takes this number
+            self.state.update = self.state.updates[window.name]
+            return
+        self._fire_event(WeightEvents.GRADIENTS_COMPUTED)
+        self._fire_event(WeightEvents.GRADIENTS_READY)
+        window.step()
+        self._complete(window)
+
+    def _complete(self, window: Window) -> None:
+        self.state.updates[window.name] = self.state.update
+        self._fire_event(WeightEvents.STEP_COMPLETED)
+        self._fire_event(WeightEvents.WEIGHTS_EDITED)
+        self._fire_event(WeightEvents.UPDATE_COMPLETED)
+
+    def _update_by_closure(self, window: Window, closure: Any) -> Tensor:
+        """One step of an optimizer that evaluates repeatedly: every evaluation is charged its penalties and edited, so
+        that the optimizer sees one function throughout."""
+        if not callable(closure):
+            raise ConfigurationError(
+                f"optimizer {window.name!r} ({type(window.optimizer).__name__}) evaluates the loss several times a "
+                "step: pass update() a function that computes it"
+            )
+
+        def evaluation() -> Tensor:
+            self.state.evaluation += 1
+            window.clear()
+            with torch.enable_grad():
+                loss: Tensor = closure()
+            with self._autocast(enabled=False):
+                self._backward(window, loss)
+                window.close()
+                self._fire_event(WeightEvents.GRADIENTS_COMPUTED)
+                self._fire_event(WeightEvents.GRADIENTS_READY)
+                return loss.detach() + self._charged()
+
+        window.step(evaluation)
+        with self._autocast(enabled=False):
+            self._complete(window)
+        return self.state.losses[window.name]
+
+    def _open(self, window: Window) -> None:
+        if self.state.optimizer is not None:
+            raise ConfigurationError(
+                f"update() was called inside the update of optimizer {self.state.optimizer!r}: call it from the step"
+            )
+        self.state.optimizer = window.name
+        self.state.update = self.state.updates[window.name] + 1
+        self.state.evaluation = 0
+
+    def _leave(self) -> None:
+        self.state.optimizer = None
+        self._between_updates()
+
+    def _flush(self) -> None:
+        """End the windows that are still open, with fewer micro-batches: an epoch or the run ends."""
+        for window in self._windows:
+            if window.microbatches:
+                self._open(window)
+                try:
+                    self._finish(window)
+                finally:
+                    self._leave()
+
+    def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
+        """As Ignite's, but free where nobody listens: Ignite formats a log line for every event."""
+        if self._event_handlers.get(event_name):
+            super()._fire_event(event_name, *event_args, **event_kwargs)
+        else:
+            self.last_event_name = event_name
+
+    def _charged(self) -> Tensor | float:
+        """What penalties add to the loss that a closure returns."""
+        return 0.0
+
+    def _between_updates(self) -> None:
+        """Called when no update is in progress any more."""
+
+    # ---------------------------------------------------------------- the run around it
+
+    def _follow_the_run(self) -> None:
+        self.add_event_handler(Events.STARTED, self._start)
+        for end in (Events.TERMINATE_SINGLE_EPOCH, Events.EPOCH_COMPLETED, Events.TERMINATE, Events.COMPLETED):
+            self.add_event_handler(end, lambda *_, **__: self._flush())
+
+    def _start(self) -> None:
+        if not self._initialized:
+            self._fire_event(WeightEvents.INITIALIZING)
+            self._initialized = True
+        self._fire_event(WeightEvents.WEIGHTS_EDITED)
+
+    def _iterate(self, _: Engine, batch: Any) -> Any:
+        for model in self.models.values():
+            if not model.training:  # cheaper than model.train(), which walks every module
+                model.train()
+        with self._autocast():
+            return self._step(self, batch)
+
+    def _autocast(self, *, enabled: bool = True) -> contextlib.AbstractContextManager[Any]:
+        dtype = _AUTOCAST[self.precision]
+        return _NOTHING if dtype is None else torch.autocast(self.device.type, dtype, enabled=enabled)
+
+    def _internal_run(self) -> Any:
+        try:
+            return super()._internal_run()
+        except BaseException:
+            self._make_runnable_again()
+            raise
+
+    def _make_runnable_again(self) -> None:
+        self._internal_run_generator = None
+        for window in self._windows:
+            window.clear()
+        if self.state.epoch_length:
+            self.state.epoch = self.state.iteration // self.state.epoch_length
+
+    def _handle_exception(self, error: BaseException) -> None:
+        """As Ignite, but a plugin's exception reaches the caller whatever handlers of EXCEPTION_RAISED do."""
+        if not getattr(error, "raised_in_plugin", False):
+            super()._handle_exception(error)
+            return
+        if not getattr(error, "was_announced", False):
+            error.__dict__["was_announced"] = True
+            self._fire_event(Events.EXCEPTION_RAISED, error)
+        raise error
+
+
+_NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()

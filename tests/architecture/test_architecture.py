@@ -1,0 +1,60 @@
+"""The shape of the house: what may be imported, what is public, how long a file may grow."""
+
+import ast
+from pathlib import Path
+
+import weightsmith
+import weightsmith_plugins
+
+ROOT = Path(__file__).parents[2]
+SOURCES = sorted((ROOT / "engine").rglob("*.py")) + sorted((ROOT / "plugins").rglob("*.py"))
+
+PUBLIC = ["Average", "ConfigurationError", "ConflictError", "Constraint", "GradientEditor", "Histogram", "Initializer", "Measurement", "Measurements", "Parametrization", "Penalty", "Plan", "PlanRow", "Plugin", "PluginContractError", "PluginDefinitionError", "Probe", "Progress", "Schedule", "SelectionError", "Selector", "Site", "Trainer", "TrainingState", "UnsupportedWeightError", "WeightEditor", "WeightEvents", "WeightsmithError", "biases", "cosine", "cubic", "everything", "exponential", "function", "linear", "matrices", "named", "norms", "of_type", "piecewise"]
+
+PLUGINS = ["EMA", "L1", "L2", "AdaptiveClip", "Centralize", "Clamp", "ClipNorm", "Constant", "Decay", "GradientHistograms", "GradientStep", "GroupLasso", "KaimingNormal", "LearningRates", "Losses", "MaxNorm", "NonNegative", "Orthogonal", "PenaltyCosts", "Perturb", "Scale", "TensorBoard", "UnitNorm", "Violations", "WeightHistograms"]
+
+
+def test_the_public_surface_is_what_is_promised():
+    assert sorted(weightsmith.__all__) == sorted(PUBLIC)
+    assert sorted(weightsmith_plugins.__all__) == sorted(PLUGINS)
+    assert all(hasattr(weightsmith, name) for name in PUBLIC)
+    assert all(hasattr(weightsmith_plugins, name) for name in PLUGINS)
+
+
+def test_everything_public_is_documented():
+    for module, names in ((weightsmith, PUBLIC), (weightsmith_plugins, PLUGINS)):
+        for name in names:
+            thing = getattr(module, name)
+            if isinstance(thing, type):
+                assert "__doc__" in vars(thing), f"{name} has no docstring"
+                assert thing.__doc__, f"{name} has no docstring"
+
+
+def test_plugins_use_only_the_engines_public_names():
+    for path in (ROOT / "plugins").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "weightsmith":
+                private = [alias.name for alias in node.names if alias.name.startswith("_")]
+                assert not private, f"{path.name} imports {private}"
+
+
+def test_only_tensors_calls_foreach():
+    callers = [path.name for path in SOURCES if "_foreach_" in path.read_text(encoding="utf-8")]
+    assert callers == ["tensors.py"]
+
+
+def test_weights_are_never_edited_behind_autograds_back():
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.Attribute) and node.attr == "data"), (
+                f"{path.name}:{node.lineno} uses .data"
+            )
+
+
+def test_no_module_outgrows_a_sitting():  # testing.py is one table of checks, which is best kept together
+    long = {
+        path.name: n
+        for path in SOURCES
+        if (n := path.read_text(encoding="utf-8").count("\n")) > 400 and path.name != "testing.py"
+    }
+    assert long == {}

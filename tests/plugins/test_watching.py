@@ -1,0 +1,165 @@
+"""Probes measure, TensorBoard writes: event files read back with TensorBoard's own reader."""
+
+import math
+
+import pytest
+import torch
+import weightsmith_plugins as w
+from ignite.metrics import MeanSquaredError
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.tensorboard import SummaryWriter
+from weightsmith import ConfigurationError, Trainer
+from weightsmith_plugins.probes import histogram
+
+TAILS = [
+    torch.randn(4000),
+    torch.randn(1000) * 1e-9,
+    torch.cat([torch.zeros(500), torch.randn(500) * 100]),
+    torch.full((10,), -1e-40),
+    torch.tensor([3.5]),
+]
+
+
+def read(folder):
+    accumulator = EventAccumulator(str(folder), size_guidance={"histograms": 0, "scalars": 0})
+    accumulator.Reload()
+    return accumulator
+
+
+def run(folder, model, plugins, epochs=3, **options):
+    torch.manual_seed(0)
+    data = [(torch.randn(4, 3), torch.randn(4, 2)) for _ in range(2)]
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    trainer = Trainer(model, optimizer, nn.MSELoss(), plugins=[*plugins, w.TensorBoard(str(folder))], **options)
+    trainer.validate_on(data, {"error": MeanSquaredError()})
+    trainer.run(data, max_epochs=epochs)
+    return trainer
+
+
+@pytest.mark.parametrize("values", TAILS, ids=range(len(TAILS)))
+def test_the_histogram_is_the_one_that_torch_would_write(tmp_path, values):
+    theirs = SummaryWriter(str(tmp_path))
+    theirs.add_histogram("values", values, 0)
+    theirs.close()
+    wanted = read(tmp_path).Histograms("values")[0].histogram_value
+    ours = histogram(values)
+    assert ours.count == wanted.num
+    assert ours.total.item() == pytest.approx(wanted.sum, rel=1e-6, abs=1e-30)
+    assert ours.total_squares.item() == pytest.approx(wanted.sum_squares, rel=1e-6, abs=1e-30)
+    assert (ours.minimum.item(), ours.maximum.item()) == (wanted.min, wanted.max)
+    found = {limit: count for limit, count in zip(ours.limits.tolist(), ours.counts.tolist(), strict=True) if count}
+    theirs_found = {limit: n for limit, n in zip(wanted.bucket_limit, wanted.bucket, strict=True) if n}
+    assert list(found.values()) == list(theirs_found.values())
+    finite = [limit for limit in theirs_found if limit < 1e30]
+    assert list(found)[: len(finite)] == pytest.approx(finite, rel=1e-5)
+
+
+def test_every_weight_and_gradient_at_every_epoch(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+    model[0].bias.requires_grad_(False)
+    run(tmp_path, model, [w.WeightHistograms(), w.GradientHistograms()])
+    found = read(tmp_path)
+    weights = ["weights/0/weight", "weights/0/bias", "weights/2/weight", "weights/2/bias"]
+    gradients = ["gradients/0/weight", "gradients/2/weight", "gradients/2/bias"]
+    assert sorted(found.Tags()["histograms"]) == sorted(weights + gradients)
+    for tag in weights + gradients:
+        assert [event.step for event in found.Histograms(tag)] == [1, 2, 3]
+    last = found.Histograms("weights/2/weight")[-1].histogram_value
+    assert last.num == 10
+    assert last.max == pytest.approx(model[2].weight.max().item())
+
+
+def test_scalars_of_loss_metrics_learning_rate_penalties_and_violations(tmp_path):
+    model = nn.Linear(3, 2)
+    plugins = [w.Losses(), w.LearningRates(), w.PenaltyCosts(), w.Violations(), w.L2(0.1), w.MaxNorm(0.5)]
+    trainer = run(tmp_path, model, plugins)
+    found = read(tmp_path)
+    scalars = {tag: [event.value for event in found.Scalars(tag)] for tag in found.Tags()["scalars"]}
+    assert set(scalars) == {
+        "loss/optimizer",
+        "learning_rate/optimizer",
+        "penalties/L2(strength=0.1)",
+        "violations/MaxNorm/weight",
+        "metrics/error",
+    }
+    assert scalars["learning_rate/optimizer"] == pytest.approx([0.05] * 3)
+    assert scalars["violations/MaxNorm/weight"] == [0, 0, 0]
+    assert scalars["penalties/L2(strength=0.1)"][-1] == pytest.approx(0.1 * model.weight.square().sum().item())
+    assert scalars["metrics/error"][-1] == pytest.approx(trainer.state.metrics["error"])
+
+
+def test_the_loss_is_the_mean_over_the_epoch(tmp_path):
+    model = nn.Linear(3, 2)
+    seen = []
+    trainer = run(tmp_path, model, [w.Losses()], epochs=1)
+    trainer.add_event_handler("ITERATION_COMPLETED", lambda engine: seen.append(engine.state.output.item()))
+    trainer.run(trainer.state.dataloader, max_epochs=2)
+    losses = [event.value for event in read(tmp_path).Scalars("loss/optimizer")]
+    assert losses[1] == pytest.approx(sum(seen[:2]) / 2)
+
+
+def test_non_finite_bfloat16_and_empty_weights(tmp_path):
+    class Odd(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(3, 2)
+            self.coarse = nn.Parameter(torch.randn(6, dtype=torch.bfloat16), requires_grad=False)
+            self.empty = nn.Parameter(torch.zeros(0, 4), requires_grad=False)
+            self.bad = nn.Parameter(torch.tensor([1.0, math.nan, math.inf, -2.0]), requires_grad=False)
+            self.lost = nn.Parameter(torch.full((3,), math.nan), requires_grad=False)
+
+        def forward(self, x):
+            return self.linear(x)
+
+    run(tmp_path, Odd(), [w.WeightHistograms()], epochs=1)
+    found = read(tmp_path)
+    assert set(found.Tags()["histograms"]) == {
+        f"weights/{tag}" for tag in ("linear/weight", "linear/bias", "coarse", "bad")
+    }
+    bad = found.Histograms("weights/bad")[0].histogram_value
+    assert (bad.num, bad.min, bad.max, bad.sum) == (2, -2, 1, -1)
+    assert found.Scalars("nonfinite/bad")[0].value == 2
+    assert found.Scalars("nonfinite/lost")[0].value == 3
+
+
+def test_two_models_have_a_folder_each(tmp_path):
+    models = {"generator": nn.Linear(2, 2), "discriminator": nn.Linear(2, 1)}
+    optimizers = {name: torch.optim.SGD(model.parameters(), lr=0.1) for name, model in models.items()}
+
+    def step(trainer, batch):
+        trainer.update(models["generator"](batch).mean(), optimizer="generator")
+        trainer.update(models["discriminator"](batch).mean(), optimizer="discriminator")
+
+    plugins = [w.WeightHistograms(where=["generator", "discriminator"]), w.Losses(), w.TensorBoard(str(tmp_path))]
+    Trainer(models, optimizers, step=step, plugins=plugins).run([torch.randn(3, 2)])
+    tags = read(tmp_path).Tags()
+    assert "weights/generator/weight" in tags["histograms"]
+    assert "weights/discriminator/bias" in tags["histograms"]
+    assert sorted(tags["scalars"]) == ["loss/discriminator", "loss/generator"]
+
+
+def test_a_parametrized_weight_is_watched_as_the_layer_computes_with_it(tmp_path):
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.weight.fill_(5.0)
+    run(tmp_path, model, [w.Clamp(-1, 1, where="weight", mode="forward"), w.WeightHistograms()], epochs=1)
+    assert read(tmp_path).Histograms("weights/weight")[0].histogram_value.max == 1.0
+
+
+def test_a_folder_must_be_said(tmp_path):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigurationError, match="log_dir"):
+        Trainer(model, optimizer, nn.MSELoss(), plugins=[w.TensorBoard()])
+    trainer = Trainer(model, optimizer, nn.MSELoss(), plugins=[w.Losses(), w.TensorBoard()], run_dir=tmp_path)
+    trainer.run([(torch.randn(4, 3), torch.randn(4, 2))])
+    assert read(tmp_path).Tags()["scalars"] == ["loss/optimizer"]
+
+
+def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigurationError, match="cannot write to"):
+        Trainer(model, optimizer, nn.MSELoss(), plugins=[w.TensorBoard(str(tmp_path / "file" / "run"))])

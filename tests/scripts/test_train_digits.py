@@ -1,0 +1,87 @@
+"""The main job, small: it learns, keeps its promises, and leaves a run behind that TensorBoard can read."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from weightsmith.recipe import from_plain
+
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train_digits.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_digits", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(SCRIPT), "--epochs=4", f"--runs={folder}"]
+    return folder, subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+def test_it_learns_and_keeps_its_invariants(run):
+    _, output = run
+    epochs = re.findall(
+        r"accuracy ([\d.]+)% .*norm ([\d.]+) ≤ ([\d.]+) .*weight ([\d.]+) ≤ ([\d.]+)  violations (\d+)", output
+    )
+    assert len(epochs) == 4
+    for _, norm, limit, weight, bound, violations in epochs:
+        assert float(norm) <= float(limit)
+        assert float(weight) <= float(bound)
+        assert violations == "0"
+    assert float(epochs[-1][0]) > 93
+
+
+def test_it_says_where_the_run_is_and_how_to_view_it(run):
+    folder, output = run
+    (run_dir,) = folder.iterdir()
+    assert f"the run is in {run_dir}" in output
+    assert f"tensorboard --logdir {folder}" in output
+
+
+def test_the_configuration_beside_the_events_describes_the_run(run, script):
+    folder, _ = run
+    (path,) = folder.glob("*/config.yaml")
+    configuration = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert configuration["options"]["epochs"] == 4
+    assert configuration["options"]["max_norm"] == 1.5
+    plugins = [from_plain(plain) for plain in configuration["plugins"]]
+    assert script.MaxNorm(1.5, where=["conv1.weight", "conv2.weight", "hidden.weight"]) in plugins
+    assert script.Perturb(script.linear(1e-3, 0.0), where="hidden.weight") in plugins
+
+
+def test_tensorboard_reads_every_weight_over_the_epochs(run, script):
+    folder, _ = run
+    (run_dir,) = folder.iterdir()
+    events = EventAccumulator(str(run_dir), size_guidance={"histograms": 0})
+    events.Reload()
+    names = [f"weights/{layer}/{leaf}" for layer in ("conv1", "conv2", "hidden", "head") for leaf in ("weight", "bias")]
+    tags = events.Tags()
+    assert set(names) <= set(tags["histograms"])
+    for name in names:
+        assert [event.step for event in events.Histograms(name)] == [1, 2, 3, 4]
+    assert {"loss/optimizer", "metrics/accuracy", "learning_rate/optimizer"} <= set(tags["scalars"])
+
+
+def test_help_explains_every_option_with_type_and_default():
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", str(SCRIPT), "--help"]
+    text = " ".join(subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout.split())
+    for option in ("epochs", "batch_size", "learning_rate", "l2", "max_norm", "head_bound", "seed", "device", "runs"):
+        assert re.search(rf"--{option} \w+ [A-Za-z].*?\(type: .*?default: ", text), f"--{option} is not explained"
+
+
+def test_the_split_keeps_validation_digits_out_of_training(script):
+    train_set, test_set = script.digits(seed=0)
+    assert (len(train_set), len(test_set)) == (1437, 360)
+    seen = {image.numpy().tobytes() for image, _ in train_set}
+    assert sum(image.numpy().tobytes() in seen for image, _ in test_set) == 0
