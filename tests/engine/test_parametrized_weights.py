@@ -1,6 +1,5 @@
 """Weights that a layer computes from raw parameters: what initializers, penalties and probes do with them."""
 
-
 import pytest
 import torch
 from torch import nn

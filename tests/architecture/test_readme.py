@@ -1,0 +1,68 @@
+"""What the README shows is run, and what it names exists."""
+
+import re
+from pathlib import Path
+
+import weightsmith
+import weightsmith_plugins
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def blocks(language):
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    return [text for found, text in fenced if found == language]
+
+
+def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "readme"}
+    found = blocks("python")
+    assert len(found) >= 5
+    for block in found:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert list((tmp_path / "runs" / "first").glob("events.out.tfevents.*"))
+
+
+def test_the_first_script_and_the_first_plugin_take_about_ten_lines():
+    script, plugin = blocks("python")[:2]
+    assert len([line for line in script.splitlines() if line]) <= 12
+    assert len([line for line in plugin.partition("class")[2].partition("trainer.")[0].splitlines() if line]) <= 10
+
+
+def test_the_commands_are_targets_of_the_makefile():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in re.findall(r"make (\w+)", "".join(blocks("console"))):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"make {target} is no target"
+
+
+def test_ci_runs_the_readmes_test_command():
+    assert (ROOT / ".ci" / "run").read_text(encoding="utf-8").splitlines()[-1] == "exec make test"
+
+
+def test_the_loop_names_the_events_in_the_order_of_the_loop():
+    (drawing,) = [block for block in blocks("") if "INITIALIZING" in block]
+    drawn = re.findall(r"WeightEvents\.(\w+)", drawing)
+    assert [name for i, name in enumerate(drawn) if name not in drawn[:i] or name == "WEIGHTS_EDITED"] == [
+        "INITIALIZING",
+        "WEIGHTS_EDITED",
+        "MICROBATCH_COMPLETED",
+        "GRADIENTS_COMPUTED",
+        "GRADIENTS_READY",
+        "STEP_COMPLETED",
+        "WEIGHTS_EDITED",
+        "UPDATE_COMPLETED",
+        "MEASURED",
+    ]
+    assert set(drawn) == set(weightsmith.WeightEvents.__members__)
+
+
+def test_the_table_of_kinds_names_every_built_in_plugin():
+    table = "\n".join(line for line in README.splitlines() if line.startswith("|"))
+    assert set(weightsmith_plugins.__all__) <= set(re.findall(r"`(\w+)`", table))
+
+
+def test_pictures_and_files_exist():
+    for path in re.findall(r"\]\(((?!http)[^)]+)\)", README) + re.findall(r"`((?:engine|plugins)/[\w/]+\.py)`", README):
+        assert (ROOT / path).is_file(), path
