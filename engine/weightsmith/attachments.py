@@ -15,7 +15,7 @@ from weightsmith.errors import ConfigurationError, ConflictError
 from weightsmith.events import WeightEvents
 from weightsmith.kinds import Constraint, Initializer, WeightPlugin
 from weightsmith.plan import Plan, PlanRow
-from weightsmith.plugin import Plugin, Subscription
+from weightsmith.plugin import Plugin, Subscription, class_path
 from weightsmith.weights import Weight, inventory
 
 if TYPE_CHECKING:
@@ -109,8 +109,7 @@ class Attachments:
             raise ConfigurationError("bind() is for a plugin's own subscriptions(), while it is attached")
         taken = {binding.label for binding in self.bindings(Plugin)}
         label = next(name for name in _labels(plugin) if name not in taken)
-        path = f"{type(plugin).__module__}.{type(plugin).__qualname__}{label.partition('#')[2]}"
-        binding = Binding(plugin, label, f"{self._trainer.seed}|{path}", self._trainer)
+        binding = Binding(plugin, label, f"{self._trainer.seed}|{label}", self._trainer)
         binding.refresh(self._inventory(), self._trainer.optimizers)
         self._refuse_idle(binding)
         self._refuse_second_constraint(binding)
@@ -261,7 +260,7 @@ def _row(event: str, attachment: Attachment) -> PlanRow:
 
 
 def _labels(plugin: Plugin) -> Iterator[str]:
-    name = type(plugin).__name__
+    name = class_path(type(plugin))
     yield name
     number = 1
     while True:

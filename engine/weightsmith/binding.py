@@ -45,7 +45,8 @@ class Binding:
 
     Attributes:
         plugin: the plugin.
-        label: its class name, with its occurrence where the class was attached before: ``"L2"``, ``"L2#1"``.
+        label: its class's path, with its occurrence where the class was attached before:
+            ``"weightsmith_plugins.L2"``, ``"weightsmith_plugins.L2#1"``.
         weights: the weights that it selects.
     """
 
@@ -127,7 +128,7 @@ class Binding:
 
     def current(self) -> Any:
         """The plugin with its schedules resolved."""
-        return self.plugin.resolved(self.progress()) if self.plugin._scheduled() else self.plugin
+        return self.plugin.resolved(self.progress()) if self.plugin.scheduled else self.plugin
 
     def at_start(self) -> bool:
         return self._state.optimizer is None and self.plugin.at is None and self.plugin.event in _START

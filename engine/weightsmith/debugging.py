@@ -23,6 +23,8 @@ _WRITABLE = {
 }
 """What handlers of an event may write; of the others, nothing."""
 
+_WEIGHT_EVENTS = frozenset(WeightEvents)
+
 Snapshot = dict[tuple[str, str], Tensor | None]
 
 
@@ -32,8 +34,12 @@ class WriteGuard:
     def __init__(self, weights: Callable[[], dict[str, nn.Parameter]]) -> None:
         self._weights = weights
 
-    def watching(self, handler: Callable[..., Any], event: str) -> WatchedHandler:
-        return WatchedHandler(self, handler, event)
+    def concerns(self, event: Any, handler: Callable[..., Any]) -> bool:
+        """Whether to watch: every handler of a weight event, and a plugin's on whatever event."""
+        return event in _WEIGHT_EVENTS or isinstance(getattr(handler, "__self__", None), Binding)
+
+    def watching(self, handler: Callable[..., Any], event: Any) -> WatchedHandler:
+        return WatchedHandler(self, handler, getattr(event, "name", str(event)))
 
     def snapshot(self) -> Snapshot:
         taken: Snapshot = {}
@@ -85,6 +91,8 @@ class WatchedHandler:
 def _same(old: Tensor | None, new: Tensor | None) -> bool:
     if old is None or new is None:
         return old is new
+    if old.is_sparse:
+        old, new = old.to_dense(), new.to_dense()
     return old.shape == new.shape and bool(((old == new) | (old.isnan() & new.isnan())).all())
 
 

@@ -20,16 +20,14 @@ def import_path(value: Any) -> str:
         ConfigurationError: it has no such path (a lambda, a nested function, a partial).
     """
     module, name = getattr(value, "__module__", None), getattr(value, "__qualname__", None)
-    path = f"{module}.{name}"
-    try:
-        found = imported(path)
-    except ConfigurationError:
-        found = None
-    if found is not value:
-        raise ConfigurationError(
-            f"{value!r} has no import path: define it with `def` or `class` at the top of a module"
-        )
-    return path
+    # torch's built-in functions do not know that they live in torch.
+    for path in (f"{module}.{name}", f"torch.{getattr(value, '__name__', None)}"):
+        try:
+            if imported(path) is value:
+                return path
+        except ConfigurationError:
+            continue
+    raise ConfigurationError(f"{value!r} has no import path: define it with `def` or `class` at the top of a module")
 
 
 def imported(path: str) -> Any:

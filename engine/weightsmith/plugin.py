@@ -87,14 +87,19 @@ class Plugin(metaclass=PluginType, abstract=True):
     def validate(self) -> None:
         """Raise :class:`ConfigurationError` where a field has a value that makes no sense.
 
-        Called when the plugin is made and, where schedules stand in for numbers, with every value they take.
+        Called when the plugin is made, with the first and the last value of every schedule, and again with each value
+        that a schedule takes.
         """
 
     def __post_init__(self) -> None:
         for field_ in fields(self):
-            object.__setattr__(self, field_.name, self._normal(field_, getattr(self, field_.name)))
-        if not self._scheduled():
-            self.validate()
+            try:
+                value = self._normal(field_, getattr(self, field_.name))
+            except ConfigurationError as error:
+                raise type(error)(f"{type(self).__name__}.{field_.name}: {error}") from None
+            object.__setattr__(self, field_.name, value)
+        for twin in self._extremes():
+            twin.validate()
 
     def _normal(self, field_: Field[Any], value: Any) -> Any:
         """The value in its one hashable form, or an error that says how to write it."""
@@ -103,34 +108,50 @@ class Plugin(metaclass=PluginType, abstract=True):
         if inspect.isroutine(value):
             path = import_path(value)
             return value if "Callable" in str(field_.type) else Function(path)
-        try:
-            plain(value)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{type(self).__name__}.{field_.name}: {error}") from None
+        plain(value)
         return value
 
-    def _scheduled(self) -> dict[str, Schedule]:
-        values = {field_.name: getattr(self, field_.name) for field_ in fields(self)}
-        return {name: value for name, value in values.items() if isinstance(value, Schedule)}
+    @property
+    def scheduled(self) -> bool:
+        """Whether a schedule stands in for a number, in a field or in a plugin that a field holds."""
+        return any(_is_scheduled(getattr(self, field_.name)) for field_ in fields(self))
 
     def resolved(self: Self, progress: Progress) -> Self:
         """This plugin with every schedule replaced by its number at ``progress``."""
-        scheduled = self._scheduled()
-        if not scheduled:
+        if not self.scheduled:
             return self
-        # As dataclasses.replace, without normalising again what was normalised when the plugin was made.
-        twin = object.__new__(type(self))
-        twin.__dict__.update(self.__dict__)
-        twin.__dict__.update({name: schedule(progress) for name, schedule in scheduled.items()})
+        twin = self._with({f.name: _resolved(getattr(self, f.name), progress) for f in fields(self)})
         twin.validate()
         return twin
+
+    def _with(self: Self, values: dict[str, Any]) -> Self:
+        """As dataclasses.replace, without normalising again what was normalised when the plugin was made."""
+        twin = object.__new__(type(self))
+        twin.__dict__.update(self.__dict__)
+        twin.__dict__.update(values)
+        return twin
+
+    def _extremes(self: Self) -> Iterator[Self]:
+        """This plugin with each schedule at each of the values that it is known to take."""
+        schedules = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Schedule)}
+        firsts = {name: next(iter(schedule.known_values()), None) for name, schedule in schedules.items()}
+        if None in firsts.values():
+            return  # a user's own function: every value is checked when it is taken
+        yield self._with(firsts)
+        for name, schedule in schedules.items():
+            for value in schedule.known_values():
+                yield self._with({**firsts, name: value})
 
     def to_plain(self) -> dict[str, Any]:
         """As YAML writes it: the class's import path to the fields that differ from their defaults.
 
         :func:`weightsmith.recipe.from_plain` reads it back.
+
+        Raises:
+            ConfigurationError: the class is defined inside a function, so nobody could import it again.
         """
-        return {_public_path(type(self)): {name: plain(value) for name, value in self._chosen().items()}}
+        import_path(type(self))
+        return {class_path(type(self)): {name: plain(value) for name, value in self._chosen().items()}}
 
     def _chosen(self) -> dict[str, Any]:
         """The fields that differ from their defaults."""
@@ -173,18 +194,32 @@ def plain(value: Any) -> Any:
     )
 
 
+def _is_scheduled(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return any(map(_is_scheduled, value))
+    return isinstance(value, Schedule) or (isinstance(value, Plugin) and value.scheduled)
+
+
+def _resolved(value: Any, progress: Progress) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_resolved(item, progress) for item in value)
+    if isinstance(value, Plugin):
+        return value.resolved(progress)
+    return value(progress) if isinstance(value, Schedule) else value
+
+
 def _as_tuple(value: Any) -> Any:
     return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
 
 
-def _public_path(cls: type) -> str:
-    """The shortest path under which the class can be imported: from its package where that exports it."""
-    package = cls.__module__.partition(".")[0]
-    short = f"{package}.{cls.__qualname__}"
+def class_path(cls: type) -> str:
+    """The class's path, the short one where its package exports it; unique, though a local class cannot be imported."""
+    short = f"{cls.__module__.partition('.')[0]}.{cls.__qualname__}"
     try:
-        return short if imported(short) is cls else import_path(cls)
+        is_exported = imported(short) is cls
     except ConfigurationError:
-        return import_path(cls)
+        is_exported = False
+    return short if is_exported else f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _hooks(cls: type) -> dict[str, Any]:

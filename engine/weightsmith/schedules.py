@@ -75,6 +75,10 @@ class Schedule(ABC):
         """The number at this point of the run."""
 
     @abstractmethod
+    def known_values(self) -> tuple[float, ...]:
+        """Its first value, its last, and any between that are known before the run; empty if none is."""
+
+    @abstractmethod
     def to_plain(self) -> dict[str, Any]:
         """As YAML writes it, such as ``{"linear": {"start": 1.0, "end": 0.0}}``."""
 
@@ -125,6 +129,9 @@ class Ramp(Schedule):
         length, unit = parse_span(self.over)
         return (progress.count(unit) - parse_span(self.after)[0]) / length
 
+    def known_values(self) -> tuple[float, ...]:
+        return self.start, self.end
+
     def to_plain(self) -> dict[str, Any]:
         optional = {"over": self.over} if self.over is not None else {}
         optional |= {"after": self.after} if self.after else {}
@@ -160,6 +167,9 @@ class Steps(Schedule):
                 reached = value
         return reached
 
+    def known_values(self) -> tuple[float, ...]:
+        return tuple(value for _, value in self.values)
+
     def to_plain(self) -> dict[str, Any]:
         return {"piecewise": dict(self.values)}
 
@@ -179,6 +189,9 @@ class Function(Schedule):
 
     def __call__(self, progress: Progress) -> float:
         return float(imported(self.path)(progress))
+
+    def known_values(self) -> tuple[float, ...]:
+        return ()
 
     def to_plain(self) -> dict[str, Any]:
         return {"function": self.path}
@@ -251,7 +264,13 @@ def function(path_or_function: str | Callable[[Progress], float]) -> Any:
 def from_plain(name: str, arguments: Any) -> Schedule | None:
     """The schedule that :meth:`Schedule.to_plain` wrote as ``{name: arguments}``; ``None`` if it is no schedule."""
     if name in _SHAPES:
-        return Ramp(name, **arguments)
+        settings = dict(arguments)
+        unknown = [key for key in settings if key not in ("start", "end", "over", "after")]
+        if unknown or not {"start", "end"} <= settings.keys():
+            raise ConfigurationError(
+                f"{name} takes start, end, over and after, of which the first two are needed, not {settings}"
+            )
+        return Ramp(name, **settings)
     if name == "piecewise":
         return Steps(tuple(arguments.items()))
     return Function(arguments) if name == "function" else None

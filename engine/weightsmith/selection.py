@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from weightsmith.errors import SelectionError
 from weightsmith.importing import import_path, imported
-from weightsmith.weights import Weight
+from weightsmith.weights import Weight, is_lazy
 
 __all__ = ["Selector", "Where", "biases", "everything", "matrices", "named", "norms", "of_type", "select"]
 
@@ -70,11 +70,14 @@ class Named(Selector):
             return re.fullmatch(self.pattern[3:], name) is not None
         return fnmatch.fnmatchcase(name, self.pattern)
 
-    def to_plain(self) -> str:
-        return self.pattern
+    def to_plain(self) -> str | dict[str, str]:
+        return {"named": self.pattern} if self._means_something_else() else self.pattern
 
     def __repr__(self) -> str:
-        return repr(self.pattern)
+        return f"named({self.pattern!r})" if self._means_something_else() else repr(self.pattern)
+
+    def _means_something_else(self) -> bool:
+        return self.pattern in _FAMILIES or self.pattern.startswith("@")
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,9 @@ class AllOf(Selector):
     def matches(self, weight: Weight) -> bool:
         return all(part.matches(weight) for part in self.parts)
 
+    def patterns(self) -> list[Selector]:
+        return [pattern for part in self.parts for pattern in part.patterns()]
+
     def to_plain(self) -> dict[str, list[Any]]:
         return {"all": [part.to_plain() for part in self.parts]}
 
@@ -157,6 +163,10 @@ class Not(Selector):
     def matches(self, weight: Weight) -> bool:
         return not self.part.matches(weight)
 
+    def patterns(self) -> list[Selector]:
+        # A misspelt name would exclude nothing; a type or a family may well be absent from one model and not another.
+        return [pattern for pattern in self.part.patterns() if isinstance(pattern, Named)]
+
     def to_plain(self) -> dict[str, Any]:
         return {"not": self.part.to_plain()}
 
@@ -180,6 +190,12 @@ class Family(Selector):
         return self.name
 
 
+def _is_matrix(weight: Weight) -> bool:
+    if is_lazy(weight.raw[0]):  # no shape yet: taken by its name, so that whoever selects it is told
+        return not weight.leaf.startswith("bias")
+    return weight.effective().ndim >= 2
+
+
 _NORM_LAYERS = (
     nn.modules.batchnorm._NormBase,
     nn.LayerNorm,
@@ -189,7 +205,7 @@ _NORM_LAYERS = (
 
 _FAMILIES: dict[str, Callable[[Weight], bool]] = {
     "everything": lambda _: True,
-    "matrices": lambda weight: weight.effective().ndim >= 2 if weight.parametrized else weight.raw[0].ndim >= 2,
+    "matrices": lambda weight: _is_matrix(weight),
     "biases": lambda weight: weight.leaf.startswith("bias"),
     "norms": lambda weight: isinstance(weight.module, _NORM_LAYERS),
 }
@@ -286,9 +302,13 @@ def _from_plain(plain: dict[str, Any]) -> Selector:
             return AllOf(tuple(selector(part) for part in parts))
         case [("not", part)]:
             return Not(selector(part))
+        case [("named", pattern)]:
+            return Named(pattern)
         case [("satisfying", path)]:
             return Satisfying(imported(path))
-    raise SelectionError(f"where={plain!r}: write {{all: […]}}, {{not: …}} or {{satisfying: import.path}}")
+    raise SelectionError(
+        f"where={plain!r}: write {{all: […]}}, {{not: …}}, {{named: …}} or {{satisfying: import.path}}"
+    )
 
 
 def _with_parents(name: str) -> list[str]:

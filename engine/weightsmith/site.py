@@ -145,8 +145,7 @@ class Site:
 
 
 def _unit_ndim(weight: Weight) -> int:
-    shown = weight.effective() if weight.parametrized else weight.raw[0]
-    return unit_view(shown, weight.module).ndim
+    return (weight.effective_units() if weight.parametrized else unit_view(weight.raw[0], weight.module)).ndim
 
 
 def _group_of(weight: Weight, optimizer: Optimizer | None) -> int:

@@ -55,9 +55,26 @@ class Weight:
         return any(parameter.requires_grad for parameter in self.raw)
 
     def effective(self) -> Tensor:
-        """What the layer computes with: the parameter itself, or the value of its parametrization (with its graph)."""
-        value: Tensor = getattr(self.module, self.leaf) if self.parametrized else self.parameter
+        """What the layer computes with: the parameter itself, or the value of its parametrization (with its graph).
+
+        Looking changes nothing: torch's spectral normalisation, which turns its power iteration by one whenever it is
+        computed in training mode, is asked in evaluation mode.
+        """
+        if not self.parametrized:
+            return self.parameter
+        training = [part for part in _parametrization_lists(self.module)[self.leaf].modules() if part.training]
+        try:
+            for part in training:
+                part.training = False
+            value: Tensor = getattr(self.module, self.leaf)
+        finally:
+            for part in training:
+                part.training = True
         return value
+
+    def effective_units(self) -> Tensor:
+        """The effective weight, as its plugins see it (:func:`~weightsmith.tensors.unit_view`)."""
+        return unit_view(self.effective(), self.module)
 
     def units(self) -> Tensor:
         """The raw parameter, as its plugins see it (:func:`~weightsmith.tensors.unit_view`)."""
@@ -124,15 +141,22 @@ def _walk(prefix: str, module: nn.Module) -> Iterator[Weight]:
     for leaf, parameter in module._parameters.items():
         if parameter is not None:
             yield Weight(dotted + leaf, (), module, leaf, (parameter,))
-    if parametrize.is_parametrized(module):
-        lists: Mapping[str, nn.Module] = module.parametrizations  # type: ignore[assignment]
-        for leaf, parametrizations in lists.items():
-            raw = tuple(p for p in parametrizations._parameters.values() if p is not None)
-            if raw:
-                yield Weight(dotted + leaf, (), module, leaf, raw, parametrized=True)
+    lists = _parametrization_lists(module)
+    for leaf, parametrizations in lists.items():
+        raw = tuple(p for p in parametrizations._parameters.values() if p is not None)
+        if raw:
+            yield Weight(dotted + leaf, (), module, leaf, raw, parametrized=True)
     for name, child in module._modules.items():
-        if child is not None and not (name == "parametrizations" and parametrize.is_parametrized(module)):
+        if child is not None and not (name == "parametrizations" and lists):
             yield from _walk(dotted + name, child)
+
+
+def _parametrization_lists(module: nn.Module) -> Mapping[str, nn.Module]:
+    """Attribute to torch's parametrizations of it; empty for a user's own folder that happens to have their name."""
+    found = module._modules.get("parametrizations")
+    if isinstance(found, nn.ModuleDict) and all(isinstance(v, parametrize.ParametrizationList) for v in found.values()):
+        return found  # type: ignore[return-value]
+    return {}
 
 
 def _owners(optimizers: Mapping[str, Optimizer], found: Mapping[tuple[int, ...], Weight]) -> dict[int, str]:

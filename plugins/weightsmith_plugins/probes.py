@@ -147,8 +147,8 @@ def histogram(values: Tensor) -> Histogram:
     real = values.detach().abs() if values.is_complex() else values.detach()
     flat = real.to(accurate_dtype(real.dtype)).flatten()
     finite = flat[flat.isfinite()]
-    limits = _limits(finite.dtype, finite.device)
-    counts = torch.bincount(torch.bucketize(finite, limits[:-1], right=True), minlength=len(limits))
+    limits, bounds = _limits(finite.dtype, finite.device)
+    counts = torch.bincount(torch.bucketize(finite, bounds, right=True), minlength=len(limits))
     exact = finite.double()
     empty = finite.numel() == 0
     return Histogram(
@@ -172,12 +172,16 @@ def _distribution(group: str, nonfinite_group: str, values: Tensor) -> dict[str,
 
 
 @functools.cache
-def _limits(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Right edges of the buckets, the last of them the largest finite number."""
+def _limits(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The buckets' right edges in float64, the last of them the largest number; and the edges between buckets in
+    ``dtype``, rounded up, so that comparing with them is the same as comparing with the float64 ones."""
     steps = math.ceil(math.log(1e20 / 1e-12) / math.log(1.1))
     positive = list(
         itertools.accumulate(itertools.repeat(1.1, steps - 1), lambda edge, ratio: edge * ratio, initial=1e-12)
     )
     negative = [-edge for edge in reversed(positive)]
     largest = torch.finfo(dtype).max
-    return torch.tensor([*negative, 0.0, *positive, largest], dtype=dtype, device=device)
+    limits = torch.tensor([*negative, 0.0, *positive, largest], dtype=torch.float64, device=device)
+    rounded = limits[:-1].to(dtype)
+    up = torch.nextafter(rounded, torch.full_like(rounded, torch.inf))
+    return limits, torch.where(rounded.double() < limits[:-1], up, rounded)

@@ -242,8 +242,18 @@ def test_a_scheduled_penalty_adds_that_updates_gradient():
     assert seen == pytest.approx([loss_gradient + 2 * strength * 3.0 for strength in (0.25, 0.5, 0.75, 1.0)])
 
 
-def test_a_value_that_the_plugin_refuses_names_plugin_and_update():
-    trainer = make_trainer(L2(linear(1.0, -1.0, over=2)))
+@pytest.mark.parametrize("schedule", [linear(1.0, -1.0, over=2), piecewise({0: 1.0, 5: -1.0, 9: 2.0})], ids=repr)
+def test_a_schedule_that_leads_to_a_refused_value_is_refused_before_the_run(schedule):
+    with pytest.raises(ConfigurationError, match="strength must be at least 0"):
+        L2(schedule)
+
+
+def falls_below_zero(progress):
+    return 1.0 - progress.update
+
+
+def test_a_refused_value_of_a_users_function_stops_the_run_where_it_is_taken():
+    trainer = make_trainer(L2(function(falls_below_zero)))
     with pytest.raises(ConfigurationError, match="strength must be at least 0"):
         trainer.run(batches(4), max_epochs=1)
     assert trainer.state.update == 2

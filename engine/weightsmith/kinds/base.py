@@ -102,20 +102,18 @@ class WeightPlugin(Plugin, abstract=True):
         if field_.name in ("after", "before") and value is not None:
             parse_span(value)
         if field_.name == "every" and not (type(value) is int and value >= 1):
-            raise ConfigurationError(f"{type(self).__name__}.every must be a whole number of at least 1, not {value!r}")
+            raise ConfigurationError(f"it must be a whole number of at least 1, not {value!r}")
         return value
 
     def _event_name(self, event: Any) -> str:
         """``at`` in its one form: the event's name, which is how Ignite compares events."""
         if isinstance(event, CallableEventWithFilter) and event.filter is not None:
-            raise ConfigurationError(
-                f"{type(self).__name__}.at takes an event without a filter: write every=, after= and before= instead"
-            )
+            raise ConfigurationError("it takes an event without a filter: write every=, after= and before= instead")
         name = event.name if isinstance(event, CallableEventWithFilter) else str(event).rpartition(".")[2]
         if name not in State.event_to_attr and name not in WeightEvents.__members__:
             raise ConfigurationError(
-                f"{type(self).__name__}.at={event!r} is no event that is counted: give one of Ignite's started and "
-                "completed events, or a member of WeightEvents"
+                f"{event!r} is no event that is counted: give one of Ignite's started and completed events, or a "
+                "member of WeightEvents"
             )
         return name
 
@@ -128,7 +126,7 @@ class WeightPlugin(Plugin, abstract=True):
         if self._remembers:
             for weight, site in targets:
                 if not site.state:
-                    seen = weight.effective() if self.sees_effective_weights else weight.units()
+                    seen = weight.effective_units() if self.sees_effective_weights else weight.units()
                     site._begin(self.init(seen.detach(), site))
 
     def _singly(

@@ -55,10 +55,11 @@ class Initializer(WeightPlugin, abstract=True):
     def act(self, binding: Binding) -> None:
         targets = binding.targets()
         self._prepare(targets)
-        drawn = [t.weight.effective().clone() if t.weight.parametrized else t.tensor for t in targets]
+        drawn = [t.weight.effective_units().clone() if t.weight.parametrized else t.tensor for t in targets]
         self.draw_all_(drawn, [t.site for t in targets])
         for (weight, _), value in zip(targets, drawn, strict=True):
             if weight.parametrized:
+                value = value.reshape(weight.effective().shape)
                 setattr(weight.module, weight.leaf, value)  # torch sends it through the right inverses
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from weightsmith.plugin import Subscription
 from weightsmith.schedules import Progress
 from weightsmith.selection import Selector, matrices
 from weightsmith.site import Site
+from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight
 
 if TYPE_CHECKING:
@@ -111,7 +112,8 @@ class Penalty(WeightPlugin, abstract=True):
         with torch.enable_grad():
             effective = target.weight.effective()
         outer = torch.zeros_like(effective)
-        self.gradient_all_([outer], [effective.detach()], [target.site])
+        module = target.weight.module
+        self.gradient_all_([unit_view(outer, module)], [unit_view(effective.detach(), module)], [target.site])
         trained = [parameter for parameter in target.weight.raw if parameter.requires_grad]
         inner = torch.autograd.grad(effective, trained, outer, allow_unused=True)
         for parameter, gradient in zip(trained, inner, strict=True):

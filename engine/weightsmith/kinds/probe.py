@@ -38,7 +38,7 @@ class Probe(WeightPlugin, abstract=True):
         values: dict[str, Measurement] = {}
         for weight, site in binding.all_targets():
             try:
-                measured = self.measure(weight.effective().detach(), site)
+                measured = self.measure(weight.effective_units().detach(), site)
             except Exception as error:
                 error.add_note(f"on weight {site.name!r}")
                 raise

@@ -25,7 +25,6 @@ from weightsmith.measurements import Measurement, Measurements
 from weightsmith.plan import Plan
 from weightsmith.plugin import Plugin
 from weightsmith.selection import Where, everything, select
-from weightsmith.tensors import unit_view
 from weightsmith.trainer.pipeline import Precision, UpdatePipeline
 from weightsmith.weights import inventory, raw_weights
 
@@ -104,6 +103,7 @@ class Trainer(UpdatePipeline):
         self.seed = torch.initial_seed() if seed is None else seed
         self.debug = debug
         self._guard = WriteGuard(self.weights) if debug else None
+        inventory(self.models, self.optimizers)  # refuses, by name, a weight that two optimizers hold
         self._attachments = Attachments(self)
         for plugin in plugins:
             self.attach(plugin)
@@ -144,8 +144,8 @@ class Trainer(UpdatePipeline):
     def add_event_handler(self, event_name: Any, handler: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """As Ignite's. With ``debug``, handlers of weight events are watched for writing where they should not."""
         guard = getattr(self, "_guard", None)
-        if guard is not None and event_name in WeightEvents.__members__.values():
-            handler = guard.watching(handler, event_name.name)
+        if guard is not None and guard.concerns(event_name, handler):
+            handler = guard.watching(handler, event_name)
         return super().add_event_handler(event_name, handler, *args, **kwargs)
 
     # ---------------------------------------------------------------- looking
@@ -178,7 +178,7 @@ class Trainer(UpdatePipeline):
         for binding in self._attachments.bindings(Constraint):
             plugin = binding.current()
             for weight, site in binding.all_targets():
-                units = unit_view(weight.effective(), weight.module)
+                units = weight.effective_units()
                 violation = float(plugin.violation(units, site)) if units.numel() else 0.0
                 inside = units.numel() == 0 or violation <= plugin.tolerance(units)
                 measured[binding.plugin, weight.name] = 0.0 if inside else violation  # type: ignore[index]
@@ -201,7 +201,7 @@ class Trainer(UpdatePipeline):
                 current = binding.current()
                 targets = binding.targets()
                 plugin._prepare(targets)
-                units = [(unit_view(weight.effective(), weight.module), site) for weight, site in targets]
+                units = [(weight.effective_units(), site) for weight, site in targets]
                 if units:
                     costs[plugin] = torch.stack([current.cost(unit, site) for unit, site in units]).sum()
         return costs
