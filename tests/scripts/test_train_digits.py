@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -85,3 +86,23 @@ def test_the_split_keeps_validation_digits_out_of_training(script):
     assert (len(train_set), len(test_set)) == (1437, 360)
     seen = {image.numpy().tobytes() for image, _ in train_set}
     assert sum(image.numpy().tobytes() in seen for image, _ in test_set) == 0
+
+
+def test_ctrl_c_leaves_a_run_that_can_be_read(tmp_path):
+    options = ["--epochs=100000", f"--runs={tmp_path}"]
+    command = [sys.executable, "-u", "-W", "ignore::DeprecationWarning", str(SCRIPT), *options]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        for line in process.stdout:
+            if line.startswith("epoch  3"):
+                break
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == -signal.SIGINT
+    (run_dir,) = tmp_path.iterdir()
+    events = EventAccumulator(str(run_dir), size_guidance={"histograms": 0})
+    events.Reload()
+    assert [event.step for event in events.Histograms("weights/head/weight")][:3] == [1, 2, 3]
+    assert (run_dir / "config.yaml").is_file()
