@@ -14,7 +14,7 @@ class PlanRow:
     Attributes:
         event: the event's name; ``"FORWARD"`` for what a layer computes with in its forward pass.
         plugin: the plugin, printed.
-        when: what limits it, such as ``"every 2, after 100"``; empty if it always runs.
+        when: what limits it, such as ``"every 2, after 100"``; empty if it always runs. (``plugin`` shows it too.)
         weights: the names of the weights that it touches there.
         note: what a reader should know, such as weights in no optimizer.
     """
@@ -39,8 +39,7 @@ class Plan:
             if row.event != event:
                 event = row.event
                 lines.append(event)
-            details = ", ".join(part for part in (row.when, row.note) if part)
-            lines.append(f"  {row.plugin}{f'  ({details})' if details else ''}")
+            lines.append(f"  {row.plugin}{f'  ({row.note})' if row.note else ''}")
             if row.weights:
                 lines.append(f"      {', '.join(row.weights)}")
         return "\n".join(lines) if lines else "no plugin is attached"
