@@ -37,7 +37,7 @@ def make_trainer(plugins=(), lr=0.1, **options):
 
 
 def weights_of(trainer):
-    return [weight.detach().clone() for weight in trainer.weights().values()]
+    return [weight.detach().clone() for _, weight in sorted(trainer.weights().items())]
 
 
 def same(one, other):

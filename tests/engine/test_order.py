@@ -151,23 +151,27 @@ class Look(Probe):
         return {}
 
 
-@pytest.mark.parametrize("seed", range(4))
-def test_the_plan_is_what_happens(seed):
+@pytest.mark.parametrize("elsewhere", [False, True])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_plan_is_what_happens(seed, elsewhere):
+    on_other_events = [
+        Bend(at=WeightEvents.MICROBATCH_COMPLETED),
+        Mean(at=Events.ITERATION_COMPLETED),
+        Look(at=WeightEvents.UPDATE_COMPLETED),
+    ]
     plugins = [
+        *(on_other_events if elsewhere else []),
         First(where=["4", "0.weight"]),
         Charge(),
         Charge(mode="decoupled", where="2.weight"),
         Charge(mode="proximal"),
         Bend(where="*.bias"),
-        Bend(at=WeightEvents.MICROBATCH_COMPLETED),
         Nudge(2.0),
         Nudge(1.0, where=named("2") & ~named("*.bias")),
         Fence(where="0.weight"),
         Fence(where="4.weight"),
-        Mean(at=Events.ITERATION_COMPLETED),
         Mean(),
         Look(),
-        Look(at=WeightEvents.UPDATE_COMPLETED),
     ]
     order = torch.randperm(len(plugins), generator=torch.Generator().manual_seed(seed)).tolist()
     trainer = make_trainer([plugins[i] for i in order])

@@ -1,0 +1,91 @@
+"""What cannot work is refused, by name, with the mend."""
+
+import pytest
+import torch
+from torch import nn
+from weightsmith import ConfigurationError, Plugin, Trainer, WeightEvents
+
+
+class Curious(Plugin):
+    def subscriptions(self, trainer):
+        yield "no such event", print
+
+
+def sgd(*models):
+    return torch.optim.SGD([p for model in models for p in model.parameters()], lr=0.1)
+
+
+def two(step):
+    models = {"one": nn.Linear(3, 1), "two": nn.Linear(3, 1)}
+    return Trainer(models, {name: sgd(model) for name, model in models.items()}, step=step)
+
+
+def loss_of(trainer, name="one"):
+    return trainer.models[name](torch.ones(2, 3)).square().mean()
+
+
+@pytest.mark.parametrize("event", [event for event in WeightEvents if event.name not in ("INITIALIZING", "MEASURED")])
+def test_an_update_inside_an_update_is_refused_and_does_no_harm(event):
+    def step(trainer, batch):
+        trainer.update(loss_of(trainer), "one")
+
+    trainer, refused = two(step), []
+
+    def nested(engine):
+        if engine.state.optimizer is None:
+            return  # the start
+        with pytest.raises(ConfigurationError, match="inside the update of optimizer 'one'"):
+            engine.update(loss_of(engine, "two"), "two")
+        refused.append(engine.state.update)
+
+    trainer.add_event_handler(event, nested)
+    trainer.run([None] * 3, max_epochs=1)
+    assert refused == [1, 2, 3]
+    assert trainer.state.updates == {"one": 3, "two": 0}
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("tow", r"no optimizer 'tow'.*'one', 'two'"), (None, r"which optimizer.*'one', 'two'")],
+)
+def test_update_says_which_optimizers_there_are(name, message):
+    trainer = two(lambda trainer, batch: trainer.update(loss_of(trainer), name))
+    with pytest.raises(ConfigurationError, match=message):
+        trainer.run([None], max_epochs=1)
+    assert trainer.state.updates == {"one": 0, "two": 0}
+
+
+MODEL = nn.Linear(3, 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"precision": "half"}, "'half'.*'float32', 'bfloat16', 'float16'"),
+        ({"accumulate": 0}, "accumulate=0"),
+        ({"accumulate": -2}, "accumulate=-2"),
+        ({"accumulate": 1.5}, r"accumulate=1\.5"),
+        ({"loss_fn": None}, "loss_fn"),
+        ({"model": {"one": MODEL, "two": nn.Linear(3, 1)}}, "step="),
+        ({"optimizer": {"a": sgd(MODEL), "b": sgd(nn.Linear(3, 1))}}, "step="),
+        ({"model": {}}, "at least one model"),
+        ({"optimizer": {}}, "at least one model and one optimizer"),
+    ],
+    ids=str,
+)
+def test_a_trainer_that_could_not_work_is_refused_when_made(arguments, message):
+    wanted = {"model": MODEL, "optimizer": sgd(MODEL), "loss_fn": nn.MSELoss(), **arguments}
+    with pytest.raises(ConfigurationError, match=message):
+        Trainer(**wanted)
+
+
+def test_a_weight_in_two_optimizers_is_refused_by_its_name():
+    with pytest.raises(ConfigurationError, match="weight"):
+        Trainer(MODEL, {"a": sgd(MODEL), "b": sgd(MODEL)}, step=print)
+
+
+def test_subscribing_to_no_event_is_refused_and_nothing_is_attached():
+    trainer = Trainer(MODEL, sgd(MODEL), nn.MSELoss())
+    with pytest.raises(ConfigurationError, match=r"Curious\(\).*no such event"):
+        trainer.attach(Curious())
+    assert trainer.plugins == ()
