@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Events
@@ -13,9 +14,10 @@ from ignite.engine.events import EventsList
 from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError, ConflictError
 from weightsmith.events import WeightEvents
+from weightsmith.faults import PluginHandler
 from weightsmith.kinds import Constraint, Initializer, WeightPlugin
 from weightsmith.plan import Plan, PlanRow
-from weightsmith.plugin import Plugin, Subscription, class_path
+from weightsmith.plugin import Plugin, class_path
 from weightsmith.weights import Weight, inventory
 
 if TYPE_CHECKING:
@@ -26,53 +28,54 @@ __all__ = ["Attachments"]
 logger = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class Attachment:
     """One attached plugin.
 
     Attributes:
         plugin: the plugin.
         binding: its weights; ``None`` for a plugin that selects none.
-        subscriptions: what it yielded.
-        registered: the handlers as the engine holds them, by which their order is kept.
+        handlers: the events that it subscribes to, and its handlers of them.
+        registered: these handlers as Ignite holds them, by which their order is kept.
     """
 
     plugin: Plugin
     binding: Binding | None = None
-    subscriptions: list[Subscription] = field(default_factory=list)
+    handlers: list[tuple[Any, PluginHandler]] = field(default_factory=list)
     registered: list[Any] = field(default_factory=list)
 
 
 class Attachments:
-    """Attaches, orders and detaches plugins."""
+    """Attaches, orders and detaches plugins.
+
+    What was attached and not detached is *listed*; it *acts* from the next update on. The two differ only while an
+    update is in progress.
+    """
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
-        self._attached: list[Attachment] = []
+        self._listed: list[Attachment] = []
+        self._acting: list[Attachment] = []
         self._attaching: Attachment | None = None
         self._postponed: list[Callable[[], None]] = []
         self._own = _registered_handlers(trainer)
 
     @property
     def plugins(self) -> tuple[Plugin, ...]:
-        return tuple(attachment.plugin for attachment in self._attached)
+        return tuple(attachment.plugin for attachment in self._listed)
 
     def bindings(self, kind: type[Any]) -> Iterator[Binding]:
-        """The bindings of all plugins of a kind."""
-        for attachment in self._attached:
-            if isinstance(attachment.plugin, kind) and attachment.binding is not None:
-                yield attachment.binding
+        """The bindings of all acting plugins of a kind."""
+        return _bindings(self._acting, kind)
 
     def the(self, kind: type[Any], plugin: Plugin | None) -> Binding:
         """The binding of ``plugin``, or of the only one of its kind."""
         found = [binding for binding in self.bindings(kind) if plugin is None or binding.plugin == plugin]
         if len(found) == 1:
             return found[0]
-        wanted = f"{kind.__name__.lower()}" if plugin is None else repr(plugin)
-        raise ConfigurationError(
-            f"{len(found)} plugins fit {wanted!r}: name one of those attached, "
-            f"{', '.join(repr(binding.plugin) for binding in self.bindings(kind)) or 'none'}"
-        )
+        wanted = f"an {kind.__name__}" if plugin is None else repr(plugin)
+        attached = ", ".join(repr(binding.plugin) for binding in self.bindings(kind)) or "none"
+        raise ConfigurationError(f"{len(found)} attached plugins are {wanted}: name one of those attached, {attached}")
 
     # ---------------------------------------------------------------- attaching
 
@@ -85,47 +88,33 @@ class Attachments:
             )
         attachment = self._attaching = Attachment(plugin)
         try:
-            attachment.subscriptions = [
-                (event, handler)
-                for events, handler in plugin.subscriptions(self._trainer)
-                for event in (events if isinstance(events, EventsList) else [events])
-            ]
-            for event, _ in attachment.subscriptions:
-                self._refuse_unknown(plugin, event)
-        except Exception:
-            if attachment.binding is not None:
-                attachment.binding.release()
-            raise
+            self._subscribe(attachment)
         finally:
             self._attaching = None
-        self._attached.append(attachment)
-        self._refresh()
-        self._soon(lambda: self._connect(attachment))
+        self._refuse_stepping_on_others(attachment)
+        self._listed.append(attachment)
+        self._soon(lambda: self._begin(attachment))
 
     def bind(self, plugin: WeightPlugin) -> Binding:
         """The binding of the plugin that is being attached."""
         attachment = self._attaching
         if attachment is None or attachment.plugin is not plugin:
             raise ConfigurationError("bind() is for a plugin's own subscriptions(), while it is attached")
-        taken = {binding.label for binding in self.bindings(Plugin)}
-        label = next(name for name in _labels(plugin) if name not in taken)
-        binding = Binding(plugin, label, f"{self._trainer.seed}|{label}", self._trainer)
+        binding = attachment.binding = Binding(plugin, self._trainer)
         binding.refresh(self._inventory(), self._trainer.optimizers)
         self._refuse_idle(binding)
         self._refuse_second_constraint(binding)
-        attachment.binding = binding
         return binding
 
     def detach(self, plugin: Plugin) -> None:
-        same = [a for a in self._attached if a.plugin is plugin] or [a for a in self._attached if a.plugin == plugin]
+        same = [a for a in self._listed if a.plugin is plugin] or [a for a in self._listed if a.plugin == plugin]
         if not same:
             raise ConfigurationError(f"{plugin!r} is not attached: there are {', '.join(map(repr, self.plugins))}")
         attachment = same[0]
         if attachment.binding is not None:
-            attachment.binding.release()
-        self._attached.remove(attachment)
-        self._refresh()
-        self._soon(lambda: self._disconnect(attachment))
+            attachment.binding.refuse_release()
+        self._listed.remove(attachment)
+        self._soon(lambda: self._end(attachment))
 
     def settle(self) -> None:
         """Carry out what was postponed while an update was in progress."""
@@ -138,39 +127,69 @@ class Attachments:
         else:
             self._postponed.append(change)
 
-    def _connect(self, attachment: Attachment) -> None:
-        handlers = self._trainer._event_handlers
-        for event, handler in attachment.subscriptions:
-            self._trainer.add_event_handler(event, handler)
-            attachment.registered.append(handlers[event][-1][0])
-        self._sort()
+    def _subscribe(self, attachment: Attachment) -> None:
+        plugin, trainer = attachment.plugin, self._trainer
+        for events, handler in plugin.subscriptions(trainer):
+            for event in events if isinstance(events, EventsList) else [events]:
+                if not trainer.has_registered_events(event):
+                    raise ConfigurationError(f"{plugin!r} subscribes to {event!r}, which is no event of this trainer")
+                name = str(getattr(event, "name", event))
+                handled = PluginHandler(handler, plugin, attachment.binding, name, trainer)
+                attachment.handlers.append((event, handled))
 
-    def _disconnect(self, attachment: Attachment) -> None:
-        for event, handler in attachment.subscriptions:
+    def _begin(self, attachment: Attachment) -> None:
+        if attachment.binding is not None:
+            attachment.binding.register()
+        for event, handler in attachment.handlers:
+            self._trainer.add_event_handler(event, handler)
+            attachment.registered.append(self._trainer._event_handlers[event][-1][0])
+        self._acting.append(attachment)
+        self._rearrange()
+
+    def _end(self, attachment: Attachment) -> None:
+        self._acting.remove(attachment)
+        for event, handler in attachment.handlers:
             self._trainer.remove_event_handler(handler, event)
+        if attachment.binding is not None:
+            attachment.binding.release()
+        self._rearrange()
+
+    def _rearrange(self) -> None:
+        """After a change of what acts: look at the weights anew, number the plugins of a class, order the handlers."""
+        weights = self._inventory()
+        seen: Counter[str] = Counter()
+        for binding in self.bindings(Plugin):
+            name = class_path(type(binding.plugin))
+            binding.call(f"{name}#{seen[name]}" if seen[name] else name)
+            seen[name] += 1
+            binding.refresh(weights, self._trainer.optimizers)
+        self._sort()
 
     def _sort(self) -> None:
         """The engine's own handlers first, then plugins by kind and in the list's order, then everybody else's."""
         places = {id(handler): (-1, 0) for handler in self._own}
-        for position, attachment in enumerate(self._attached):
+        for position, attachment in enumerate(self._acting):
             places |= {id(handler): (attachment.plugin.order, position) for handler in attachment.registered}
-        for handlers in self._trainer._event_handlers.values():
-            handlers.sort(key=lambda entry: places.get(id(entry[0]), (1000, 0)))
+        handlers = self._trainer._event_handlers
+        for event in handlers:  # a new list: Ignite may be iterating over the old one
+            handlers[event] = sorted(handlers[event], key=lambda entry: places.get(id(entry[0]), (1000, 0)))
 
     def _inventory(self) -> list[Weight]:
         return inventory(self._trainer.models, self._trainer.optimizers)
 
-    def _refresh(self) -> None:
-        """Look at the weights anew: a plugin may have parametrized some."""
-        weights = self._inventory()
-        for binding in self.bindings(Plugin):
-            binding.refresh(weights, self._trainer.optimizers)
-
     # ---------------------------------------------------------------- refusing
 
-    def _refuse_unknown(self, plugin: Plugin, event: Any) -> None:
-        if not self._trainer.has_registered_events(event):
-            raise ConfigurationError(f"{plugin!r} subscribes to {event!r}, which is no event of this trainer")
+    def _refuse_stepping_on_others(self, attachment: Attachment) -> None:
+        """A plugin that parametrizes a weight must not take it away from a plugin that needs it plain."""
+        if attachment.binding is None:
+            return
+        parametrized = {id(weight.raw[0]): weight for weight in attachment.binding.to_parametrize()}
+        for other in _bindings(self._listed, Plugin):
+            after = [
+                replace(weight, parametrized=True) for weight in other.weights if id(weight.raw[0]) in parametrized
+            ]
+            if after and other.plugin.sees_effective_weights:
+                other.plugin.refuse(after)
 
     def _refuse_idle(self, binding: Binding) -> None:
         idle = [weight.name for weight in binding.weights if weight.optimizer is None]
@@ -188,7 +207,7 @@ class Attachments:
     def _refuse_second_constraint(self, binding: Binding) -> None:
         if not isinstance(binding.plugin, Constraint):
             return
-        for other in self.bindings(Constraint):
+        for other in _bindings(self._listed, Constraint):
             held = {id(parameter) for weight in other.weights for parameter in weight.raw}
             for weight in binding.weights:
                 if any(id(parameter) in held for parameter in weight.raw):
@@ -201,10 +220,10 @@ class Attachments:
 
     def plan(self) -> Plan:
         rows = []
-        for attachment in self._attached:
-            events = [event.name for event, _ in attachment.subscriptions] or ["FORWARD"]
+        for attachment in self._listed:
+            events = [handler.event for _, handler in attachment.handlers] or ["FORWARD"]
             rows += [(event, attachment) for event in events]
-        position = {id(attachment): i for i, attachment in enumerate(self._attached)}
+        position = {id(attachment): i for i, attachment in enumerate(self._listed)}
         rows.sort(key=lambda row: (_PLACE.get(row[0], len(_PLACE)), row[1].plugin.order, position[id(row[1])]))
         return Plan(tuple(_row(event, attachment) for event, attachment in rows))
 
@@ -212,14 +231,21 @@ class Attachments:
         states = {binding.label: binding.state_dict() for binding in self.bindings(Plugin)}
         return {label: state for label, state in states.items() if state}
 
-    def load_state_dict(self, states: dict[str, Any]) -> None:
+    def refuse_misfitting_state(self, states: dict[str, Any]) -> None:
+        """Raise where a saved state names a plugin or a weight that is not here."""
         bindings = {binding.label: binding for binding in self.bindings(Plugin)}
         for label, state in states.items():
             unknown = [label] if label not in bindings else sorted(state.keys() - bindings[label].names())
             if unknown:
-                raise ConfigurationError(f"the saved state of {label!r} does not fit: nothing here is called {unknown}")
-        for label, state in states.items():
-            bindings[label].load_state_dict(state)
+                raise ConfigurationError(
+                    f"the saved state of {label!r} does not fit: nothing here is called {', '.join(map(repr, unknown))}. "
+                    "Attach the plugins that the saved run had, in the same order"
+                )
+
+    def load_state_dict(self, states: dict[str, Any]) -> None:
+        self.refuse_misfitting_state(states)
+        for binding in self.bindings(Plugin):
+            binding.load_state_dict(states.get(binding.label, {}))
 
 
 _PLACE = {
@@ -259,13 +285,10 @@ def _row(event: str, attachment: Attachment) -> PlanRow:
     return PlanRow(event, repr(plugin), binding.plugin.limits(), tuple(w.name for w in binding.weights), note)
 
 
-def _labels(plugin: Plugin) -> Iterator[str]:
-    name = class_path(type(plugin))
-    yield name
-    number = 1
-    while True:
-        yield f"{name}#{number}"
-        number += 1
+def _bindings(attachments: list[Attachment], kind: type[Any]) -> Iterator[Binding]:
+    for attachment in attachments:
+        if isinstance(attachment.plugin, kind) and attachment.binding is not None:
+            yield attachment.binding
 
 
 def _registered_handlers(trainer: Trainer) -> list[Any]:

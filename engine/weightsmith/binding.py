@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from weightsmith.errors import UnsupportedWeightError
 from weightsmith.events import TrainingState, WeightEvents
-from weightsmith.parametrization import Map, Parametrized, register, remove
+from weightsmith.parametrization import Map, Parametrized, refuse_remove, register, remove
 from weightsmith.schedules import Progress
 from weightsmith.selection import select
 from weightsmith.site import Site
@@ -45,20 +45,20 @@ class Binding:
 
     Attributes:
         plugin: the plugin.
-        label: its class's path, with its occurrence where the class was attached before:
-            ``"weightsmith_plugins.L2"``, ``"weightsmith_plugins.L2#1"``.
+        label: its class's path, and its number among the acting plugins of that class: ``"weightsmith_plugins.L2"``,
+            ``"weightsmith_plugins.L2#1"``. Seeds its draws and names its saved state.
         weights: the weights that it selects.
     """
 
-    def __init__(self, plugin: WeightPlugin, label: str, seed: str, trainer: Trainer) -> None:
+    def __init__(self, plugin: WeightPlugin, trainer: Trainer) -> None:
         self.plugin = plugin
-        self.label = label
+        self.label = ""
         self.weights: list[Weight] = []
-        self._seed = seed
         self._trainer = trainer
         self._state: TrainingState = trainer.state
         self._targets: dict[str, Target] = {}
         self._by_optimizer: dict[str | None, list[Target]] = {}
+        self._maps: tuple[Map, Map] | None = None
         self._parametrized: list[Target] = []
 
     def __repr__(self) -> str:
@@ -87,7 +87,16 @@ class Binding:
             known.site._follow(weight)
             return Target(weight, known.site)
         optimizer = None if weight.optimizer is None else optimizers[weight.optimizer]
-        return Target(weight, Site(weight, self._state, optimizer, self._seed))
+        return Target(weight, Site(weight, self._state, optimizer, self._seed()))
+
+    def call(self, label: str) -> None:
+        """Give it its label."""
+        self.label = label
+        for _, site in self._targets.values():
+            site._reseed(self._seed())
+
+    def _seed(self) -> str:
+        return f"{self._trainer.seed}|{self.label}"
 
     def _refuse_unsupported(self, weight: Weight) -> None:
         problem = None
@@ -138,7 +147,7 @@ class Binding:
         return self._state.evaluation <= 1
 
     def parametrize(self, forward: Map, right_inverse: Map) -> None:
-        """Let the layers compute with ``forward(plugin, raw, site)`` in place of the raw parameter.
+        """Let the layers compute with ``forward(plugin, raw, site)`` in place of the raw parameter, once it acts.
 
         Raises:
             UnsupportedWeightError: the weight is tied: other layers would go on with the raw parameter.
@@ -149,14 +158,28 @@ class Binding:
                     f"{self.plugin!r}: weight {weight.name!r} is tied to {weight.aliases[0]!r}, whose layer would "
                     "go on with the raw parameter: use mode='project', or leave it out with `where`"
                 )
-        for target in self.all_targets():
-            self._parametrized.append(target)
-            register(target.weight, Parametrized(self, target.site, forward, right_inverse))
+        self._maps = (forward, right_inverse)
+
+    def to_parametrize(self) -> list[Weight]:
+        """The weights whose layers will compute, or do compute, with something else."""
+        return self.weights if self._maps is not None else []
+
+    def register(self) -> None:
+        """Carry out :meth:`parametrize`."""
+        if self._maps is not None:
+            for target in self.all_targets():
+                register(target.weight, Parametrized(self, target.site, *self._maps))
+                self._parametrized.append(target)
+
+    def refuse_release(self) -> None:
+        """Raise where :meth:`release` would have to take something else away."""
+        for target in self._parametrized:
+            refuse_remove(target.weight, self)
 
     def release(self) -> None:
-        """Undo :meth:`parametrize`: the layers keep the values that they computed with."""
+        """Undo :meth:`register`: the layers keep the values that they computed with."""
         for target in self._parametrized:
-            remove(target.weight, self)
+            remove(target.weight)
         self._parametrized.clear()
 
     def publish(self, values: dict[str, Measurement]) -> None:
@@ -175,14 +198,7 @@ class Binding:
         """Act, if it is time. The handler that the kinds subscribe."""
         if not (self.at_start() or self.due()):
             return
-        plugin = self.current()
-        try:
-            plugin.act(self)
-        except Exception as error:
-            event = self.plugin.at or self.plugin.event.name
-            error.add_note(f"in {self.plugin!r} on {event}, update {self._state.update}, epoch {self._state.epoch}")
-            error.__dict__["raised_in_plugin"] = True
-            raise
+        self.current().act(self)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """What is remembered, by weight name."""
@@ -190,11 +206,10 @@ class Binding:
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Restore what :meth:`state_dict` gave."""
-        for name, memory in state.items():
-            site = self._targets[name].site
-            device = site._weight.raw[0].device
+        for name, (weight, site) in self._targets.items():
+            device = weight.raw[0].device
             site._memory.clear()
-            site._memory.update({key: value.detach().clone().to(device) for key, value in memory.items()})
+            site._memory.update({key: value.detach().clone().to(device) for key, value in state.get(name, {}).items()})
 
 
 _START = frozenset({WeightEvents.INITIALIZING, WeightEvents.WEIGHTS_EDITED})

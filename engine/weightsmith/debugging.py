@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from weightsmith.binding import Binding
 from weightsmith.errors import PluginContractError
 from weightsmith.events import WeightEvents
+from weightsmith.faults import PluginHandler
 
 __all__ = ["WriteGuard"]
 
@@ -36,7 +37,7 @@ class WriteGuard:
 
     def concerns(self, event: Any, handler: Callable[..., Any]) -> bool:
         """Whether to watch: every handler of a weight event, and a plugin's on whatever event."""
-        return event in _WEIGHT_EVENTS or isinstance(getattr(handler, "__self__", None), Binding)
+        return event in _WEIGHT_EVENTS or _binding(handler) is not None
 
     def watching(self, handler: Callable[..., Any], event: Any) -> WatchedHandler:
         return WatchedHandler(self, handler, getattr(event, "name", str(event)))
@@ -72,11 +73,11 @@ class WatchedHandler:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         before = self._guard.snapshot()
         result = self._handler(*args, **kwargs)
-        binding = getattr(self._handler, "__self__", None)
-        if isinstance(binding, Binding):
+        binding = _binding(self._handler)
+        if binding is not None:
             author, own, writes = repr(binding.plugin), binding.written_names(), binding.plugin.writes
         else:
-            author = getattr(self._handler, "__qualname__", repr(self._handler))
+            author = _author(self._handler)
             own, writes = None, _WRITABLE.get(self._event, frozenset())
         self._guard.compare(before, self._event, author, own, writes)
         return result
@@ -86,6 +87,16 @@ class WatchedHandler:
 
     def __hash__(self) -> int:
         return hash(self._handler)
+
+
+def _binding(handler: Callable[..., Any]) -> Binding | None:
+    return handler.binding if isinstance(handler, PluginHandler) else None
+
+
+def _author(handler: Callable[..., Any]) -> str:
+    if isinstance(handler, PluginHandler):
+        return repr(handler.plugin)
+    return str(getattr(handler, "__qualname__", repr(handler)))
 
 
 def _same(old: Tensor | None, new: Tensor | None) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from weightsmith.errors import ConfigurationError
+from weightsmith.faults import blaming
 from weightsmith.site import Site
 from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight
@@ -17,7 +18,7 @@ from weightsmith.weights import Weight
 if TYPE_CHECKING:
     from weightsmith.binding import Binding
 
-__all__ = ["Map", "Parametrized", "register", "remove"]
+__all__ = ["Map", "Parametrized", "refuse_remove", "register", "remove"]
 
 Map: TypeAlias = Callable[[Any, Tensor, Site], Tensor]
 """A function ``(plugin, tensor, site) -> tensor`` of the same shape."""
@@ -40,7 +41,9 @@ class Parametrized(nn.Module):
         return self._mapped(self._right_inverse, value)
 
     def _mapped(self, function: Map, tensor: Tensor) -> Tensor:
-        return function(self.binding.current(), unit_view(tensor, self._site.module), self._site).reshape(tensor.shape)
+        with blaming(self.binding.plugin, f"in the forward pass, weight {self._site.name!r}"):
+            mapped = function(self.binding.current(), unit_view(tensor, self._site.module), self._site)
+            return mapped.reshape(tensor.shape)
 
     def extra_repr(self) -> str:
         return repr(self.binding.plugin)
@@ -56,17 +59,17 @@ def register(weight: Weight, parametrized: Parametrized) -> None:
     parametrize.register_parametrization(weight.module, weight.leaf, parametrized)
 
 
-def remove(weight: Weight, binding: Binding) -> None:
-    """Undo :func:`register`; the layer keeps the value that it computed with.
-
-    Raises:
-        ConfigurationError: another parametrization was stacked with it.
-    """
+def refuse_remove(weight: Weight, binding: Binding) -> None:
+    """Raise :class:`ConfigurationError` if another parametrization is stacked with the binding's."""
     stack: Any = weight.module.parametrizations[weight.leaf]  # type: ignore[index]
     if len(stack) > 1 or stack[0].binding is not binding:
         raise ConfigurationError(
             f"{binding.plugin!r} cannot be detached from weight {weight.name!r}: another parametrization is stacked "
             "with it, and torch removes all or none"
         )
+
+
+def remove(weight: Weight) -> None:
+    """Undo :func:`register`; the layer keeps the value that it computed with."""
     with torch.no_grad():
         parametrize.remove_parametrizations(weight.module, weight.leaf, leave_parametrized=True)

@@ -34,9 +34,9 @@ class Site:
         self._optimizer = optimizer
         self._group = _group_of(weight, optimizer)
         self._memory: dict[str, Tensor] = {}
-        self._seed = f"{seed}|{weight.name}"
         self._generator: torch.Generator | None = None
         self._seeded_at: int | None = None
+        self._seed = f"{seed}|{weight.name}"
         self.__dict__["unit_dims"] = unit_dims(_unit_ndim(weight), weight.module)
 
     @classmethod
@@ -106,6 +106,10 @@ class Site:
             self._generator.manual_seed(int.from_bytes(digest, "little") >> 1)
             self._seeded_at = self._state.update
         return self._generator
+
+    def _reseed(self, seed: str) -> None:
+        self._seed = f"{seed}|{self._weight.name}"
+        self._seeded_at = None
 
     def _begin(self, entries: Mapping[str, Tensor]) -> None:
         """Start to remember."""

@@ -45,11 +45,20 @@ class Window:
         for parameter in held_by(self.optimizer):  # as zero_grad, without the profiler's record of it
             parameter.grad = None
 
+    def abandon(self) -> None:
+        """Drop the window: its update raised."""
+        self.clear()
+        if self.scaler is not None:  # a scaler remembers that it unscaled; a new one with the same state does not
+            state = self.scaler.state_dict()
+            self.scaler = torch.amp.GradScaler(self.scaler._device)
+            self.scaler.load_state_dict(state)
+
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient, to the weights of this optimizer only."""
         if self.microbatches == 0:
             self.clear()
-        scaled = loss if self.scaler is None else self.scaler.scale(loss)
+        # A half-precision loss would overflow under the scaler's first scale, 65,536.
+        scaled = loss if self.scaler is None else self.scaler.scale(loss.float())
         # An optimizer that holds every trainable weight needs no fence around them, which would cost 6 µs a step.
         torch.autograd.backward(scaled, inputs=None if self._alone else self._trained())
         self.microbatches += 1

@@ -36,8 +36,7 @@ class Average(WeightPlugin, abstract=True):
 
     def average_all_(self, means: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form: writes to ``means``."""
-        for mean, averaged in self._singly(self.average, sites, means, weights):
-            mean.copy_(averaged)
+        self._singly(self.average, Tensor.copy_, means, sites, means, weights)
 
     def _prepare(self, targets: Sequence[Target]) -> None:
         for weight, site in targets:

@@ -130,25 +130,25 @@ class WeightPlugin(Plugin, abstract=True):
                     site._begin(self.init(seen.detach(), site))
 
     def _singly(
-        self, method: Callable[..., Any], sites: Sequence[Site], *columns: Sequence[Tensor]
-    ) -> Iterator[tuple[Tensor, Tensor]]:
-        """Call the pure method weight by weight; yields ``(first column's tensor, result)``."""
-        for site, *row in zip(sites, *columns, strict=True):
+        self,
+        method: Callable[..., Any],
+        write: Callable[[Tensor, Tensor], object],
+        targets: Sequence[Tensor],
+        sites: Sequence[Site],
+        *columns: Sequence[Tensor],
+    ) -> None:
+        """Weight by weight, call the pure ``method`` on a row of the columns and ``write`` its result to the target."""
+        for target, site, *row in zip(targets, sites, *columns, strict=True):
             try:
                 result = method(*row, site)
                 if self._remembers:
                     result, entries = result
                     site._remember(entries)
-                if not isinstance(result, Tensor) or result.shape != row[0].shape:
-                    got = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else repr(result)
-                    raise PluginContractError(
-                        f"{type(self).__name__}.{method.__name__} returned {got} for a tensor of shape "
-                        f"{tuple(row[0].shape)}: return a tensor of the same shape"
-                    )
+                _refuse_misfit(result, target, f"{type(self).__name__}.{method.__name__}")
             except Exception as error:
                 error.add_note(f"on weight {site.name!r}")
                 raise
-            yield row[0], result
+            write(target, result)
 
     def _call(self, method: str, tensors: Sequence[Tensor], site: Site | None) -> Tensor:
         """Outside a trainer: the singular method on one tensor, schedules at their start."""
@@ -162,6 +162,14 @@ class WeightPlugin(Plugin, abstract=True):
         else:
             result = getattr(plugin, method)(*tensors, site)
         return result  # type: ignore[no-any-return]
+
+
+def _refuse_misfit(result: Any, target: Tensor, method: str) -> None:
+    if not isinstance(result, Tensor) or result.shape != target.shape:
+        got = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else repr(result)
+        raise PluginContractError(
+            f"{method} returned {got} for a tensor of shape {tuple(target.shape)}: return a tensor of the same shape"
+        )
 
 
 def dense_gradient(target: Target) -> Tensor | None:

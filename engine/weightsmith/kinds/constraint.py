@@ -66,9 +66,11 @@ class Constraint(WeightPlugin, abstract=True):
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form, in place. A weight inside the set stays bit for bit as it is."""
-        for weight, projected in self._singly(self.project, sites, weights):
-            inside = (projected - weight).abs().amax() <= self.tolerance(weight)
-            weight.copy_(torch.where(inside, weight, projected))
+        self._singly(self.project, self._move, weights, sites, weights)
+
+    def _move(self, weight: Tensor, projected: Tensor) -> None:
+        inside = (projected - weight).abs().amax() <= self.tolerance(weight)
+        weight.copy_(torch.where(inside, weight, projected))
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)

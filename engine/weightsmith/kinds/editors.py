@@ -35,8 +35,7 @@ class GradientEditor(WeightPlugin, abstract=True):
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form: writes to ``gradients``."""
-        for gradient, edited in self._singly(self.edit, sites, gradients, weights):
-            gradient.copy_(edited)
+        self._singly(self.edit, Tensor.copy_, gradients, sites, gradients, weights)
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
@@ -67,8 +66,7 @@ class WeightEditor(WeightPlugin, abstract=True):
 
     def edit_all_(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form: writes to ``weights``."""
-        for weight, edited in self._singly(self.edit, sites, weights, gradients):
-            weight.copy_(edited)
+        self._singly(self.edit, Tensor.copy_, weights, sites, weights, gradients)
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:

@@ -40,8 +40,7 @@ class Initializer(WeightPlugin, abstract=True):
 
     def draw_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form, in place."""
-        for weight, drawn in self._singly(self.draw, sites, weights):
-            weight.copy_(drawn)
+        self._singly(self.draw, Tensor.copy_, weights, sites, weights)
 
     def refuse(self, weights: Sequence[Weight]) -> None:
         for weight in weights:
@@ -68,4 +67,6 @@ class Initializer(WeightPlugin, abstract=True):
 
 
 def _parametrizations(weight: Weight) -> Sequence[Any]:
-    return weight.module.parametrizations[weight.leaf]  # type: ignore[index, return-value]
+    """Those that stand already; one that a plugin is about to add has a right inverse."""
+    lists: Any = getattr(weight.module, "parametrizations", {})
+    return lists[weight.leaf] if weight.leaf in lists else ()

@@ -69,8 +69,7 @@ class Penalty(WeightPlugin, abstract=True):
 
     def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form: adds the cost's gradient to ``gradients``."""
-        for (_, added), gradient in zip(self._singly(self.gradient, sites, weights), gradients, strict=True):
-            gradient.add_(added)
+        self._singly(self.gradient, Tensor.add_, gradients, sites, weights)
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
@@ -121,17 +120,16 @@ class Penalty(WeightPlugin, abstract=True):
                 parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
 
     def _shrink(self, targets: Sequence[Target]) -> None:
-        for target in targets:
-            step, weight, site = target.site.learning_rate, target.tensor, target.site
-            method = self._decoupled if self.mode == "decoupled" else self._proximal
-            for tensor, result in self._singly(lambda w, s, m=method, lr=step: m(w, lr, s), [site], [weight]):
-                tensor.copy_(result)
+        method = self._decoupled if self.mode == "decoupled" else self._proximal
+        weights = [target.tensor for target in targets]
+        self._singly(method, Tensor.copy_, weights, [target.site for target in targets], weights)
 
-    def _decoupled(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
-        return weight - step * self.gradient(weight, site)
+    def _decoupled(self, weight: Tensor, site: Site) -> Tensor:
+        shrunk: Tensor = weight - site.learning_rate * self.gradient(weight, site)
+        return shrunk
 
-    def _proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
-        return self.proximal(weight, step, site)
+    def _proximal(self, weight: Tensor, site: Site) -> Tensor:
+        return self.proximal(weight, site.learning_rate, site)
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The cost, outside a trainer; differentiable."""

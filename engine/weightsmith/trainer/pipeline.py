@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from weightsmith.errors import ConfigurationError
 from weightsmith.events import TrainingState, WeightEvents
+from weightsmith.faults import is_blamed
 from weightsmith.window import Window, Windows
 
 __all__ = ["Precision", "UpdatePipeline"]
@@ -82,8 +83,11 @@ class UpdatePipeline(Engine):
                 if window.microbatches == self.accumulate:
                     self._finish(window)
             return value.detach()
+        except BaseException:
+            window.abandon()
+            raise
         finally:
-            self._leave()
+            self._leave(window)
 
     def _backward(self, window: Window, loss: Tensor) -> None:
         window.backward(loss)
@@ -92,7 +96,6 @@ class UpdatePipeline(Engine):
 
     def _finish(self, window: Window) -> None:
         if not window.close():  # float16 met an infinity: nothing fires, and the next update takes this number
-            self.state.update = self.state.updates[window.name]
             return
         self._fire_event(WeightEvents.GRADIENTS_COMPUTED)
         self._fire_event(WeightEvents.GRADIENTS_READY)
@@ -140,8 +143,10 @@ class UpdatePipeline(Engine):
         self.state.update = self.state.updates[window.name] + 1
         self.state.evaluation = 0
 
-    def _leave(self) -> None:
+    def _leave(self, window: Window) -> None:
         self.state.optimizer = None
+        if not window.microbatches:
+            self.state.update = self.state.updates[window.name]
         self._between_updates()
 
     def _flush(self) -> None:
@@ -151,8 +156,11 @@ class UpdatePipeline(Engine):
                 self._open(window)
                 try:
                     self._finish(window)
+                except BaseException:
+                    window.abandon()
+                    raise
                 finally:
-                    self._leave()
+                    self._leave(window)
 
     def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
         """As Ignite's, but free where nobody listens: Ignite formats a log line for every event."""
@@ -195,24 +203,25 @@ class UpdatePipeline(Engine):
     def _internal_run(self) -> Any:
         try:
             return super()._internal_run()
-        except BaseException:
+        except BaseException as error:
             self._make_runnable_again()
+            vars(error).pop("was_announced", None)
             raise
 
     def _make_runnable_again(self) -> None:
         self._internal_run_generator = None
         for window in self._windows:
-            window.clear()
+            window.abandon()
         if self.state.epoch_length:
             self.state.epoch = self.state.iteration // self.state.epoch_length
 
     def _handle_exception(self, error: BaseException) -> None:
         """As Ignite, but a plugin's exception reaches the caller whatever handlers of EXCEPTION_RAISED do."""
-        if not getattr(error, "raised_in_plugin", False):
+        if not is_blamed(error):
             super()._handle_exception(error)
             return
-        if not getattr(error, "was_announced", False):
-            error.__dict__["was_announced"] = True
+        if "was_announced" not in vars(error):
+            vars(error)["was_announced"] = True
             self._fire_event(Events.EXCEPTION_RAISED, error)
         raise error
 

@@ -20,6 +20,7 @@ from weightsmith.debugging import WriteGuard
 from weightsmith.errors import ConfigurationError
 from weightsmith.evaluation import EvaluationStep, evaluator
 from weightsmith.events import WeightEvents
+from weightsmith.faults import blaming
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
 from weightsmith.measurements import Measurement, Measurements
 from weightsmith.plan import Plan
@@ -201,9 +202,12 @@ class Trainer(UpdatePipeline):
                 current = binding.current()
                 targets = binding.targets()
                 plugin._prepare(targets)
-                units = [(weight.effective_units(), site) for weight, site in targets]
-                if units:
-                    costs[plugin] = torch.stack([current.cost(unit, site) for unit, site in units]).sum()
+                charges = []
+                for weight, site in targets:
+                    with blaming(plugin, f"asked for its cost, weight {weight.name!r}"):
+                        charges.append(current.cost(weight.effective_units(), site))
+                if charges:
+                    costs[plugin] = torch.stack(charges).sum()
         return costs
 
     def publish(self, values: Mapping[str, Measurement], step: int) -> None:
@@ -288,6 +292,7 @@ class Trainer(UpdatePipeline):
         """Ignite's state of the loop, the count of updates, and what plugins remember."""
         state: Any = super().state_dict()
         state["weightsmith"] = {
+            "update": self.state.update,
             "updates": dict(self.state.updates),
             "initialized": self._initialized,
             "plugins": self._attachments.state_dict(),
@@ -303,8 +308,10 @@ class Trainer(UpdatePipeline):
         ours = state_dict.get("weightsmith")
         if ours is None or ours["updates"].keys() != self.optimizers.keys():
             raise ConfigurationError(f"this is not the state of a Trainer with the optimizers {list(self.optimizers)}")
+        self._attachments.refuse_misfitting_state(ours["plugins"])
         super().load_state_dict(state_dict)
         self._attachments.load_state_dict(ours["plugins"])
+        self.state.update = ours["update"]
         self.state.updates = dict(ours["updates"])
         self._initialized = ours["initialized"]
 
@@ -329,8 +336,8 @@ def _refuse_misfits(
 ) -> None:
     if precision not in get_args(Precision):
         raise ConfigurationError(f"precision={precision!r}: give one of {', '.join(map(repr, get_args(Precision)))}")
-    if accumulate < 1:
-        raise ConfigurationError(f"accumulate={accumulate}: an update takes at least 1 micro-batch")
+    if not (isinstance(accumulate, int) and accumulate >= 1):
+        raise ConfigurationError(f"accumulate={accumulate!r}: give a whole number of micro-batches, at least 1")
     if not models or not optimizers:
         raise ConfigurationError("give at least one model and one optimizer")
     if step is None and (len(models) > 1 or len(optimizers) > 1):
