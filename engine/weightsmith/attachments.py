@@ -14,11 +14,11 @@ from ignite.engine.events import EventsList
 from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError, ConflictError
 from weightsmith.events import WeightEvents
-from weightsmith.faults import PluginHandler
+from weightsmith.faults import PluginHandler, blaming
 from weightsmith.kinds import Constraint, Initializer, WeightPlugin
 from weightsmith.plan import Plan, PlanRow
 from weightsmith.plugin import Plugin, class_path
-from weightsmith.weights import Weight, inventory
+from weightsmith.weights import Weight, held_by, inventory
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
@@ -59,6 +59,7 @@ class Attachments:
         self._attaching: Attachment | None = None
         self._postponed: list[Callable[[], None]] = []
         self._own = _registered_handlers(trainer)
+        self._held: list[list[int]] = []
 
     @property
     def plugins(self) -> tuple[Plugin, ...]:
@@ -93,7 +94,11 @@ class Attachments:
             self._attaching = None
         self._refuse_stepping_on_others(attachment)
         self._listed.append(attachment)
-        self._soon(lambda: self._begin(attachment))
+        try:
+            self._soon(lambda: self._begin(attachment))
+        except Exception:
+            self._listed.remove(attachment)
+            raise
 
     def bind(self, plugin: WeightPlugin) -> Binding:
         """The binding of the plugin that is being attached."""
@@ -139,7 +144,11 @@ class Attachments:
 
     def _begin(self, attachment: Attachment) -> None:
         if attachment.binding is not None:
-            attachment.binding.register()
+            try:
+                attachment.binding.register()
+            except Exception:
+                attachment.binding.release()
+                raise
         for event, handler in attachment.handlers:
             self._trainer.add_event_handler(event, handler)
             attachment.registered.append(self._trainer._event_handlers[event][-1][0])
@@ -174,6 +183,16 @@ class Attachments:
         for event in handlers:  # a new list: Ignite may be iterating over the old one
             handlers[event] = sorted(handlers[event], key=lambda entry: places.get(id(entry[0]), (1000, 0)))
 
+    def follow_optimizers(self) -> None:
+        """Look at the weights anew if an optimizer was given others; see that every schedule can be followed."""
+        held = [list(map(id, held_by(optimizer))) for optimizer in self._trainer.optimizers.values()]
+        if held != self._held:
+            self._held = held
+            self._rearrange()
+        for binding in self.bindings(Plugin):
+            with blaming(binding.plugin, "when the run starts"):
+                binding.current()
+
     def _inventory(self) -> list[Weight]:
         return inventory(self._trainer.models, self._trainer.optimizers)
 
@@ -183,11 +202,9 @@ class Attachments:
         """A plugin that parametrizes a weight must not take it away from a plugin that needs it plain."""
         if attachment.binding is None:
             return
-        parametrized = {id(weight.raw[0]): weight for weight in attachment.binding.to_parametrize()}
+        taken = {id(weight.raw[0]) for weight in attachment.binding.to_parametrize()}
         for other in _bindings(self._listed, Plugin):
-            after = [
-                replace(weight, parametrized=True) for weight in other.weights if id(weight.raw[0]) in parametrized
-            ]
+            after = [replace(weight, parametrized=True) for weight in other.weights if id(weight.raw[0]) in taken]
             if after and other.plugin.sees_effective_weights:
                 other.plugin.refuse(after)
 
@@ -238,8 +255,8 @@ class Attachments:
             unknown = [label] if label not in bindings else sorted(state.keys() - bindings[label].names())
             if unknown:
                 raise ConfigurationError(
-                    f"the saved state of {label!r} does not fit: nothing here is called {', '.join(map(repr, unknown))}. "
-                    "Attach the plugins that the saved run had, in the same order"
+                    f"the saved state of {label!r} does not fit: nothing here is called "
+                    f"{', '.join(map(repr, unknown))}. Attach the plugins that the saved run had, in the same order"
                 )
 
     def load_state_dict(self, states: dict[str, Any]) -> None:
@@ -280,6 +297,9 @@ def _row(event: str, attachment: Attachment) -> PlanRow:
         return PlanRow(event, repr(plugin), "", ())
     idle = [weight.name for weight in binding.weights if weight.optimizer is None]
     note = f"in no optimizer: {', '.join(idle)}" if idle and binding.plugin.uses_gradients else ""
+    frozen = [weight.name for weight in binding.weights if not weight.trainable]
+    if frozen and not binding.plugin.acts_on_frozen:
+        note = f"frozen, so left alone: {', '.join(frozen)}"
     if idle and isinstance(plugin, Constraint):
         note = f"in no optimizer, so enforced at the start only: {', '.join(idle)}"
     return PlanRow(event, repr(plugin), binding.plugin.limits(), tuple(w.name for w in binding.weights), note)

@@ -76,17 +76,18 @@ class Binding:
         for weight in self.weights:
             self._refuse_unsupported(weight)
         self.plugin.refuse(self.weights)
+        self.plugin.refuse_event()
         self._targets = {weight.name: self._target(weight, optimizers) for weight in self.weights}
         self._by_optimizer = {None: list(self._targets.values())}
         for optimizer in optimizers:
             self._by_optimizer[optimizer] = [t for t in self._targets.values() if t.weight.optimizer == optimizer]
 
     def _target(self, weight: Weight, optimizers: dict[str, Optimizer]) -> Target:
+        optimizer = None if weight.optimizer is None else optimizers[weight.optimizer]
         known = self._targets.get(weight.name)
         if known is not None:
-            known.site._follow(weight)
+            known.site._follow(weight, optimizer)
             return Target(weight, known.site)
-        optimizer = None if weight.optimizer is None else optimizers[weight.optimizer]
         return Target(weight, Site(weight, self._state, optimizer, self._seed()))
 
     def call(self, label: str) -> None:
@@ -126,7 +127,7 @@ class Binding:
 
     def due(self) -> bool:
         """Whether the plugin's ``every``, ``after`` and ``before`` say that it runs at this count."""
-        return self.plugin.due(self.count(), self._state.epoch)
+        return self.plugin.due(self.count(), self._state.update, self._state.epoch)
 
     def count(self) -> int:
         """The count that the plugin's own event is at: updates, or epochs, or iterations."""
@@ -143,7 +144,7 @@ class Binding:
         return self._state.optimizer is None and self.plugin.at is None and self.plugin.event in _START
 
     def is_first_evaluation(self) -> bool:
-        """Whether the update in progress evaluates its closure for the first time."""
+        """Whether the update in progress evaluates its closure for the first time, or has none."""
         return self._state.evaluation <= 1
 
     def parametrize(self, forward: Map, right_inverse: Map) -> None:

@@ -45,6 +45,9 @@ class WeightEvents(EventEnum):
 
     Ignite's filters work on every member, and see ``state.update``: the 1-based number of the update in progress,
     counted for each optimizer on its own. At the start, before any update, it is 0.
+
+    An optimizer that evaluates its closure several times a step (LBFGS) fires MICROBATCH_COMPLETED, GRADIENTS_COMPUTED
+    and GRADIENTS_READY at every evaluation, since each of these gradients may be the one that it steps along.
     """
 
     INITIALIZING = "initializing"
@@ -64,6 +67,7 @@ class TrainingState(State):
         updates: the updates completed by each optimizer, by name. Saved and restored.
         update: the 1-based number of the update in progress, else of the last one; 0 before the first.
         optimizer: the name of the optimizer whose update is in progress; ``None`` between updates.
+        window: how many accumulation windows have been opened, by all optimizers together.
         evaluation: the 1-based evaluation within the update in progress. Above 1 only for optimizers that evaluate
             their closure several times a step (LBFGS).
         losses: the last loss of each optimizer, by name; 0-d, detached, on the device.
@@ -75,13 +79,16 @@ class TrainingState(State):
         self.updates: dict[str, int] = {}
         self.update = 0
         self.optimizer: str | None = None
+        self.window = 0
         self.evaluation = 0
         self.losses: dict[str, Tensor] = {}
         self.measurements: Measurements | None = None
 
     @property
     def share(self) -> float | None:
-        """The part of the planned run that is done with the iteration in progress; ``None`` where none is planned."""
+        """The part of the planned run that is done with this iteration; ``None`` if its length is unknown."""
+        if self.max_iters is None and self.max_epochs is None:
+            return 0.0  # nothing runs yet
         if self.max_iters is not None:
             return self.iteration / self.max_iters
         if self.max_epochs is None or self.epoch_length is None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import os
+import re
 from abc import ABCMeta, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
+import numpy as np
 from torch import Tensor
 
 from weightsmith.errors import ConfigurationError, PluginDefinitionError
@@ -103,18 +106,21 @@ class Plugin(metaclass=PluginType, abstract=True):
 
     def _normal(self, field_: Field[Any], value: Any) -> Any:
         """The value in its one hashable form, or an error that says how to write it."""
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
+        if isinstance(value, np.generic):
+            value = value.item()
         if isinstance(value, list):
             value = _as_tuple(value)
-        if inspect.isroutine(value):
-            path = import_path(value)
-            return value if "Callable" in str(field_.type) else Function(path)
+        if inspect.isroutine(value) and takes_number(field_):
+            value = Function(import_path(value))
         plain(value)
         return value
 
     @property
     def scheduled(self) -> bool:
         """Whether a schedule stands in for a number, in a field or in a plugin that a field holds."""
-        return any(_is_scheduled(getattr(self, field_.name)) for field_ in fields(self))
+        return any(True for _ in _schedules(self))
 
     def resolved(self: Self, progress: Progress) -> Self:
         """This plugin with every schedule replaced by its number at ``progress``."""
@@ -133,14 +139,15 @@ class Plugin(metaclass=PluginType, abstract=True):
 
     def _extremes(self: Self) -> Iterator[Self]:
         """This plugin with each schedule at each of the values that it is known to take."""
-        schedules = {f.name: v for f in fields(self) if isinstance(v := getattr(self, f.name), Schedule)}
-        firsts = {name: next(iter(schedule.known_values()), None) for name, schedule in schedules.items()}
-        if None in firsts.values():
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        if not all(schedule.known_values() for value in values.values() for schedule in _schedules(value)):
             return  # a user's own function: every value is checked when it is taken
+        firsts = {name: _picked(value, 0) for name, value in values.items()}
         yield self._with(firsts)
-        for name, schedule in schedules.items():
-            for value in schedule.known_values():
-                yield self._with({**firsts, name: value})
+        for name, value in values.items():
+            longest = max((len(schedule.known_values()) for schedule in _schedules(value)), default=0)
+            for place in range(1, longest):
+                yield self._with({**firsts, name: _picked(value, place)})
 
     def to_plain(self) -> dict[str, Any]:
         """As YAML writes it: the class's import path to the fields that differ from their defaults.
@@ -164,7 +171,8 @@ class Plugin(metaclass=PluginType, abstract=True):
         return default if default is MISSING else self._normal(field_, default)
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in self._chosen().items())})"
+        chosen = ", ".join(f"{name}={_shown(value)}" for name, value in self._chosen().items())
+        return f"{type(self).__name__}({chosen})"
 
 
 def plain(value: Any) -> Any:
@@ -183,7 +191,7 @@ def plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     if inspect.isroutine(value):
-        return import_path(value)
+        return {"import": import_path(value)}
     if isinstance(value, Tensor):
         raise ConfigurationError(
             "a tensor cannot be compared and written to YAML: give a nested list, or a file's path"
@@ -194,10 +202,32 @@ def plain(value: Any) -> Any:
     )
 
 
-def _is_scheduled(value: Any) -> bool:
+def takes_number(field_: Field[Any]) -> bool:
+    """Whether a field is annotated as a number, so that a function given for it is meant as a schedule."""
+    return not {"int", "float"}.isdisjoint(re.findall(r"\w+", str(getattr(field_.type, "__name__", field_.type))))
+
+
+def _shown(value: Any) -> str:
+    return import_path(value) if inspect.isroutine(value) else repr(value)
+
+
+def _schedules(value: Any) -> Iterator[Schedule]:
+    """The schedules in a field's value: itself, those of a tuple, those of a plugin."""
+    if isinstance(value, Schedule):
+        yield value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _schedules(item)
+    elif isinstance(value, Plugin):
+        for field_ in fields(value):
+            yield from _schedules(getattr(value, field_.name))
+
+
+def _picked(value: Any, place: int) -> Any:
+    """The value with each of its own schedules at the ``place``-th value that it is known to take, or at its last."""
     if isinstance(value, tuple):
-        return any(map(_is_scheduled, value))
-    return isinstance(value, Schedule) or (isinstance(value, Plugin) and value.scheduled)
+        return tuple(_picked(item, place) for item in value)
+    return value.known_values()[: place + 1][-1] if isinstance(value, Schedule) else value
 
 
 def _resolved(value: Any, progress: Progress) -> Any:
@@ -232,11 +262,12 @@ def _hooks(cls: type) -> dict[str, Any]:
 
 
 def _refuse_unannotated_fields(cls: type, namespace: dict[str, Any]) -> None:
-    annotations = namespace.get("__annotations__", {})
-    inherited = {name for base in cls.__mro__[1:] for name in getattr(base, "__annotations__", {})}
+    annotations = inspect.get_annotations(cls)
+    inherited = {name: text for base in cls.__mro__[1:] for name, text in inspect.get_annotations(base).items()}
+    class_variables = {name for name, text in inherited.items() if "ClassVar" in str(text)}
     for name, value in namespace.items():
-        is_data = not (callable(value) or isinstance(value, (property, classmethod, staticmethod)))
-        if not name.startswith("_") and is_data and name not in annotations and name not in inherited:
+        is_data = not (callable(value) or hasattr(type(value), "__get__"))
+        if not name.startswith("_") and is_data and name not in annotations and name not in class_variables:
             raise PluginDefinitionError(
                 f"{cls.__name__}.{name} = {value!r} makes no field: annotate it, `{name}: {type(value).__name__} = "
                 f"{value!r}`, or `{name}: ClassVar = …` if it is no part of the configuration"
@@ -256,16 +287,20 @@ def _refuse_defaults_that_cannot_be_written(cls: Any) -> None:
 
 
 def _refuse_near_misses(cls: type, namespace: dict[str, Any]) -> None:
-    hooks = _hooks(cls)
+    hooks = _hooks(cls).keys() - _ENGINE_SIDE
     for name, value in namespace.items():
         if not inspect.isfunction(value) or name.startswith("_") or name in hooks:
             continue
-        close = difflib.get_close_matches(name, hooks, n=1, cutoff=0.75)
+        close = difflib.get_close_matches(name, hooks, n=1, cutoff=0.8)
         if close:
             raise PluginDefinitionError(
                 f"{cls.__name__}.{name} is never called: did you mean `{close[0]}`? "
                 f"If it is a helper of your own, name it `_{name}`"
             )
+
+
+# Public methods that authors do not write, so that a name of their own may resemble them.
+_ENGINE_SIDE = {"act", "due", "limits", "measured_violation", "refuse", "refuse_event", "resolved", "to_plain"}
 
 
 def _refuse_missing_methods(cls: Any) -> None:

@@ -37,9 +37,6 @@ def from_plain(plain: Mapping[str, Any]) -> Plugin:
             hint = f": did you mean {close[0]!r}?" if close else f"; its fields are {', '.join(known)}"
             raise ConfigurationError(f"{cls.__name__} has no field {field_name!r}{hint}")
     values = {field: value if field == "where" else _value(value) for field, value in (settings or {}).items()}
-    for field in fields(cls):
-        if "Callable" in str(field.type) and isinstance(values.get(field.name), str):
-            values[field.name] = imported(values[field.name])
     return cls(**values)
 
 
@@ -50,9 +47,13 @@ def _value(plain: Any) -> Any:
         return plain
     if len(plain) == 1:
         ((name, arguments),) = plain.items()
+        if name == "import":
+            return imported(arguments)
         schedule = schedules.from_plain(name, arguments)
         return schedule if schedule is not None else from_plain(plain)
-    raise ConfigurationError(f"{dict(plain)!r} is neither a schedule nor a plugin: write one name, then its settings")
+    raise ConfigurationError(
+        f"{dict(plain)!r} is no schedule, plugin or {{import: path}}: write one name, then its settings"
+    )
 
 
 def _plugin_class(name: str) -> type[Plugin]:

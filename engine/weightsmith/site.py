@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from weightsmith.errors import PluginContractError
 from weightsmith.events import TrainingState
-from weightsmith.tensors import unit_dims, unit_view
+from weightsmith.tensors import gates, unit_dims, unit_view
 from weightsmith.weights import Weight
 
 __all__ = ["Site"]
@@ -28,6 +28,9 @@ class Site:
     unit_dims: tuple[int, ...]
     """The axes inside one unit (:mod:`weightsmith.tensors`): ``(1, 2, 3)`` for a convolution's filters."""
 
+    gates: int
+    """Into how many blocks along axis 0 the weight falls: 4 in an LSTM, 3 in a GRU, else 1."""
+
     def __init__(self, weight: Weight, state: TrainingState, optimizer: Optimizer | None, seed: str) -> None:
         self._weight = weight
         self._state = state
@@ -38,6 +41,7 @@ class Site:
         self._seeded_at: int | None = None
         self._seed = f"{seed}|{weight.name}"
         self.__dict__["unit_dims"] = unit_dims(_unit_ndim(weight), weight.module)
+        self.__dict__["gates"] = gates(weight.module)
 
     @classmethod
     def alone(cls, weight: Tensor, module: nn.Module | None = None, *, name: str = "weight", seed: int = 0) -> Site:
@@ -101,10 +105,10 @@ class Site:
         device = self._weight.raw[0].device
         if self._generator is None or self._generator.device != device:
             self._generator, self._seeded_at = torch.Generator(device), None
-        if self._seeded_at != self._state.update:
+        if self._seeded_at != self._state.window:
             digest = hashlib.blake2b(f"{self._seed}|{self._state.update}".encode(), digest_size=8).digest()
             self._generator.manual_seed(int.from_bytes(digest, "little") >> 1)
-            self._seeded_at = self._state.update
+            self._seeded_at = self._state.window
         return self._generator
 
     def _reseed(self, seed: str) -> None:
@@ -129,9 +133,11 @@ class Site:
             else:
                 self._memory[key] = value.detach().clone()
 
-    def _follow(self, weight: Weight) -> None:
-        """Go on with the same weight after it was parametrized, or no longer is."""
+    def _follow(self, weight: Weight, optimizer: Optimizer | None) -> None:
+        """Go on with the same weight after it was parametrized, or joined an optimizer."""
         self._weight = weight
+        self._optimizer = optimizer
+        self._group = _group_of(weight, optimizer)
 
     def __setattr__(self, name: str, value: object) -> None:
         if name.startswith("_"):
@@ -155,5 +161,6 @@ def _unit_ndim(weight: Weight) -> int:
 def _group_of(weight: Weight, optimizer: Optimizer | None) -> int:
     if optimizer is None:
         return 0
+    raw = set(map(id, weight.raw))
     groups = [group["params"] for group in optimizer.param_groups]
-    return next(i for i, group in enumerate(groups) if any(parameter is weight.raw[0] for parameter in group))
+    return next(i for i, group in enumerate(groups) if any(id(parameter) in raw for parameter in group))

@@ -14,13 +14,14 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 __all__ = [
     "accurate_dtype",
-    "all_finite",
     "fans",
+    "gates",
     "global_norm",
     "scale_",
     "unit_axis",
     "unit_dims",
     "unit_norms",
+    "unit_peaks",
     "unit_view",
 ]
 
@@ -98,15 +99,27 @@ def unit_norms(weight: Tensor, dims: tuple[int, ...], order: float = 2.0) -> Ten
     return norms
 
 
+def unit_peaks(weight: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """The largest magnitude in every unit, with the reduced axes kept; no gradient flows through it.
+
+    >>> unit_peaks(torch.tensor([[3.0, -4.0], [0.0, 0.0]]), (1,))
+    tensor([[4.],
+            [0.]])
+    """
+    return weight.detach().abs().amax(dim=dims, keepdim=True) if dims else weight.detach().abs()
+
+
 def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The L2 norm of all tensors taken as one long vector; 0-d, on the first tensor's device.
 
     >>> global_norm([torch.tensor([3.0]), torch.tensor([[4.0]])])
     tensor(5.)
     """
-    norms = torch._foreach_norm(list(tensors), 2.0)
-    device = norms[0].device
-    together = torch.stack([norm.to(device, accurate_dtype(norm.dtype)) for norm in norms])
+    if any(accurate_dtype(tensor.dtype) != tensor.dtype for tensor in tensors):
+        norms = [torch.linalg.vector_norm(tensor, dtype=accurate_dtype(tensor.dtype)) for tensor in tensors]
+    else:
+        norms = list(torch._foreach_norm(list(tensors), 2.0))
+    together = torch.stack([norm.to(norms[0].device) for norm in norms])
     total: Tensor = torch.linalg.vector_norm(together)
     return total
 
@@ -129,14 +142,13 @@ def lerp_(tensors: Sequence[Tensor], targets: Sequence[Tensor], share: float) ->
         torch._foreach_lerp_(list(tensors), list(targets), share)
 
 
-def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether no value is NaN or infinite. Reads one number from the device, so it synchronises.
+_GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 
-    >>> all_finite([torch.ones(3), torch.tensor([float("inf")])])
-    False
+
+def gates(module: nn.Module | None) -> int:
+    """Into how many equal blocks along axis 0 the weights of a module fall: the gates of a recurrent layer, else 1.
+
+    >>> gates(nn.LSTM(2, 3)), gates(nn.Linear(2, 3))
+    (4, 1)
     """
-    if not tensors:
-        return True
-    # The largest magnitude carries every infinity and NaN, and unlike a sum of squares cannot overflow by itself.
-    peaks = torch._foreach_norm([t for t in tensors if t.numel()], float("inf"))
-    return bool(torch.stack([peak.to(peaks[0].device, torch.float64) for peak in peaks]).isfinite().all())
+    return next((count for kind, count in _GATES.items() if isinstance(module, kind)), 1)

@@ -95,7 +95,7 @@ def inventory(models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimize
             first = found.get(key)
             found[key] = weight if first is None else replace(first, aliases=(*first.aliases, weight.name))
     owners = _owners(optimizers, found)
-    return [replace(weight, optimizer=owners.get(id(weight.raw[0]))) for weight in found.values()]
+    return [replace(weight, optimizer=_owner(weight, owners)) for weight in found.values()]
 
 
 def raw_weights(weights: list[Weight]) -> list[Weight]:
@@ -157,6 +157,10 @@ def _parametrization_lists(module: nn.Module) -> Mapping[str, nn.Module]:
     if isinstance(found, nn.ModuleDict) and all(isinstance(v, parametrize.ParametrizationList) for v in found.values()):
         return found  # type: ignore[return-value]
     return {}
+
+
+def _owner(weight: Weight, owners: Mapping[int, str]) -> str | None:
+    return next((owners[id(parameter)] for parameter in weight.raw if id(parameter) in owners), None)
 
 
 def _owners(optimizers: Mapping[str, Optimizer], found: Mapping[tuple[int, ...], Weight]) -> dict[int, str]:

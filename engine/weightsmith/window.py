@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from weightsmith.errors import ConfigurationError
-from weightsmith.tensors import all_finite, divide_
+from weightsmith.tensors import divide_
 from weightsmith.weights import held_by
 
 __all__ = ["Window", "Windows"]
@@ -63,6 +63,16 @@ class Window:
         torch.autograd.backward(scaled, inputs=None if self._alone else self._trained())
         self.microbatches += 1
 
+    def refuse_loss(self, loss: Tensor) -> None:
+        """Raise where a loss cannot train anything."""
+        if not (isinstance(loss, Tensor) and loss.requires_grad):
+            raise ConfigurationError(
+                f"the loss given to optimizer {self.name!r} has no gradient: does it depend on the model, and is any "
+                "weight trainable?"
+            )
+        if not self._alone and not self._trained():
+            raise ConfigurationError(f"optimizer {self.name!r} holds no trainable weight: all are frozen")
+
     def _trained(self) -> list[Tensor]:
         return [p for p in held_by(self.optimizer) if p.requires_grad]
 
@@ -71,7 +81,7 @@ class Window:
         count, self.microbatches = self.microbatches, 0
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-            if not all_finite(self.gradients()):
+            if any(found.item() for found in self._infinities().values()):
                 self.scaler.update()
                 return False
         if count > 1:
@@ -84,8 +94,17 @@ class Window:
             self.optimizer.step(closure)
         else:
             self.optimizer.step()
-        if self.scaler is not None:
+        if self.scaler is not None and self._infinities():  # an update without gradients teaches the scaler nothing
             self.scaler.update()
+
+    def _infinities(self) -> dict[torch.device, Tensor]:
+        """Whether unscaling met an infinity, by device; empty if there was no gradient. What ``scaler.step`` reads."""
+        if self.scaler is None:
+            return {}
+        found: dict[torch.device, Tensor] = self.scaler._per_optimizer_states[id(self.optimizer)][
+            "found_inf_per_device"
+        ]
+        return found
 
 
 def _needs_closure(optimizer: Optimizer) -> bool:
@@ -98,7 +117,7 @@ class Windows:
 
     Args:
         optimizers: the optimizers, by name.
-        trained: all trainable parameters of the models.
+        parameters: all parameters of the models.
         device: where the gradient scalers live.
         scaled: whether to scale gradients (float16).
         accumulate: micro-batches per window.
@@ -110,7 +129,7 @@ class Windows:
     def __init__(
         self,
         optimizers: Mapping[str, Optimizer],
-        trained: Sequence[Tensor],
+        parameters: Sequence[Tensor],
         device: torch.device,
         *,
         scaled: bool,
@@ -120,7 +139,13 @@ class Windows:
         for name, optimizer in optimizers.items():
             scaler = torch.amp.GradScaler(device.type) if scaled else None
             held = set(map(id, held_by(optimizer)))
-            window = Window(name, optimizer, scaler, alone=all(id(parameter) in held for parameter in trained))
+            alone = len(optimizers) == 1 and all(id(parameter) in held for parameter in parameters)
+            window = Window(name, optimizer, scaler, alone=alone)
+            if scaled and any(parameter.dtype == torch.float16 for parameter in held_by(optimizer)):
+                raise ConfigurationError(
+                    f"optimizer {name!r} holds float16 weights, whose gradients a scaler cannot unscale: keep the "
+                    "model in float32, which precision='float16' casts where it may"
+                )
             if window.evaluates_repeatedly and (accumulate > 1 or scaled):
                 raise ConfigurationError(
                     f"optimizer {name!r} ({type(optimizer).__name__}) evaluates the loss several times a step, which "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
-from weightsmith.tensors import unit_norms
+from weightsmith.tensors import unit_norms, unit_peaks
 
 __all__ = ["Clamp", "MaxNorm", "NonNegative", "UnitNorm"]
 
@@ -36,6 +36,9 @@ class Clamp(Constraint):
     def project(self, weight: Tensor, site: Site) -> Tensor:
         return weight.clamp(self.low, self.high)
 
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0  # clamping is exact
+
 
 class NonNegative(Constraint):
     """w ≥ 0; the nearest point is max(w, 0).
@@ -46,6 +49,9 @@ class NonNegative(Constraint):
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         return weight.clamp(min=0)
+
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0  # clamping is exact
 
 
 class MaxNorm(Constraint):
@@ -68,10 +74,11 @@ class MaxNorm(Constraint):
             raise ConfigurationError(f"{self!r}: limit must be above 0")
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        norms = unit_norms(weight, site.unit_dims)
+        even, peaks = _even(weight, site)
+        norms = unit_norms(even, site.unit_dims)
         # Inside units are taken as they are, and their norm (0 at a zero unit) stays out of the gradient.
-        outside = norms > self.limit
-        scaled = weight * (self.limit / torch.where(outside, norms, 1.0))
+        outside = norms * peaks > self.limit
+        scaled = even * (self.limit / torch.where(outside, norms, 1.0))
         return torch.where(outside, scaled.to(weight.dtype), weight)
 
 
@@ -87,11 +94,13 @@ class UnitNorm(Constraint):
     """
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        # Dividing by the largest value first keeps the squares of tiny and huge units from leaving the float range.
-        peaks = (
-            weight.detach().abs().amax(dim=site.unit_dims, keepdim=True) if site.unit_dims else weight.detach().abs()
-        )
-        nonzero = peaks > 0
-        even = weight / torch.where(nonzero, peaks, 1.0)
-        even = torch.where(nonzero, even, 1.0)
+        even, peaks = _even(weight, site)
+        even = torch.where(peaks > 0, even, 1.0)
         return (even / unit_norms(even, site.unit_dims)).to(weight.dtype)
+
+
+def _even(weight: Tensor, site: Site) -> tuple[Tensor, Tensor]:
+    """The weight with every unit's largest magnitude brought to 1, and these magnitudes: so the squares of tiny and
+    huge units stay in the float range. A zero unit stays zero."""
+    peaks = unit_peaks(weight, site.unit_dims)
+    return weight / torch.where(peaks > 0, peaks, 1.0), peaks

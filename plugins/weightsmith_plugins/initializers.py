@@ -8,11 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from weightsmith import ConfigurationError, Initializer, Site
-from weightsmith.tensors import fans, unit_axis
+from weightsmith.tensors import accurate_dtype, fans, unit_axis
 
 __all__ = ["Constant", "KaimingNormal", "Orthogonal", "Scale"]
-
-_GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 
 
 class Constant(Initializer):
@@ -115,7 +113,7 @@ class Orthogonal(Initializer):
 
     def draw(self, weight: Tensor, site: Site) -> Tensor:
         _require_matrix(self, weight, site)
-        gates = self._gates_of(site)
+        gates = self.gates if isinstance(self.gates, int) else site.gates
         if weight.shape[0] % gates:
             raise ConfigurationError(
                 f"{self!r}: weight {site.name!r} has {weight.shape[0]} rows, not {gates} equal gates"
@@ -124,22 +122,18 @@ class Orthogonal(Initializer):
             return torch.cat([self._block(gate, 0, site) for gate in weight.chunk(gates)])
         return self._block(weight, unit_axis(weight, site.unit_dims), site)
 
-    def _gates_of(self, site: Site) -> int:
-        if isinstance(self.gates, int):
-            return self.gates
-        return next((gates for kind, gates in _GATES.items() if isinstance(site.module, kind)), 1)
-
     def _block(self, block: Tensor, rows: int, site: Site) -> Tensor:
         by_rows = block.movedim(rows, 0)
-        drawn = torch.empty(by_rows.shape, device=block.device)  # QR is defined in float32 and float64
+        # In float32 at least, for which QR is defined.
+        drawn = torch.empty(by_rows.shape, dtype=accurate_dtype(block.dtype), device=block.device)
         nn.init.orthogonal_(drawn, self.gain, generator=site.generator)
         return drawn.movedim(0, rows).to(block.dtype)
 
 
 def _normal(weight: Tensor, site: Site) -> Tensor:
-    """Standard normal numbers, drawn in float32 and in index order whatever the weight's dtype and memory layout."""
-    drawn = torch.randn(weight.shape, generator=site.generator, device=weight.device)
-    return drawn.to(weight.dtype)
+    """Standard normal numbers, drawn in float32 at least, and in index order whatever the weight's memory layout."""
+    dtype = accurate_dtype(weight.dtype)
+    return torch.randn(weight.shape, generator=site.generator, dtype=dtype, device=weight.device).to(weight.dtype)
 
 
 def _require_matrix(plugin: Initializer, weight: Tensor, site: Site) -> None:

@@ -120,13 +120,17 @@ class Losses(Plugin):
             sums[name] = sums[name] + loss if name in sums else loss
             counts[name] = counts.get(name, 0) + 1
 
-        def publish() -> None:
-            means: dict[str, Measurement] = {f"loss/{name}": sums[name] / counts[name] for name in sums}
+        def restart() -> None:
             sums.clear()
             counts.clear()
+
+        def publish() -> None:
+            means: dict[str, Measurement] = {f"loss/{name}": sums[name] / counts[name] for name in sums}
+            restart()
             if means:
                 trainer.publish(means, step=trainer.state.epoch)
 
+        yield Events.STARTED, restart
         yield WeightEvents.MICROBATCH_COMPLETED, add
         yield Events.EPOCH_COMPLETED, publish
 

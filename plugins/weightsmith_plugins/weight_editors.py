@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Site, WeightEditor
+from weightsmith.tensors import accurate_dtype
 
 __all__ = ["Decay", "GradientStep", "Perturb"]
 
@@ -66,5 +67,6 @@ class Perturb(WeightEditor):
             raise ConfigurationError(f"{self!r}: std must be at least 0")
 
     def edit(self, weight: Tensor, gradient: Tensor, site: Site) -> Tensor:
-        noise = torch.randn(weight.shape, generator=site.generator, device=weight.device)
-        return weight + self.std * noise.to(weight.dtype)
+        dtype = accurate_dtype(weight.dtype)
+        noise = torch.randn(weight.shape, generator=site.generator, dtype=dtype, device=weight.device)
+        return weight + (self.std * noise).to(weight.dtype)

@@ -155,7 +155,7 @@ class Look(Probe):
 @pytest.mark.parametrize("seed", range(3))
 def test_the_plan_is_what_happens(seed, elsewhere):
     on_other_events = [
-        Bend(at=WeightEvents.MICROBATCH_COMPLETED),
+        Bend(at=WeightEvents.GRADIENTS_COMPUTED),
         Mean(at=Events.ITERATION_COMPLETED),
         Look(at=WeightEvents.UPDATE_COMPLETED),
     ]

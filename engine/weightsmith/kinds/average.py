@@ -10,9 +10,9 @@ import torch
 from ignite.engine.events import EventEnum
 from torch import Tensor
 
-from weightsmith.binding import Binding, Target
+from weightsmith.binding import Binding
 from weightsmith.events import WeightEvents
-from weightsmith.kinds.base import WeightPlugin
+from weightsmith.kinds.base import WeightPlugin, copy_to
 from weightsmith.site import Site
 from weightsmith.tensors import accurate_dtype
 
@@ -29,6 +29,7 @@ class Average(WeightPlugin, abstract=True):
     event: ClassVar[EventEnum] = WeightEvents.UPDATE_COMPLETED
     order: ClassVar[int] = 60
     supports_complex: ClassVar[bool] = True
+    weight_argument: ClassVar[int] = 1
 
     @abstractmethod
     def average(self, mean: Tensor, weight: Tensor, site: Site) -> Tensor:
@@ -36,13 +37,10 @@ class Average(WeightPlugin, abstract=True):
 
     def average_all_(self, means: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form: writes to ``means``."""
-        self._singly(self.average, Tensor.copy_, means, sites, means, weights)
+        self._singly(self.average, copy_to, means, sites, means, weights)
 
-    def _prepare(self, targets: Sequence[Target]) -> None:
-        for weight, site in targets:
-            if not site.state:
-                seen = weight.units().detach()
-                site._begin({"mean": seen.to(accurate_dtype(seen.dtype)), **self.init(seen, site)})
+    def _first_entries(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
+        return {"mean": weight.to(accurate_dtype(weight.dtype)), **self.init(weight, site)}
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
@@ -53,4 +51,5 @@ class Average(WeightPlugin, abstract=True):
 
     def __call__(self, mean: Tensor, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The new mean, outside a trainer."""
-        return self._call("average", [mean, weight], site)
+        result: Tensor = self._call("average", [mean, weight], site)
+        return result

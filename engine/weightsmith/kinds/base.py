@@ -22,7 +22,10 @@ from weightsmith.weights import Weight
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["WeightPlugin", "dense_gradient"]
+__all__ = ["WeightPlugin", "copy_to", "dense_gradient"]
+
+
+_GRADIENT_EVENTS = (WeightEvents.GRADIENTS_COMPUTED.name, WeightEvents.GRADIENTS_READY.name)
 
 
 class WeightPlugin(Plugin, abstract=True):
@@ -31,8 +34,8 @@ class WeightPlugin(Plugin, abstract=True):
     Args:
         where: the weights it acts on (:mod:`weightsmith.selection`); by default what the kind says.
         every: act on every ``every``-th count of the event after ``after``. Default 1.
-        after: act only above this count of the event; or ``"2 epochs"``, compared with the epoch. Default 0.
-        before: act only below this count, or epoch. Default: no end.
+        after: act only above this count of the event; or above ``"2 epochs"`` or ``"100 updates"``. Default 0.
+        before: act only below this count, or below so many epochs or updates. Default: no end.
         at: an unfiltered Ignite or weight event, or its name, in place of the kind's own.
     """
 
@@ -46,6 +49,8 @@ class WeightPlugin(Plugin, abstract=True):
     uses_gradients: ClassVar[bool] = False
     """Whether it works on gradients, or on the steps that follow from them."""
     supports_complex: ClassVar[bool] = False
+    weight_argument: ClassVar[int] = 0
+    """Which argument of the kind's method is the weight."""
 
     where: Where = field(default=None, kw_only=True)  # type: ignore[assignment]
     every: int = field(default=1, kw_only=True)
@@ -58,8 +63,11 @@ class WeightPlugin(Plugin, abstract=True):
         """Do the kind's work on ``binding.targets()``."""
 
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
-        """What to remember of this weight, before the first use. A plugin that defines it finds the entries in
-        ``site.state``, and its method returns ``(tensor, new entries)``."""
+        """What to remember of this weight, before the first use.
+
+        A plugin that defines it finds the entries in ``site.state``. Its method may return ``(tensor, entries)``, and
+        the entries are remembered; what is only asked for (a cost, a violation, a forward pass) changes no memory.
+        """
         return {}
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
@@ -80,16 +88,25 @@ class WeightPlugin(Plugin, abstract=True):
         parts += [f"before {self.before}"] if self.before is not None else []
         return ", ".join(parts)
 
-    def due(self, count: int, epoch: int) -> bool:
-        """Whether ``every``, ``after`` and ``before`` let it act at this count of its event, in this epoch."""
-        after, after_unit = parse_span(self.after)
-        if not after < (epoch if after_unit == "epochs" else count):
+    def due(self, count: int, update: int, epoch: int) -> bool:
+        """Whether ``every``, ``after`` and ``before`` let it act at this count of its event."""
+        counts = {"updates": update, "epochs": epoch}
+        after, reached = _bound(self.after, count, counts)
+        if not after < reached:
             return False
         if self.before is not None:
-            before, before_unit = parse_span(self.before)
-            if not (epoch if before_unit == "epochs" else count) < before:
+            before, reached = _bound(self.before, count, counts)
+            if not reached < before:
                 return False
-        return (count - (after if after_unit == "updates" else 0)) % self.every == 0
+        return (count - (after if isinstance(self.after, int) else 0)) % self.every == 0
+
+    def refuse_event(self) -> None:
+        """Raise where ``at`` is an event on which the kind can do nothing."""
+        if "gradient" in self.writes and self.at is not None and self.at not in _GRADIENT_EVENTS:
+            raise ConfigurationError(
+                f"{self!r}: on {self.at} no gradient is on its way to a step, so this would do nothing: give one of "
+                f"{', '.join(_GRADIENT_EVENTS)}, or leave out at="
+            )
 
     def _normal(self, field_: Field[Any], value: Any) -> Any:
         if field_.name == "where":
@@ -117,22 +134,20 @@ class WeightPlugin(Plugin, abstract=True):
             )
         return name
 
-    @property
-    def _remembers(self) -> bool:
-        return type(self).init is not WeightPlugin.init
-
     def _prepare(self, targets: Sequence[Target]) -> None:
         """Let a plugin with memory begin to remember weights that it sees for the first time."""
-        if self._remembers:
-            for weight, site in targets:
-                if not site.state:
-                    seen = weight.effective_units() if self.sees_effective_weights else weight.units()
-                    site._begin(self.init(seen.detach(), site))
+        for weight, site in targets:
+            if not site.state:
+                seen = weight.effective_units() if self.sees_effective_weights else weight.units()
+                site._begin(self._first_entries(seen.detach(), site))
+
+    def _first_entries(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
+        return self.init(weight, site)
 
     def _singly(
         self,
         method: Callable[..., Any],
-        write: Callable[[Tensor, Tensor], object],
+        write: Callable[[Tensor, Tensor, Site], None],
         targets: Sequence[Tensor],
         sites: Sequence[Site],
         *columns: Sequence[Tensor],
@@ -140,28 +155,41 @@ class WeightPlugin(Plugin, abstract=True):
         """Weight by weight, call the pure ``method`` on a row of the columns and ``write`` its result to the target."""
         for target, site, *row in zip(targets, sites, *columns, strict=True):
             try:
-                result = method(*row, site)
-                if self._remembers:
-                    result, entries = result
-                    site._remember(entries)
+                result = self._ask(method, *row, site=site, remember=True)
                 _refuse_misfit(result, target, f"{type(self).__name__}.{method.__name__}")
             except Exception as error:
                 error.add_note(f"on weight {site.name!r}")
                 raise
-            write(target, result)
+            write(target, result, site)
 
-    def _call(self, method: str, tensors: Sequence[Tensor], site: Site | None) -> Tensor:
+    def _ask(self, method: Callable[..., Any], *tensors: Tensor, site: Site, remember: bool = False) -> Any:
+        """One call of an author's method, with its memory begun; the entries that it returns are kept or dropped."""
+        if not site.state:
+            site._begin(self._first_entries(tensors[self.weight_argument].detach(), site))
+        result = method(*tensors, site)
+        if not isinstance(result, tuple):
+            return result
+        tensor, entries = result
+        if remember:
+            site._remember(entries)
+        return tensor
+
+    def _call(self, method: str, tensors: Sequence[Tensor], site: Site | None) -> Any:
         """Outside a trainer: the singular method on one tensor, schedules at their start."""
         plugin = self.resolved(Progress())
-        site = Site.alone(tensors[0]) if site is None else site
-        if plugin._remembers:
-            if not site.state:
-                site._begin(plugin.init(tensors[0], site))
-            result, entries = getattr(plugin, method)(*tensors, site)
-            site._remember(entries)
-        else:
-            result = getattr(plugin, method)(*tensors, site)
-        return result  # type: ignore[no-any-return]
+        site = Site.alone(tensors[self.weight_argument]) if site is None else site
+        return plugin._ask(getattr(plugin, method), *tensors, site=site, remember=True)
+
+
+def _bound(span: Span, count: int, counts: dict[str, int]) -> tuple[int, int]:
+    """A bound and what it is compared with: a bare number with the event's own count, else with updates or epochs."""
+    number, unit = parse_span(span)
+    return number, count if isinstance(span, int) else counts[unit]
+
+
+def copy_to(target: Tensor, result: Tensor, site: Site) -> None:
+    """Write a result in the target's place."""
+    target.copy_(result)
 
 
 def _refuse_misfit(result: Any, target: Tensor, method: str) -> None:

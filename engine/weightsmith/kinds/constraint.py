@@ -18,6 +18,7 @@ from weightsmith.kinds.base import WeightPlugin
 from weightsmith.plugin import Subscription
 from weightsmith.selection import Selector, matrices
 from weightsmith.site import Site
+from weightsmith.tensors import accurate_dtype, unit_peaks
 from weightsmith.weights import Weight
 
 if TYPE_CHECKING:
@@ -56,21 +57,34 @@ class Constraint(WeightPlugin, abstract=True):
 
     def violation(self, weight: Tensor, site: Site) -> Tensor:
         """How far outside the set the weight is, 0-d; by default the largest |project(w) − w|."""
-        return (self.project(weight, site) - weight).abs().amax() if weight.numel() else weight.new_zeros(())
+        return (self._ask(self.project, weight, site=site) - weight).abs().amax()  # type: ignore[no-any-return]
 
-    def tolerance(self, weight: Tensor) -> Tensor:
-        """The violation up to which a weight counts as inside: 16 units of rounding at its largest value; 0-d."""
-        return (
-            weight.detach().abs().amax().clamp(min=torch.finfo(weight.dtype).tiny) * 16 * torch.finfo(weight.dtype).eps
-        )
+    def tolerance(self, projected: Tensor, site: Site) -> Tensor | float:
+        """The |project(w) − w| up to which a value counts as inside; broadcasts over the weight.
+
+        By default 4 units of rounding (1 in half precisions, which are computed in float32) at the largest value of the
+        projected unit. A projection that is exact in floating point, such as clamping, says 0.
+        """
+        limits = torch.finfo(projected.dtype)
+        units = 1 if accurate_dtype(projected.dtype) != projected.dtype else 4
+        return unit_peaks(projected, site.unit_dims).clamp(min=limits.tiny) * (units * limits.eps)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form, in place. A weight inside the set stays bit for bit as it is."""
         self._singly(self.project, self._move, weights, sites, weights)
 
-    def _move(self, weight: Tensor, projected: Tensor) -> None:
-        inside = (projected - weight).abs().amax() <= self.tolerance(weight)
-        weight.copy_(torch.where(inside, weight, projected))
+    def _move(self, weight: Tensor, projected: Tensor, site: Site) -> None:
+        weight.copy_(torch.where(self._inside(weight, projected, site), weight, projected))
+
+    def _inside(self, weight: Tensor, projected: Tensor, site: Site) -> Tensor:
+        """Whether the weight is in the set, given its projection, to within the tolerance; 0-d. NaN never is."""
+        return ((projected - weight).abs() <= self.tolerance(projected, site)).all()
+
+    def measured_violation(self, weight: Tensor, site: Site) -> float:
+        """:meth:`violation`, but 0.0 for a weight that is inside to within the tolerance."""
+        if weight.numel() == 0 or self._inside(weight, self._ask(self.project, weight, site=site), site):
+            return 0.0
+        return float(self.violation(weight, site))
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
@@ -99,11 +113,12 @@ class Constraint(WeightPlugin, abstract=True):
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The projected weight, outside a trainer; differentiable where the projection is."""
-        return self._call("project", [weight], site)
+        projected: Tensor = self._call("project", [weight], site)
+        return projected
 
 
 def _project_forward(plugin: Any, weight: Tensor, site: Site) -> Tensor:
-    projected: Tensor = plugin.project(weight, site)
+    projected: Tensor = plugin._ask(plugin.project, weight, site=site)
     if plugin.forward_gradient == "straight-through":
         return weight + (projected - weight).detach()
     return projected

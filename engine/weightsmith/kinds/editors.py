@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightsmith.binding import Binding
 from weightsmith.events import WeightEvents
-from weightsmith.kinds.base import WeightPlugin, dense_gradient
+from weightsmith.kinds.base import WeightPlugin, copy_to, dense_gradient
 from weightsmith.site import Site
 
 __all__ = ["GradientEditor", "WeightEditor"]
@@ -24,6 +24,7 @@ class GradientEditor(WeightPlugin, abstract=True):
     event: ClassVar[EventEnum] = WeightEvents.GRADIENTS_READY
     order: ClassVar[int] = 20
     uses_gradients: ClassVar[bool] = True
+    weight_argument: ClassVar[int] = 1
 
     @property
     def writes(self) -> frozenset[str]:
@@ -35,7 +36,7 @@ class GradientEditor(WeightPlugin, abstract=True):
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form: writes to ``gradients``."""
-        self._singly(self.edit, Tensor.copy_, gradients, sites, gradients, weights)
+        self._singly(self.edit, copy_to, gradients, sites, gradients, weights)
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
@@ -46,7 +47,8 @@ class GradientEditor(WeightPlugin, abstract=True):
 
     def __call__(self, gradient: Tensor, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The edited gradient, outside a trainer."""
-        return self._call("edit", [gradient, weight], site)
+        result: Tensor = self._call("edit", [gradient, weight], site)
+        return result
 
 
 class WeightEditor(WeightPlugin, abstract=True):
@@ -66,7 +68,7 @@ class WeightEditor(WeightPlugin, abstract=True):
 
     def edit_all_(self, weights: Sequence[Tensor], gradients: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form: writes to ``weights``."""
-        self._singly(self.edit, Tensor.copy_, weights, sites, weights, gradients)
+        self._singly(self.edit, copy_to, weights, sites, weights, gradients)
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
@@ -79,4 +81,5 @@ class WeightEditor(WeightPlugin, abstract=True):
 
     def __call__(self, weight: Tensor, gradient: Tensor | None = None, *, site: Site | None = None) -> Tensor:
         """The edited weight, outside a trainer."""
-        return self._call("edit", [weight, torch.zeros_like(weight) if gradient is None else gradient], site)
+        result: Tensor = self._call("edit", [weight, torch.zeros_like(weight) if gradient is None else gradient], site)
+        return result

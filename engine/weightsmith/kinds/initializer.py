@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 import torch
 from ignite.engine.events import EventEnum
 from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
 
 from weightsmith.binding import Binding
 from weightsmith.errors import UnsupportedWeightError
 from weightsmith.events import WeightEvents
-from weightsmith.kinds.base import WeightPlugin
+from weightsmith.kinds.base import WeightPlugin, copy_to
 from weightsmith.selection import Selector, matrices
 from weightsmith.site import Site
 from weightsmith.weights import Weight
@@ -40,7 +41,7 @@ class Initializer(WeightPlugin, abstract=True):
 
     def draw_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form, in place."""
-        self._singly(self.draw, Tensor.copy_, weights, sites, weights)
+        self._singly(self.draw, copy_to, weights, sites, weights)
 
     def refuse(self, weights: Sequence[Weight]) -> None:
         for weight in weights:
@@ -63,10 +64,11 @@ class Initializer(WeightPlugin, abstract=True):
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The drawn weight, outside a trainer."""
-        return self._call("draw", [weight], site)
+        result: Tensor = self._call("draw", [weight], site)
+        return result
 
 
 def _parametrizations(weight: Weight) -> Sequence[Any]:
     """Those that stand already; one that a plugin is about to add has a right inverse."""
-    lists: Any = getattr(weight.module, "parametrizations", {})
-    return lists[weight.leaf] if weight.leaf in lists else ()
+    stands = is_parametrized(weight.module, weight.leaf)
+    return weight.module.parametrizations[weight.leaf] if stands else ()  # type: ignore[index, return-value]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ignite.engine import Events
 from ignite.engine.events import EventEnum
@@ -39,7 +39,7 @@ class Parametrization(WeightPlugin, abstract=True):
         """A raw parameter from which :meth:`forward` gives ``weight``."""
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
-        trainer.bind(self).parametrize(type(self).forward, type(self).right_inverse)
+        trainer.bind(self).parametrize(_forward, _right_inverse)
         yield from ()
 
     def act(self, binding: Binding) -> None:
@@ -47,4 +47,15 @@ class Parametrization(WeightPlugin, abstract=True):
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """What the layer would compute with, outside a trainer."""
-        return self._call("forward", [weight], site)
+        result: Tensor = self._call("forward", [weight], site)
+        return result
+
+
+def _forward(plugin: Any, raw: Tensor, site: Site) -> Tensor:
+    result: Tensor = plugin._ask(plugin.forward, raw, site=site)
+    return result
+
+
+def _right_inverse(plugin: Any, value: Tensor, site: Site) -> Tensor:
+    result: Tensor = plugin._ask(plugin.right_inverse, value, site=site)
+    return result

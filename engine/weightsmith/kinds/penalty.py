@@ -14,9 +14,8 @@ from torch import Tensor
 from weightsmith.binding import Binding, Target
 from weightsmith.errors import ConfigurationError, UnsupportedWeightError
 from weightsmith.events import WeightEvents
-from weightsmith.kinds.base import WeightPlugin, dense_gradient
+from weightsmith.kinds.base import WeightPlugin, copy_to, dense_gradient
 from weightsmith.plugin import Subscription
-from weightsmith.schedules import Progress
 from weightsmith.selection import Selector, matrices
 from weightsmith.site import Site
 from weightsmith.tensors import unit_view
@@ -69,7 +68,7 @@ class Penalty(WeightPlugin, abstract=True):
 
     def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form: adds the cost's gradient to ``gradients``."""
-        self._singly(self.gradient, Tensor.add_, gradients, sites, weights)
+        self._singly(self.gradient, _add_to, gradients, sites, weights)
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
@@ -93,7 +92,7 @@ class Penalty(WeightPlugin, abstract=True):
         self._prepare(targets)
         if self.mode == "loss":
             self._add_gradients(targets)
-        elif binding.is_first_evaluation():
+        elif self.mode == "proximal" or binding.is_first_evaluation():
             self._shrink(targets)
 
     def _add_gradients(self, targets: Sequence[Target]) -> None:
@@ -117,12 +116,13 @@ class Penalty(WeightPlugin, abstract=True):
         inner = torch.autograd.grad(effective, trained, outer, allow_unused=True)
         for parameter, gradient in zip(trained, inner, strict=True):
             if gradient is not None:
-                parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
+                # Copied: autograd may hand the same tensor to several parameters.
+                parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
 
     def _shrink(self, targets: Sequence[Target]) -> None:
         method = self._decoupled if self.mode == "decoupled" else self._proximal
         weights = [target.tensor for target in targets]
-        self._singly(method, Tensor.copy_, weights, [target.site for target in targets], weights)
+        self._singly(method, copy_to, weights, [target.site for target in targets], weights)
 
     def _decoupled(self, weight: Tensor, site: Site) -> Tensor:
         shrunk: Tensor = weight - site.learning_rate * self.gradient(weight, site)
@@ -133,7 +133,8 @@ class Penalty(WeightPlugin, abstract=True):
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The cost, outside a trainer; differentiable."""
-        return self.resolved(Progress()).cost(weight, Site.alone(weight) if site is None else site)
+        cost: Tensor = self._call("cost", [weight], site)
+        return cost
 
 
 _EVENTS = {
@@ -141,3 +142,7 @@ _EVENTS = {
     "decoupled": WeightEvents.GRADIENTS_READY,
     "proximal": WeightEvents.STEP_COMPLETED,
 }
+
+
+def _add_to(target: Tensor, result: Tensor, site: Site) -> None:
+    target.add_(result)

@@ -13,7 +13,6 @@ from torch import Tensor
 from weightsmith.binding import Binding
 from weightsmith.kinds.base import WeightPlugin
 from weightsmith.measurements import Measurement
-from weightsmith.schedules import Progress
 from weightsmith.site import Site
 
 __all__ = ["Probe", "tag"]
@@ -38,7 +37,7 @@ class Probe(WeightPlugin, abstract=True):
         values: dict[str, Measurement] = {}
         for weight, site in binding.all_targets():
             try:
-                measured = self.measure(weight.effective_units().detach(), site)
+                measured = self._ask(self.measure, weight.effective_units().detach(), site=site)
             except Exception as error:
                 error.add_note(f"on weight {site.name!r}")
                 raise
@@ -47,7 +46,8 @@ class Probe(WeightPlugin, abstract=True):
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> dict[str, Measurement]:
         """What it measures of one tensor, outside a trainer."""
-        return self.resolved(Progress()).measure(weight, Site.alone(weight) if site is None else site)
+        measured: dict[str, Measurement] = self._call("measure", [weight], site)
+        return measured
 
 
 def tag(group: str, name: str) -> str:

@@ -52,8 +52,10 @@ class UpdatePipeline(Engine):
         self.state.updates = dict.fromkeys(self.optimizers, 0)
         self._step = step
         self._initialized = False
-        trained = [p for model in self.models.values() for p in model.parameters() if p.requires_grad]
-        self._windows = Windows(self.optimizers, trained, device, scaled=precision == "float16", accumulate=accumulate)
+        parameters = [p for model in self.models.values() for p in model.parameters()]
+        self._windows = Windows(
+            self.optimizers, parameters, device, scaled=precision == "float16", accumulate=accumulate
+        )
         self._follow_the_run()
 
     # ---------------------------------------------------------------- one update, from top to bottom
@@ -78,6 +80,7 @@ class UpdatePipeline(Engine):
             if window.evaluates_repeatedly:
                 return self._update_by_closure(window, loss)
             value = loss() if callable(loss) else loss
+            window.refuse_loss(value)
             with self._autocast(enabled=False):
                 self._backward(window, value)
                 if window.microbatches == self.accumulate:
@@ -107,6 +110,7 @@ class UpdatePipeline(Engine):
         self._fire_event(WeightEvents.STEP_COMPLETED)
         self._fire_event(WeightEvents.WEIGHTS_EDITED)
         self._fire_event(WeightEvents.UPDATE_COMPLETED)
+        self._forget_casts()
 
     def _update_by_closure(self, window: Window, closure: Any) -> Tensor:
         """One step of an optimizer that evaluates repeatedly: every evaluation is charged its penalties and edited, so
@@ -120,6 +124,7 @@ class UpdatePipeline(Engine):
         def evaluation() -> Tensor:
             self.state.evaluation += 1
             window.clear()
+            self._forget_casts()  # the optimizer has moved the weights since the last evaluation
             with torch.enable_grad():
                 loss: Tensor = closure()
             with self._autocast(enabled=False):
@@ -139,6 +144,8 @@ class UpdatePipeline(Engine):
             raise ConfigurationError(
                 f"update() was called inside the update of optimizer {self.state.optimizer!r}: call it from the step"
             )
+        if not window.microbatches:
+            self.state.window += 1
         self.state.optimizer = window.name
         self.state.update = self.state.updates[window.name] + 1
         self.state.evaluation = 0
@@ -180,10 +187,15 @@ class UpdatePipeline(Engine):
 
     def _follow_the_run(self) -> None:
         self.add_event_handler(Events.STARTED, self._start)
+        self.add_event_handler(Events.EPOCH_STARTED, self._look_again)
         for end in (Events.TERMINATE_SINGLE_EPOCH, Events.EPOCH_COMPLETED, Events.TERMINATE, Events.COMPLETED):
             self.add_event_handler(end, lambda *_, **__: self._flush())
 
+    def _look_again(self) -> None:
+        """Called when a run and when an epoch starts: optimizers may hold other weights than before."""
+
     def _start(self) -> None:
+        self._look_again()
         if not self._initialized:
             self._fire_event(WeightEvents.INITIALIZING)
             self._initialized = True
@@ -195,6 +207,11 @@ class UpdatePipeline(Engine):
                 model.train()
         with self._autocast():
             return self._step(self, batch)
+
+    def _forget_casts(self) -> None:
+        """Autocast keeps its half-precision copies of the weights until the step ends, and they have changed."""
+        if _AUTOCAST[self.precision] is not None:
+            torch.clear_autocast_cache()
 
     def _autocast(self, *, enabled: bool = True) -> contextlib.AbstractContextManager[Any]:
         dtype = _AUTOCAST[self.precision]

@@ -111,12 +111,6 @@ class Trainer(UpdatePipeline):
 
     # ---------------------------------------------------------------- plugins
 
-    def _charged(self) -> Tensor | float:
-        return sum(self.penalty_costs("loss").values())
-
-    def _between_updates(self) -> None:
-        self._attachments.settle()
-
     @property
     def plugins(self) -> tuple[Plugin, ...]:
         """The attached plugins, in their order."""
@@ -149,6 +143,16 @@ class Trainer(UpdatePipeline):
             handler = guard.watching(handler, event_name)
         return super().add_event_handler(event_name, handler, *args, **kwargs)
 
+    def _charged(self) -> Tensor | float:
+        """The costs of the penalties that add their gradients in the update in progress."""
+        return sum(cost for binding, cost in self._costs() if "gradient" in binding.plugin.writes and binding.due())
+
+    def _between_updates(self) -> None:
+        self._attachments.settle()
+
+    def _look_again(self) -> None:
+        self._attachments.follow_optimizers()
+
     # ---------------------------------------------------------------- looking
 
     @property
@@ -179,36 +183,28 @@ class Trainer(UpdatePipeline):
         for binding in self._attachments.bindings(Constraint):
             plugin = binding.current()
             for weight, site in binding.all_targets():
-                units = weight.effective_units()
-                violation = float(plugin.violation(units, site)) if units.numel() else 0.0
-                inside = units.numel() == 0 or violation <= plugin.tolerance(units)
-                measured[binding.plugin, weight.name] = 0.0 if inside else violation  # type: ignore[index]
+                with blaming(plugin, f"asked for its violation, weight {weight.name!r}"):
+                    key: Any = (binding.plugin, weight.name)
+                    measured[key] = plugin.measured_violation(weight.effective_units(), site)
         return measured
 
-    @torch.no_grad()
-    def penalty_costs(self, mode: str | None = None) -> dict[Penalty, Tensor]:
-        """What each penalty charges now, 0-d on the device.
-
-        Inside an update: the penalties that are due, on that optimizer's weights. Else: all of them, on all weights.
-
-        Args:
-            mode: only penalties of this mode.
-        """
+    def penalty_costs(self) -> dict[Penalty, Tensor]:
+        """What each penalty charges now, on all its weights that are trained, 0-d on the device. Equal penalties that
+        are attached several times count together."""
         costs: dict[Penalty, Tensor] = {}
-        for binding in self._attachments.bindings(Penalty):
-            plugin: Any = binding.plugin
-            asked = self.state.optimizer is None or binding.due()
-            if asked and mode in (None, plugin.mode):
-                current = binding.current()
-                targets = binding.targets()
-                plugin._prepare(targets)
-                charges = []
-                for weight, site in targets:
-                    with blaming(plugin, f"asked for its cost, weight {weight.name!r}"):
-                        charges.append(current.cost(weight.effective_units(), site))
-                if charges:
-                    costs[plugin] = torch.stack(charges).sum()
+        for binding, cost in self._costs():
+            penalty: Any = binding.plugin
+            costs[penalty] = costs[penalty] + cost if penalty in costs else cost
         return costs
+
+    def _costs(self) -> Iterator[tuple[Binding, Tensor]]:
+        for binding in self._attachments.bindings(Penalty):
+            penalty, charges = binding.current(), []
+            for weight, site in binding.targets():
+                with torch.no_grad(), blaming(binding.plugin, f"asked for its cost, weight {weight.name!r}"):
+                    charges.append(penalty._ask(penalty.cost, weight.effective_units(), site=site))
+            if charges:
+                yield binding, torch.stack(charges).sum()
 
     def publish(self, values: Mapping[str, Measurement], step: int) -> None:
         """Hand measurements to the sinks: sets ``state.measurements`` and fires MEASURED.
@@ -248,7 +244,8 @@ class Trainer(UpdatePipeline):
         every: int = 1,
         step: EvaluationStep | None = None,
     ) -> Engine:
-        """Evaluate at the end of every ``every``-th epoch; publishes ``metrics/<name>`` and fills ``state.metrics``.
+        """Evaluate at the end of every ``every``-th epoch; fills ``state.metrics``, and publishes those that are
+        numbers (a confusion matrix is none) as ``metrics/<name>``.
 
         Returns:
             The evaluator, an Ignite engine: attach early stopping or checkpoints to its ``COMPLETED``.
@@ -258,7 +255,7 @@ class Trainer(UpdatePipeline):
         def validate() -> None:
             engine.run(data)
             self.state.metrics.update(engine.state.metrics)
-            self.publish({f"metrics/{name}": engine.state.metrics[name] for name in metrics}, step=self.state.epoch)
+            self.publish(_scalars(engine.state.metrics), step=self.state.epoch)
 
         self.add_event_handler(Events.EPOCH_COMPLETED(every=every), validate)
         return engine
@@ -270,16 +267,25 @@ class Trainer(UpdatePipeline):
         Args:
             average: which; may be left out if only one is attached.
 
+        A mean of points of a convex set is in it; of other sets (unit norms) it need not be, so the constraints have
+        the last word here too. Frozen weights, which are not averaged, stay as they are.
+
         Raises:
-            ConfigurationError: no such average is attached.
+            ConfigurationError: no such average is attached, or it has not seen the weights yet.
         """
         binding = self._attachments.the(Average, average)
-        targets = [t for t in binding.all_targets() if "mean" in t.site.state]
+        targets = binding.targets()
+        for target in targets:
+            if "mean" not in target.site.state:
+                raise ConfigurationError(f"{binding.plugin!r} has no mean of {target.weight.name!r} yet: run first")
         kept = [target.tensor.detach().clone() for target in targets]
         try:
             with torch.no_grad():
                 for target in targets:
                     target.tensor.copy_(target.site.state["mean"])
+            for constraint in self._attachments.bindings(Constraint):
+                if not constraint.to_parametrize():
+                    constraint.current().act(constraint)
             yield
         finally:
             with torch.no_grad():
@@ -310,6 +316,8 @@ class Trainer(UpdatePipeline):
             raise ConfigurationError(f"this is not the state of a Trainer with the optimizers {list(self.optimizers)}")
         self._attachments.refuse_misfitting_state(ours["plugins"])
         super().load_state_dict(state_dict)
+        for window in self._windows:
+            window.abandon()
         self._attachments.load_state_dict(ours["plugins"])
         self.state.update = ours["update"]
         self.state.updates = dict(ours["updates"])
@@ -324,6 +332,11 @@ def supervised_step(trainer: Trainer, batch: Any) -> Tensor:
         return trainer.loss_fn(trainer.model(inputs), targets)  # type: ignore[misc]
 
     return trainer.update(loss)
+
+
+def _scalars(metrics: Mapping[str, Any]) -> dict[str, Measurement]:
+    numbers = {name: value for name, value in metrics.items() if getattr(value, "ndim", 0) == 0}
+    return {f"metrics/{name}": float(value) for name, value in numbers.items() if not isinstance(value, (str, Mapping))}
 
 
 def _refuse_misfits(

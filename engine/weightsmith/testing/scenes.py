@@ -1,0 +1,135 @@
+"""What the checks try plugins on: tensors, sites, small networks and real trainers."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+
+from weightsmith.kinds import (
+    Average,
+    Constraint,
+    GradientEditor,
+    Initializer,
+    Parametrization,
+    Penalty,
+    WeightEditor,
+)
+from weightsmith.plugin import Plugin
+from weightsmith.site import Site
+from weightsmith.trainer import Trainer
+
+__all__ = [
+    "batches_for",
+    "channels_last",
+    "counts_of",
+    "equal",
+    "has_handlers",
+    "plural",
+    "rounding",
+    "scene",
+    "singular",
+    "tensors_for",
+    "trainer_for",
+]
+
+
+def tensors_for(plugin: Plugin, shape: tuple[int, ...]) -> list[Tensor]:
+    """What the kind's method takes before the site."""
+    takes_two = isinstance(plugin, (GradientEditor, WeightEditor, Average))
+    return [torch.randn(shape) for _ in range(2 if takes_two else 1)]
+
+
+def singular(plugin: Any, tensors: Sequence[Tensor], number: int) -> Tensor:
+    """The singular form, on the weight that :func:`_plural` takes as its ``number``-th."""
+    site = Site.alone(tensors[0], name=f"weight{number}")
+    if isinstance(plugin, Penalty):
+        return torch.ones_like(tensors[0]) + plugin.gradient(tensors[0], site)
+    return plugin(*tensors, site=site)  # type: ignore[no-any-return]
+
+
+def plural(plugin: Any, *columns: Sequence[Tensor]) -> list[Tensor]:
+    """The plural form on copies: ``columns`` as lists of tensors, or one list with a method's arguments."""
+    if len(columns) == 1 and isinstance(plugin, (GradientEditor, WeightEditor, Average)):
+        columns = tuple([tensor] for tensor in columns[0])
+    written = [column.clone(memory_format=torch.preserve_format) for column in columns[0]]
+    sites = [Site.alone(tensor, name=f"weight{number}") for number, tensor in enumerate(written)]
+    for tensor, site in zip(written, sites, strict=True):
+        entries = plugin.init(tensor, site)
+        if entries:
+            site._begin(entries)
+    rest = [list(column) for column in columns[1:]]
+    with torch.no_grad():
+        if isinstance(plugin, Penalty):
+            sums = [torch.ones_like(tensor) for tensor in written]
+            plugin.gradient_all_(sums, written, sites)
+            return sums
+        if isinstance(plugin, Parametrization):
+            return [plugin.forward(tensor, site) for tensor, site in zip(written, sites, strict=True)]
+        names = {Initializer: "draw_all_", Constraint: "project_all_", Average: "average_all_"}
+        method = next((name for kind, name in names.items() if isinstance(plugin, kind)), "edit_all_")
+        getattr(plugin, method)(written, *rest, sites)
+    return written
+
+
+def channels_last(tensor: Tensor) -> Tensor:
+    return tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+
+
+def rounding(dtype: torch.dtype) -> float:
+    return 0.05 if dtype is torch.bfloat16 else 1e-5
+
+
+def has_handlers(plugin: Plugin) -> bool:
+    return not isinstance(plugin, Parametrization) and getattr(plugin, "mode", None) != "forward"
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    return bool(a == b)
+
+
+def batches_for(model: nn.Module) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    width = next(module for module in model.modules() if isinstance(module, nn.Linear)).in_features
+    return [torch.randn(4, width, generator=generator) for _ in range(3)]
+
+
+def trainer_for(model: nn.Module, plugin: Plugin, forward: Callable[[Tensor], Tensor], **options: Any) -> Trainer:
+    def step(trainer: Trainer, batch: Tensor) -> Tensor:
+        return trainer.update(forward(batch).square().mean())
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    return Trainer(model, optimizer, step=step, plugins=[plugin], seed=0, **options)
+
+
+@contextlib.contextmanager
+def scene(plugin: Plugin, **options: Any) -> Iterator[tuple[Trainer, list[Tensor]]]:
+    """A small network with the plugin attached, and three batches for it; a folder to write to while it lasts."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4))
+    with tempfile.TemporaryDirectory() as folder:
+        yield trainer_for(model, plugin, model, run_dir=folder, **options), batches_for(model)
+
+
+def counts_of(plugin: Any, epochs: int) -> list[int]:
+    """The counts of its event at which the plugin acted, in a run with three updates an epoch."""
+    counts: list[int] = []
+    kind_act = type(plugin).act
+
+    def counting(self: Any, binding: Any) -> None:
+        counts.append(binding.count())
+        kind_act(self, binding)
+
+    # `act` belongs to the kind; while counting, the class has one of its own in front of it.
+    with scene(plugin) as (trainer, data), mock.patch.object(type(plugin), "act", counting):
+        trainer.run(data, max_epochs=epochs)
+    return counts
