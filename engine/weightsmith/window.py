@@ -48,10 +48,7 @@ class Window:
     def abandon(self) -> None:
         """Drop the window: its update raised."""
         self.clear()
-        if self.scaler is not None:  # a scaler remembers that it unscaled; a new one with the same state does not
-            state = self.scaler.state_dict()
-            self.scaler = torch.amp.GradScaler(self.scaler._device)
-            self.scaler.load_state_dict(state)
+        self._renew_scaler()
 
     def backward(self, loss: Tensor) -> None:
         """Add a micro-batch's gradient, to the weights of this optimizer only."""
@@ -94,8 +91,17 @@ class Window:
             self.optimizer.step(closure)
         else:
             self.optimizer.step()
-        if self.scaler is not None and self._infinities():  # an update without gradients teaches the scaler nothing
+        if self.scaler is not None and self._infinities():
             self.scaler.update()
+        else:  # an update without gradients teaches the scaler nothing
+            self._renew_scaler()
+
+    def _renew_scaler(self) -> None:
+        """A scaler remembers that it unscaled until it is updated; a new one with the same state does not."""
+        if self.scaler is not None:
+            state = self.scaler.state_dict()
+            self.scaler = torch.amp.GradScaler(self.scaler._device)
+            self.scaler.load_state_dict(state)
 
     def _infinities(self) -> dict[torch.device, Tensor]:
         """Whether unscaling met an infinity, by device; empty if there was no gradient. What ``scaler.step`` reads."""

@@ -31,6 +31,7 @@ from weightsmith.selection import selector
 from weightsmith.site import Site
 from weightsmith.testing.cases import Case, check
 from weightsmith.testing.scenes import (
+    asked,
     batches_for,
     channels_last,
     counts_of,
@@ -169,7 +170,9 @@ def is_finite_on_zeros(case: Case) -> None:
         zeros = [torch.zeros_like(tensor) for tensor in tensors_for(case.plugin, shape)]
         assert singular(case.plugin, zeros, 0).isfinite().all(), f"not finite on zeros of {shape}"
         if isinstance(case.plugin, Penalty):
-            assert case.plugin.gradient(zeros[0], Site.alone(zeros[0])).isfinite().all(), "gradient not finite at zero"
+            assert asked(case.plugin, "gradient", zeros[0], site=Site.alone(zeros[0])).isfinite().all(), (
+                "gradient not finite at zero"
+            )
 
 
 @check(Initializer, GradientEditor, WeightEditor, Constraint, Average, Penalty)
@@ -208,7 +211,7 @@ def gradient_is_the_costs_derivative(case: Case) -> None:
     for shape in case.shapes:
         weight = torch.randn(shape, dtype=torch.float64).sign() * (0.1 + torch.rand(shape, dtype=torch.float64))
         site = Site.alone(weight)
-        closed = plugin.gradient(weight, site)
+        closed = asked(plugin, "gradient", weight, site=site)
         assert torch.allclose(closed, Penalty.gradient(plugin, weight, site), rtol=1e-9), "differs from autograd"
         differences = torch.zeros_like(weight)
         for index in torch.cartesian_prod(*map(torch.arange, shape)).tolist():
@@ -304,8 +307,9 @@ def right_inverse_gives_the_weight_back(case: Case) -> None:
     for shape in case.shapes:
         weight = torch.randn(shape)
         site = Site.alone(weight)
-        reached = plugin.forward(weight, site)
-        again = plugin.forward(plugin.right_inverse(reached, site), site)
+        reached = asked(plugin, "forward", weight, site=site)
+        raw = asked(plugin, "right_inverse", reached, site=site)
+        again = asked(plugin, "forward", raw, site=site)
         assert torch.allclose(again, reached, atol=1e-5), "another weight came back"
 
 
@@ -330,6 +334,6 @@ def measures_any_tensor(case: Case) -> None:
         parameter = nn.Parameter(weight)
         parameter.grad = weight.clone()
         site = Site.alone(parameter)
-        assert isinstance(plugin.measure(parameter.detach(), site), dict)
+        assert isinstance(asked(plugin, "measure", parameter.detach(), site=site), dict)
         assert torch.equal(weight.isnan(), kept.isnan())
         assert torch.equal(weight.nan_to_num(), kept.nan_to_num())

@@ -25,6 +25,7 @@ from weightsmith.site import Site
 from weightsmith.trainer import Trainer
 
 __all__ = [
+    "asked",
     "batches_for",
     "channels_last",
     "counts_of",
@@ -45,12 +46,19 @@ def tensors_for(plugin: Plugin, shape: tuple[int, ...]) -> list[Tensor]:
     return [torch.randn(shape) for _ in range(2 if takes_two else 1)]
 
 
+def asked(plugin: Any, method: str, *tensors: Tensor, site: Site) -> Any:
+    """What one of its methods says of these tensors, with its memory of the site begun."""
+    return plugin._ask(getattr(plugin, method), *tensors, site=site)
+
+
 def singular(plugin: Any, tensors: Sequence[Tensor], number: int) -> Tensor:
-    """The singular form, on the weight that :func:`_plural` takes as its ``number``-th."""
+    """The singular form, on the weight that :func:`plural` takes as its ``number``-th."""
     site = Site.alone(tensors[0], name=f"weight{number}")
     if isinstance(plugin, Penalty):
-        return torch.ones_like(tensors[0]) + plugin.gradient(tensors[0], site)
-    return plugin(*tensors, site=site)  # type: ignore[no-any-return]
+        gradient: Tensor = asked(plugin, "gradient", tensors[0], site=site)
+        return torch.ones_like(tensors[0]) + gradient
+    result: Tensor = plugin(*tensors, site=site)
+    return result
 
 
 def plural(plugin: Any, *columns: Sequence[Tensor]) -> list[Tensor]:
@@ -60,9 +68,7 @@ def plural(plugin: Any, *columns: Sequence[Tensor]) -> list[Tensor]:
     written = [column.clone(memory_format=torch.preserve_format) for column in columns[0]]
     sites = [Site.alone(tensor, name=f"weight{number}") for number, tensor in enumerate(written)]
     for tensor, site in zip(written, sites, strict=True):
-        entries = plugin.init(tensor, site)
-        if entries:
-            site._begin(entries)
+        site._begin(plugin._first_entries(tensor, site))
     rest = [list(column) for column in columns[1:]]
     with torch.no_grad():
         if isinstance(plugin, Penalty):
