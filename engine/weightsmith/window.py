@@ -46,8 +46,8 @@ class Window:
             parameter.grad = None
 
     def abandon(self) -> None:
-        """Drop the window: its update raised."""
-        self.clear()
+        """Drop the window: its update raised. The gradients stay to be looked at until the next window opens."""
+        self.microbatches = 0
         self._renew_scaler()
 
     def backward(self, loss: Tensor) -> None:

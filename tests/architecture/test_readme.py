@@ -1,7 +1,9 @@
 """What the README shows is run, and what it names exists."""
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import weightsmith
 import weightsmith_plugins
@@ -17,12 +19,15 @@ def blocks(language):
 
 def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    namespace = {"__name__": "readme"}
+    module = ModuleType("readme")
+    monkeypatch.setitem(sys.modules, "readme", module)  # so that its classes can be pickled
     found = blocks("python")
     assert len(found) >= 5
     for block in found:
-        exec(compile(block, "README.md", "exec"), namespace)
+        exec(compile(block, "README.md", "exec"), vars(module))
     assert list((tmp_path / "runs" / "first").glob("events.out.tfevents.*"))
+    for check, case in module.conformance([module.Case(module.StayClose())]):
+        module.test_conformance(check, case)
 
 
 def test_the_first_script_and_the_first_plugin_take_about_ten_lines():
