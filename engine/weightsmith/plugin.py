@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import os
 import re
@@ -117,7 +118,7 @@ class Plugin(metaclass=PluginType, abstract=True):
         plain(value)
         return value
 
-    @property
+    @functools.cached_property
     def scheduled(self) -> bool:
         """Whether a schedule stands in for a number, in a field or in a plugin that a field holds."""
         return any(True for _ in _schedules(self))
@@ -135,6 +136,7 @@ class Plugin(metaclass=PluginType, abstract=True):
         twin = object.__new__(type(self))
         twin.__dict__.update(self.__dict__)
         twin.__dict__.update(values)
+        twin.__dict__.pop("scheduled", None)
         return twin
 
     def _extremes(self: Self) -> Iterator[Self]:

@@ -90,6 +90,8 @@ class WeightPlugin(Plugin, abstract=True):
 
     def due(self, count: int, update: int, epoch: int) -> bool:
         """Whether ``every``, ``after`` and ``before`` let it act at this count of its event."""
+        if self.every == 1 and self.after == 0 and self.before is None:
+            return True
         counts = {"updates": update, "epochs": epoch}
         after, reached = _bound(self.after, count, counts)
         if not after < reached:
