@@ -81,6 +81,8 @@ class Attachments:
     # ---------------------------------------------------------------- attaching
 
     def attach(self, plugin: Plugin) -> None:
+        if isinstance(plugin, type) and issubclass(plugin, Plugin):
+            raise ConfigurationError(f"{plugin.__name__} is a class: attach a plugin made of it, {plugin.__name__}(…)")
         if not isinstance(plugin, Plugin):
             raise ConfigurationError(f"{plugin!r} is no plugin: derive its class from one of weightsmith's kinds")
         if isinstance(plugin, Initializer) and self._trainer._initialized and plugin.at is None:
@@ -114,7 +116,8 @@ class Attachments:
     def detach(self, plugin: Plugin) -> None:
         same = [a for a in self._listed if a.plugin is plugin] or [a for a in self._listed if a.plugin == plugin]
         if not same:
-            raise ConfigurationError(f"{plugin!r} is not attached: there are {', '.join(map(repr, self.plugins))}")
+            attached = ", ".join(map(repr, self.plugins)) or "nothing"
+            raise ConfigurationError(f"{plugin!r} is not attached; attached is {attached}")
         attachment = same[0]
         if attachment.binding is not None:
             attachment.binding.refuse_release()

@@ -8,7 +8,7 @@ import inspect
 import os
 import re
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
@@ -46,6 +46,15 @@ class PluginType(ABCMeta):
             _refuse_wrong_signatures(cls, namespace)
         cls._is_made = True
         return cls
+
+    if not TYPE_CHECKING:  # type checkers know the fields from the dataclass itself
+
+        def __call__(cls, *args: Any, **settings: Any) -> Any:
+            known = [field_.name for field_ in fields(cls)]
+            for name in settings:
+                if name not in known:
+                    raise ConfigurationError(f"{cls.__name__} has no field {name!r}{nearest(name, known)}")
+            return super().__call__(*args, **settings)
 
     def __setattr__(cls, name: str, value: Any) -> None:
         if name == "__dataclass_params__" and cls.__dict__.get("_is_made"):
@@ -116,6 +125,7 @@ class Plugin(metaclass=PluginType, abstract=True):
         if inspect.isroutine(value) and takes_number(field_):
             value = Function(import_path(value))
         plain(value)
+        _refuse_other_types(field_, value)
         return value
 
     @functools.cached_property
@@ -204,9 +214,38 @@ def plain(value: Any) -> Any:
     )
 
 
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about a name that is not known: the nearest one that is, else all."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=1)
+    return f": did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+
+
+_SIMPLE_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "bool": (bool,),
+    "None": (type(None),),
+}
+
+
+def _type_names(field_: Field[Any]) -> set[str]:
+    return set(re.findall(r"\w+", getattr(field_.type, "__name__", None) or str(field_.type)))
+
+
 def takes_number(field_: Field[Any]) -> bool:
     """Whether a field is annotated as a number, so that a function given for it is meant as a schedule."""
-    return not {"int", "float"}.isdisjoint(re.findall(r"\w+", str(getattr(field_.type, "__name__", field_.type))))
+    return not {"int", "float"}.isdisjoint(_type_names(field_))
+
+
+def _refuse_other_types(field_: Field[Any], value: Any) -> None:
+    """Where a field is annotated with simple types alone, a value of another would fail far from here."""
+    names = _type_names(field_)
+    if not names <= _SIMPLE_TYPES.keys() or isinstance(value, Schedule):
+        return
+    if not isinstance(value, tuple(kind for name in names for kind in _SIMPLE_TYPES[name])):
+        raise ConfigurationError(f"{value!r} is a {type(value).__name__}, where the field takes {field_.type}")
 
 
 def _shown(value: Any) -> str:

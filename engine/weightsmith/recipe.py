@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
-from dataclasses import fields
 from typing import Any
 
 from weightsmith import schedules
 from weightsmith.errors import ConfigurationError
 from weightsmith.importing import imported
-from weightsmith.plugin import Plugin
+from weightsmith.plugin import Plugin, nearest
 
 __all__ = ["from_plain", "to_plain"]
 
@@ -30,12 +28,6 @@ def from_plain(plain: Mapping[str, Any]) -> Plugin:
         raise ConfigurationError(f"{dict(plain)!r} describes no plugin: write one class name, then its fields")
     ((name, settings),) = plain.items()
     cls = _plugin_class(name)
-    known = [field.name for field in fields(cls)]
-    for field_name in settings or {}:
-        if field_name not in known:
-            close = difflib.get_close_matches(field_name, known, n=1)
-            hint = f": did you mean {close[0]!r}?" if close else f"; its fields are {', '.join(known)}"
-            raise ConfigurationError(f"{cls.__name__} has no field {field_name!r}{hint}")
     values = {field: value if field == "where" else _value(value) for field, value in (settings or {}).items()}
     return cls(**values)
 
@@ -69,8 +61,7 @@ def _plugin_class(name: str) -> type[Plugin]:
     if named:
         paths = ", ".join(f"{cls.__module__}.{cls.__qualname__}" for cls in named)
         raise ConfigurationError(f"several plugins are called {name!r}: write one of {paths}")
-    close = difflib.get_close_matches(name, [cls.__name__ for cls in known], n=1)
-    raise ConfigurationError(f"no plugin is called {name!r}{f'; did you mean {close[0]!r}?' if close else ''}")
+    raise ConfigurationError(f"no plugin is called {name!r}{nearest(name, [cls.__name__ for cls in known])}")
 
 
 def _subclasses(cls: type[Any]) -> Iterator[type[Plugin]]:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from weightsmith import ConfigurationError, Plugin, Trainer, WeightEvents
+from weightsmith_plugins import L2, MaxNorm
 
 
 class Curious(Plugin):
@@ -18,6 +19,11 @@ def sgd(*models):
 def two(step):
     models = {"one": nn.Linear(3, 1), "two": nn.Linear(3, 1)}
     return Trainer(models, {name: sgd(model) for name, model in models.items()}, step=step)
+
+
+def one(**options):
+    model = nn.Linear(3, 1)
+    return Trainer(model, sgd(model), nn.MSELoss(), **options)
 
 
 def loss_of(trainer, name="one"):
@@ -89,3 +95,19 @@ def test_subscribing_to_no_event_is_refused_and_nothing_is_attached():
     with pytest.raises(ConfigurationError, match=r"Curious\(\).*no such event"):
         trainer.attach(Curious())
     assert trainer.plugins == ()
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (lambda: MaxNorm(limti=1.0), "MaxNorm has no field 'limti': did you mean 'limit'"),
+        (lambda: MaxNorm("3"), "MaxNorm.limit: '3' is a str, where the field takes float"),
+        (lambda: L2(None), "L2.strength: None is a NoneType"),
+        (lambda: one(plugins=[MaxNorm]), r"MaxNorm is a class: attach a plugin made of it, MaxNorm\(…\)"),
+        (lambda: one().detach(L2(0.1)), r"L2\(strength=0.1\) is not attached; attached is nothing"),
+        (lambda: one().run([torch.ones(2)]), r"takes batches \(inputs, targets\), not a Tensor: give .* step="),
+    ],
+)
+def test_common_mistakes_are_answered_with_the_mend(attempt, message):
+    with pytest.raises(ConfigurationError, match=message):
+        attempt()

@@ -117,11 +117,11 @@ class WeightPlugin(Plugin, abstract=True):
             return chosen
         if field_.name == "at" and value is not None:
             return self._event_name(value)
+        if field_.name == "every" and not (type(value) is int and value >= 1):
+            raise ConfigurationError(f"it must be a whole number of at least 1, not {value!r}")
         value = super()._normal(field_, value)
         if field_.name in ("after", "before") and value is not None:
             parse_span(value)
-        if field_.name == "every" and not (type(value) is int and value >= 1):
-            raise ConfigurationError(f"it must be a whole number of at least 1, not {value!r}")
         return value
 
     def _event_name(self, event: Any) -> str:

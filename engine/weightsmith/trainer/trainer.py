@@ -326,6 +326,10 @@ class Trainer(UpdatePipeline):
 
 def supervised_step(trainer: Trainer, batch: Any) -> Tensor:
     """The default step: forward, loss, one update, for a batch ``(inputs, targets)``."""
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        raise ConfigurationError(
+            f"the default step takes batches (inputs, targets), not a {type(batch).__name__}: give the Trainer step=…"
+        )
     inputs, targets = trainer.to_device(batch)
 
     def loss() -> Tensor:
