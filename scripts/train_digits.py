@@ -1,5 +1,6 @@
 """Train a small convolutional network on scikit-learn's handwritten digits, with one plugin of each kind."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +139,7 @@ def train(
         averaged = trainer.evaluate(validation, metrics)
     print(f"validation accuracy {trainer.state.metrics['accuracy']:.2%}, averaged weights {averaged['accuracy']:.2%}")
     print(f"the run is in {trainer.run_dir}")
-    print(f"view it with: tensorboard --logdir {trainer.run_dir.parent}")
+    print(f"view it with: {Path(sys.executable).with_name('tensorboard')} --logdir {trainer.run_dir.parent}")
     return {**trainer.state.metrics, "averaged_accuracy": averaged["accuracy"], "run_dir": trainer.run_dir}
 
 
