@@ -54,6 +54,22 @@ PUBLIC = [
 ]
 
 PLUGINS = [
+    "DeltaOrthogonal",
+    "Dirac",
+    "Identity",
+    "KaimingUniform",
+    "LecunNormal",
+    "LecunUniform",
+    "Normal",
+    "Ones",
+    "Sparse",
+    "TruncatedNormal",
+    "Uniform",
+    "Values",
+    "VarianceScaling",
+    "XavierNormal",
+    "XavierUniform",
+    "Zeros",
     "EMA",
     "L1",
     "L2",

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import weightsmith_plugins as w
+from torch import nn
 from weightsmith import exponential, linear
 from weightsmith.tensors import unit_norms
 from weightsmith.testing import Case, conformance, missing
@@ -12,11 +13,35 @@ def row_norms(weight):
     return unit_norms(weight.double(), tuple(range(1, weight.ndim)))
 
 
+def square():
+    return nn.Linear(4, 4, bias=False)
+
+
+def convolution():
+    return nn.Conv1d(3, 3, 3, padding=1, bias=False)
+
+
 CASES = [
     Case(w.Constant(0.3)),
     Case(w.Scale(2.0)),
     Case(w.KaimingNormal(mode="fan_out", nonlinearity="tanh")),
     Case(w.Orthogonal(gain=1.5)),
+    Case(w.Zeros(where="0.weight")),
+    Case(w.Ones()),
+    Case(w.Values((torch.arange(16.0).reshape(4, 4) / 16).tolist()), shapes=[(4, 4)], layer=square),
+    Case(w.Uniform(-0.2, 0.3)),
+    Case(w.Normal(0.1, 0.2)),
+    Case(w.TruncatedNormal(0.1, 0.5, -1.0, 0.5)),
+    Case(w.XavierUniform(gain=0.5)),
+    Case(w.XavierNormal()),
+    Case(w.KaimingUniform(negative_slope=0.1)),
+    Case(w.LecunUniform()),
+    Case(w.LecunNormal()),
+    Case(w.VarianceScaling(2.0, "fan_avg", "truncated_normal")),
+    Case(w.DeltaOrthogonal(0.9), shapes=[(4, 3, 3, 3), (6, 2, 5)], layer=convolution, inputs=(4, 3, 8)),
+    Case(w.Identity(0.9), shapes=[(6, 5), (3, 7)]),
+    Case(w.Dirac(), shapes=[(4, 3, 3, 3), (6, 2, 5)], layer=convolution, inputs=(4, 3, 8)),
+    Case(w.Sparse(0.5, std=0.2), shapes=[(6, 5), (3, 7)]),
     Case(w.L1(0.1)),
     Case(w.L1(linear(0.1, 0.0, over=10))),
     Case(w.L2(0.1, where="re:.*weight")),

@@ -250,3 +250,113 @@ class TestAverages:
         trainer.run([torch.zeros(4, 4, dtype=torch.bfloat16)])
         state = trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.EMA"]["weight"]["mean"]
         assert state.dtype == torch.float32
+
+
+class TestDrawnWeights:
+    """Distributions against SciPy, and torch.nn.init with the same generator where it defines the same thing."""
+
+    LAYERS = (nn.Linear(40, 60), nn.Conv2d(6, 10, 5))
+
+    @pytest.mark.parametrize("layer", LAYERS, ids=str)
+    @pytest.mark.parametrize(
+        ("ours", "theirs"),
+        [
+            (w.XavierUniform(1.3), lambda t, g: nn.init.xavier_uniform_(t, 1.3, g)),
+            (w.XavierNormal(1.3), lambda t, g: nn.init.xavier_normal_(t, 1.3, g)),
+            (
+                w.KaimingUniform("fan_out", "leaky_relu", 0.2),
+                lambda t, g: nn.init.kaiming_uniform_(t, 0.2, "fan_out", generator=g),
+            ),
+            (w.KaimingNormal("fan_in", "relu"), lambda t, g: nn.init.kaiming_normal_(t, 0, "fan_in", "relu", g)),
+            (w.Uniform(-0.1, 0.4), lambda t, g: nn.init.uniform_(t, -0.1, 0.4, g)),
+            (w.Normal(0.1, 0.4), lambda t, g: nn.init.normal_(t, 0.1, 0.4, g)),
+            (w.TruncatedNormal(0.1, 0.4, -0.2, 0.5), lambda t, g: nn.init.trunc_normal_(t, 0.1, 0.4, -0.2, 0.5, g)),
+        ],
+        ids=lambda value: type(value).__name__,
+    )
+    def test_what_torch_draws(self, ours, theirs, layer):
+        wanted = theirs(torch.empty(layer.weight.shape), Site.alone(layer.weight, seed=4).generator)
+        found = ours(layer.weight, site=Site.alone(layer.weight, layer, seed=4))
+        assert torch.allclose(found, wanted, rtol=1e-6, atol=1e-8)
+
+    @pytest.mark.parametrize("distribution", ["normal", "uniform", "truncated_normal"])
+    @pytest.mark.parametrize("mode", ["fan_in", "fan_out", "fan_avg"])
+    def test_variance_scaling_has_the_variance_that_it_says(self, mode, distribution):
+        layer = nn.Conv2d(30, 40, 5)
+        drawn = w.VarianceScaling(3.0, mode, distribution)(layer.weight, site=Site.alone(layer.weight, layer))
+        fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(layer.weight)
+        fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[mode]
+        assert drawn.double().var().item() == pytest.approx(3.0 / fan, rel=0.03)
+        std = math.sqrt(3.0 / fan)
+        oracle = {
+            "normal": scipy.stats.norm(0, std),
+            "uniform": scipy.stats.uniform(-math.sqrt(3) * std, 2 * math.sqrt(3) * std),
+            "truncated_normal": scipy.stats.truncnorm(-2, 2, 0, std / scipy.stats.truncnorm.std(-2, 2)),
+        }[distribution]
+        assert scipy.stats.kstest(drawn.flatten().numpy(), oracle.cdf).pvalue > 1e-3
+
+    def test_lecuns_are_cases_of_variance_scaling(self):
+        weight = torch.empty(20, 30)
+        normal = w.VarianceScaling(1.0, "fan_in", "truncated_normal")(weight, site=Site.alone(weight, seed=1))
+        assert torch.equal(w.LecunNormal()(weight, site=Site.alone(weight, seed=1)), normal)
+        uniform = w.VarianceScaling(1.0, "fan_in", "uniform")(weight, site=Site.alone(weight, seed=1))
+        assert torch.equal(w.LecunUniform()(weight, site=Site.alone(weight, seed=1)), uniform)
+
+    @pytest.mark.parametrize("shape", [(4, 3, 3, 3), (5, 5, 7), (6, 2, 3, 3, 3)])
+    def test_a_delta_orthogonal_convolution_keeps_norms(self, shape):
+        weight = w.DeltaOrthogonal()(torch.empty(shape)).double()
+        dimensions = len(shape) - 2
+        convolve = (nn.functional.conv1d, nn.functional.conv2d, nn.functional.conv3d)[dimensions - 1]
+        signal = torch.randn(2, shape[1], *[6] * dimensions, dtype=torch.float64)
+        found = convolve(signal, weight, padding=shape[2] // 2)
+        assert torch.allclose(found.norm(dim=1), signal.norm(dim=1), atol=1e-5)
+
+    @pytest.mark.parametrize("shape", [(3, 4, 3, 3), (4, 3, 2, 2), (4, 3)])
+    def test_a_delta_orthogonal_of_another_shape_is_refused(self, shape):
+        with pytest.raises(ConfigurationError, match="odd kernel sizes"):
+            w.DeltaOrthogonal()(torch.empty(shape))
+
+    @pytest.mark.parametrize("groups", [1, 2])
+    def test_dirac_is_torchs_and_hands_the_channels_on(self, groups):
+        weight = torch.empty(4, 4 // groups, 3, 3)
+        found = w.Dirac(groups)(weight)
+        assert torch.equal(found, nn.init.dirac_(torch.empty_like(weight), groups))
+        signal = torch.randn(1, 4, 5, 5)
+        assert torch.equal(nn.functional.conv2d(signal, found, padding=1, groups=groups), signal)
+
+    def test_identity_hands_its_inputs_on(self):
+        signal = torch.randn(3, 5)
+        assert torch.equal(signal @ w.Identity()(torch.empty(5, 5)).T, signal)
+
+    @pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 1.0])
+    def test_sparse_columns_have_as_many_zeros_as_torchs(self, sparsity):
+        found = w.Sparse(sparsity, 0.5)(torch.empty(7, 50))
+        wanted = nn.init.sparse_(torch.empty(7, 50), sparsity, 0.5)
+        assert torch.equal((found == 0).sum(dim=0), (wanted == 0).sum(dim=0))
+
+    def test_values_come_from_lists_and_files(self, tmp_path):
+        wanted = torch.randn(3, 2)
+        np.save(tmp_path / "values.npy", wanted.numpy())
+        torch.save(wanted, tmp_path / "values.pt")
+        for values in (wanted.tolist(), tmp_path / "values.npy", tmp_path / "values.pt"):
+            assert torch.allclose(w.Values(values)(torch.empty(3, 2)), wanted)
+
+    @pytest.mark.parametrize("content", [{"not": "a tensor"}, None])
+    def test_a_file_that_does_not_fit_is_named(self, tmp_path, content):
+        path = tmp_path / "values.pt"
+        if content is not None:
+            torch.save(content, path)
+        with pytest.raises(ConfigurationError, match=r"values\.pt"):
+            w.Values(str(path))(torch.empty(2, 2))
+
+    def test_values_of_another_shape_are_refused(self):
+        with pytest.raises(ConfigurationError, match=r"has shape \(2, 2\), the values have \(1, 2\)"):
+            w.Values([[1.0, 2.0]])(torch.empty(2, 2))
+
+    def test_an_initializer_acts_on_the_effective_weight_where_torchs_do_nothing(self):
+        layer = nn.utils.parametrizations.weight_norm(nn.Linear(3, 4))
+        nn.init.constant_(layer.weight, 7.0)  # sets a tensor that is computed anew at once
+        assert not torch.equal(layer.weight, torch.full((4, 3), 7.0))
+        trainer = Trainer(layer, torch.optim.SGD(layer.parameters(), lr=0.0), nn.MSELoss(), plugins=[w.Constant(7.0)])
+        trainer.run([(torch.randn(2, 3), torch.randn(2, 4))])
+        assert torch.allclose(layer.weight, torch.full((4, 3), 7.0))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightsmith.plugin import Plugin
 from weightsmith.schedules import Progress
@@ -27,12 +27,17 @@ class Case:
         spans_weights: whether its mathematics spans all selected weights (a global norm), so that the singular form
             equals the plural form on one weight only.
         shapes: the shapes that it is tried on.
+        layer: makes a layer that can follow itself, for plugins that cannot act on linear layers; default
+            ``nn.Linear(4, 4)`` and such.
+        inputs: the shape of a batch for such a layer.
     """
 
     plugin: Plugin
     holds: Callable[[Tensor], Tensor] | None = None
     spans_weights: bool = False
     shapes: Sequence[tuple[int, ...]] = field(default=((6, 5), (4, 3, 2, 2)))
+    layer: Callable[[], nn.Module] | None = None
+    inputs: tuple[int, ...] = (4, 4)
 
     def __str__(self) -> str:
         return repr(self.plugin)

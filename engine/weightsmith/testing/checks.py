@@ -37,6 +37,7 @@ from weightsmith.testing.scenes import (
     counts_of,
     equal,
     has_handlers,
+    layer_for,
     plural,
     rounding,
     scene,
@@ -67,7 +68,7 @@ def survives_repr_pickle_and_yaml(case: Case) -> None:
 @check(Plugin, pure=False)
 def runs_attaches_and_detaches(case: Case) -> None:
     """It trains a small network without writing where it should not, appears in the plan, and leaves no handler."""
-    with scene(case.plugin, debug=True) as (trainer, data):
+    with scene(case, debug=True) as (trainer, data):
         trainer.detach(case.plugin)
         before = {event: list(handlers) for event, handlers in trainer._event_handlers.items() if handlers}
         trainer.attach(case.plugin)
@@ -82,10 +83,10 @@ def runs_attaches_and_detaches(case: Case) -> None:
 @check(Plugin, pure=False)
 def goes_on_from_its_saved_state(case: Case) -> None:
     """Stopped after an epoch, saved, loaded into a new trainer and run on: the same weights, bit for bit."""
-    with scene(case.plugin) as (whole, data):
+    with scene(case) as (whole, data):
         whole.run(data, max_epochs=3)
         wanted = whole.weights()
-    with scene(case.plugin) as (first, data), scene(case.plugin) as (second, _):
+    with scene(case) as (first, data), scene(case) as (second, _):
         first.run(data, max_epochs=1)
         state = copy.deepcopy(first.state_dict())
         second.model.load_state_dict(first.model.state_dict())
@@ -104,13 +105,13 @@ def honours_every_after_before_and_at(case: Case) -> None:
         return
     plugin: Any = case.plugin
     limited = replace(plugin, every=2, after=1, before=8)
-    acted = [count for count in counts_of(limited, epochs=4) if count]
+    acted = [count for count in counts_of(replace(case, plugin=limited), epochs=4) if count]
     total = 4 if isinstance(plugin, Probe) else 12
     assert acted == [u for u in range(1, total + 1) if 1 < u < 8 and (u - 1) % 2 == 0], f"it acted at {acted}"
     elsewhere = WeightEvents.GRADIENTS_READY if "gradient" in plugin.writes else Events.EPOCH_COMPLETED
-    moved = counts_of(replace(limited, at=elsewhere), epochs=6)
+    moved = counts_of(replace(case, plugin=replace(limited, at=elsewhere)), epochs=6)
     assert moved == [3, 5, 7][: 3 if "gradient" in plugin.writes else 2], f"at {elsewhere} it acted at {moved}"
-    late = [count for count in counts_of(replace(plugin, after="2 epochs"), epochs=4) if count]
+    late = [count for count in counts_of(replace(case, plugin=replace(plugin, after="2 epochs")), epochs=4) if count]
     assert late[0] == (3 if isinstance(plugin, Probe) else 7), f"after='2 epochs' it first acted at {late[0]}"
 
 
@@ -123,14 +124,14 @@ def touches_tied_weights_once(case: Case) -> None:
     ends = []
     for name, tie in (("first.weight", True), ("second.weight", True), ("first.weight", False)):
         torch.manual_seed(0)
-        first, second = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+        first, second = layer_for(case), layer_for(case)
         second.weight = first.weight
         model = nn.ModuleDict({"first": first, "second": second} if tie else {"first": first})
         trainer = trainer_for(model, replace(plugin, where=name), nn.Sequential(first, second if tie else first))
         (row,) = {row.weights for row in trainer.plan().rows}
         assert row == ("first.weight",), f"where={name!r} gave {row}"
-        trainer.run(batches_for(model), max_epochs=2)
-        ends.append(first.weight.detach())
+        trainer.run(batches_for(case), max_epochs=2)
+        ends.append(trainer.weights()["first.weight"].detach())
     assert torch.equal(ends[0], ends[2]), "tied weights are not acted on as one"
     assert torch.equal(ends[1], ends[2]), "tied weights are not acted on as one"
 
@@ -294,7 +295,7 @@ def forward_mode_gives_the_same_set(case: Case) -> None:
     effective = layer.weight.detach().clone()
     assert torch.equal(trainer.weights()["weight"], pretrained), "the raw weight changed when it was parametrized"
     assert torch.allclose(effective, plugin(pretrained)), "the layer does not compute with the projection"
-    trainer.run(batches_for(layer), max_epochs=2)
+    trainer.run([torch.randn(4, 5)] * 3, max_epochs=2)
     assert not torch.equal(trainer.weights()["weight"], pretrained), "no gradient reached the raw weight"
     assert case.holds is None or bool(case.holds(layer.weight.detach()).all()), "the layer left the set"
     assert all(value <= 1e-5 for value in trainer.violations().values()), trainer.violations()

@@ -22,6 +22,7 @@ from weightsmith.kinds import (
 )
 from weightsmith.plugin import Plugin
 from weightsmith.site import Site
+from weightsmith.testing.cases import Case
 from weightsmith.trainer import Trainer
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "counts_of",
     "equal",
     "has_handlers",
+    "layer_for",
     "plural",
     "rounding",
     "scene",
@@ -103,10 +105,15 @@ def equal(a: Any, b: Any) -> bool:
     return bool(a == b)
 
 
-def batches_for(model: nn.Module) -> list[Tensor]:
+def batches_for(case: Case) -> list[Tensor]:
+    """Three batches for the case's layers."""
     generator = torch.Generator().manual_seed(0)
-    width = next(module for module in model.modules() if isinstance(module, nn.Linear)).in_features
-    return [torch.randn(4, width, generator=generator) for _ in range(3)]
+    return [torch.randn(case.inputs, generator=generator) for _ in range(3)]
+
+
+def layer_for(case: Case) -> nn.Module:
+    """A layer without bias that can follow itself."""
+    return nn.Linear(4, 4, bias=False) if case.layer is None else case.layer()
 
 
 def trainer_for(model: nn.Module, plugin: Plugin, forward: Callable[[Tensor], Tensor], **options: Any) -> Trainer:
@@ -118,24 +125,28 @@ def trainer_for(model: nn.Module, plugin: Plugin, forward: Callable[[Tensor], Te
 
 
 @contextlib.contextmanager
-def scene(plugin: Plugin, **options: Any) -> Iterator[tuple[Trainer, list[Tensor]]]:
-    """A small network with the plugin attached, and three batches for it; a folder to write to while it lasts."""
+def scene(case: Case, **options: Any) -> Iterator[tuple[Trainer, list[Tensor]]]:
+    """A small network with the plugin attached, and batches for it; a folder to write to while it lasts."""
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4))
+    if case.layer is None:
+        model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4))
+    else:
+        model = nn.Sequential(case.layer(), nn.Tanh(), case.layer())
     with tempfile.TemporaryDirectory() as folder:
-        yield trainer_for(model, plugin, model, run_dir=folder, **options), batches_for(model)
+        yield trainer_for(model, case.plugin, model, run_dir=folder, **options), batches_for(case)
 
 
-def counts_of(plugin: Any, epochs: int) -> list[int]:
+def counts_of(case: Case, epochs: int) -> list[int]:
     """The counts of its event at which the plugin acted, in a run with three updates an epoch."""
     counts: list[int] = []
-    kind_act = type(plugin).act
+    kind: Any = type(case.plugin)
+    kind_act = kind.act
 
     def counting(self: Any, binding: Any) -> None:
         counts.append(binding.count())
         kind_act(self, binding)
 
     # `act` belongs to the kind; while counting, the class has one of its own in front of it.
-    with scene(plugin) as (trainer, data), mock.patch.object(type(plugin), "act", counting):
+    with scene(case) as (trainer, data), mock.patch.object(kind, "act", counting):
         trainer.run(data, max_epochs=epochs)
     return counts
