@@ -45,6 +45,7 @@ class Binding:
 
     Attributes:
         plugin: the plugin.
+        trainer: the trainer.
         label: its class's path, and its number among the acting plugins of that class: ``"weightsmith_plugins.L2"``,
             ``"weightsmith_plugins.L2#1"``. Seeds its draws and names its saved state.
         weights: the weights that it selects.
@@ -54,7 +55,7 @@ class Binding:
         self.plugin = plugin
         self.label = ""
         self.weights: list[Weight] = []
-        self._trainer = trainer
+        self.trainer = trainer
         self._state: TrainingState = trainer.state
         self._targets: dict[str, Target] = {}
         self._by_optimizer: dict[str | None, list[Target]] = {}
@@ -97,7 +98,7 @@ class Binding:
             site._reseed(self._seed())
 
     def _seed(self) -> str:
-        return f"{self._trainer.seed}|{self.label}"
+        return f"{self.trainer.seed}|{self.label}"
 
     def _refuse_unsupported(self, weight: Weight) -> None:
         problem = None
@@ -186,7 +187,7 @@ class Binding:
     def publish(self, values: dict[str, Measurement]) -> None:
         """Hand measurements to the sinks, at the count of the plugin's event."""
         if values:
-            self._trainer.publish(values, step=self.count())
+            self.trainer.publish(values, step=self.count())
 
     def names(self) -> set[str]:
         return set(self._targets)

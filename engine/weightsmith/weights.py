@@ -76,6 +76,14 @@ class Weight:
         """The effective weight, as its plugins see it (:func:`~weightsmith.tensors.unit_view`)."""
         return unit_view(self.effective(), self.module)
 
+    def assign(self, units: Tensor) -> None:
+        """Give the effective weight a value, in the shape of :meth:`effective_units`; torch sends that of a
+        parametrized weight through the right inverses."""
+        if self.parametrized:
+            setattr(self.module, self.leaf, units.reshape(self.effective().shape))
+        else:
+            self.units().copy_(units)
+
     def units(self) -> Tensor:
         """The raw parameter, as its plugins see it (:func:`~weightsmith.tensors.unit_view`)."""
         return unit_view(self.parameter, self.module)

@@ -4,6 +4,7 @@ from weightsmith_plugins.averaging import EMA
 from weightsmith_plugins.constraints import Clamp, MaxNorm, NonNegative, UnitNorm
 from weightsmith_plugins.gradient_editors import AdaptiveClip, Centralize, ClipNorm
 from weightsmith_plugins.initializers import (
+    LSUV,
     Constant,
     DeltaOrthogonal,
     Dirac,
@@ -41,6 +42,7 @@ __all__ = [
     "EMA",
     "L1",
     "L2",
+    "LSUV",
     "AdaptiveClip",
     "Centralize",
     "Clamp",

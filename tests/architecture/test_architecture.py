@@ -54,6 +54,7 @@ PUBLIC = [
 ]
 
 PLUGINS = [
+    "LSUV",
     "DeltaOrthogonal",
     "Dirac",
     "Identity",

@@ -41,6 +41,7 @@ CASES = [
     Case(w.DeltaOrthogonal(0.9), shapes=[(4, 3, 3, 3), (6, 2, 5)], layer=convolution, inputs=(4, 3, 8)),
     Case(w.Identity(0.9), shapes=[(6, 5), (3, 7)]),
     Case(w.Dirac(), shapes=[(4, 3, 3, 3), (6, 2, 5)], layer=convolution, inputs=(4, 3, 8)),
+    Case(w.LSUV()),
     Case(w.Sparse(0.5, std=0.2), shapes=[(6, 5), (3, 7)]),
     Case(w.L1(0.1)),
     Case(w.L1(linear(0.1, 0.0, over=10))),

@@ -59,8 +59,7 @@ class Initializer(WeightPlugin, abstract=True):
         self.draw_all_(drawn, [t.site for t in targets])
         for (weight, _), value in zip(targets, drawn, strict=True):
             if weight.parametrized:
-                value = value.reshape(weight.effective().shape)
-                setattr(weight.module, weight.leaf, value)  # torch sends it through the right inverses
+                weight.assign(value)
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The drawn weight, outside a trainer."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
 
@@ -126,8 +127,9 @@ def touches_tied_weights_once(case: Case) -> None:
         torch.manual_seed(0)
         first, second = layer_for(case), layer_for(case)
         second.weight = first.weight
-        model = nn.ModuleDict({"first": first, "second": second} if tie else {"first": first})
-        trainer = trainer_for(model, replace(plugin, where=name), nn.Sequential(first, second if tie else first))
+        parts = {"first": first, "second": second} if tie else {"first": first, "again": first}
+        model = nn.Sequential(OrderedDict(parts))
+        trainer = trainer_for(model, replace(plugin, where=name), model)
         (row,) = {row.weights for row in trainer.plan().rows}
         assert row == ("first.weight",), f"where={name!r} gave {row}"
         trainer.run(batches_for(case), max_epochs=2)

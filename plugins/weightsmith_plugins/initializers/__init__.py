@@ -1,5 +1,6 @@
 """How weights start. Each draws a new weight from the one that is there; a layer's fans follow its units."""
 
+from weightsmith_plugins.initializers.data_driven import LSUV
 from weightsmith_plugins.initializers.direct import (
     Constant,
     Normal,
@@ -22,6 +23,7 @@ from weightsmith_plugins.initializers.scaled import (
 from weightsmith_plugins.initializers.structured import DeltaOrthogonal, Dirac, Identity, Orthogonal, Sparse
 
 __all__ = [
+    "LSUV",
     "Constant",
     "DeltaOrthogonal",
     "Dirac",
