@@ -14,7 +14,7 @@ from torch import nn
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["EvaluationStep", "evaluator"]
+__all__ = ["EvaluationStep", "evaluating", "evaluator"]
 
 EvaluationStep: TypeAlias = "Callable[[Trainer, Any], Any]"
 

@@ -1,4 +1,4 @@
-"""Plugins from plain data, as YAML holds it, and back."""
+"""Plugins from plain data, as YAML holds it; the way back from :meth:`Plugin.to_plain`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,7 @@ from weightsmith.errors import ConfigurationError
 from weightsmith.importing import imported
 from weightsmith.plugin import Plugin, nearest
 
-__all__ = ["from_plain", "to_plain"]
-
-
-def to_plain(plugin: Plugin) -> dict[str, Any]:
-    """A plugin as YAML writes it: its class's import path to the fields that differ from their defaults."""
-    return plugin.to_plain()
+__all__ = ["from_plain"]
 
 
 def from_plain(plain: Mapping[str, Any]) -> Plugin:

@@ -14,9 +14,11 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 __all__ = [
     "accurate_dtype",
+    "divide_",
     "fans",
     "gates",
     "global_norm",
+    "lerp_",
     "scale_",
     "unit_axis",
     "unit_dims",

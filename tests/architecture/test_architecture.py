@@ -1,6 +1,7 @@
 """The shape of the house: what may be imported, what is public, how long a file may grow."""
 
 import ast
+import importlib
 import inspect
 from pathlib import Path
 
@@ -121,8 +122,13 @@ def test_plugins_use_only_the_engines_public_names():
     for path in (ROOT / "plugins").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "weightsmith":
-                private = [alias.name for alias in node.names if alias.name.startswith("_")]
-                assert not private, f"{path.name} imports {private}"
+                public = importlib.import_module(node.module).__all__
+                private = [alias.name for alias in node.names if alias.name not in public]
+                assert not private, f"{path.name} imports {private} from {node.module}"
+            if isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+                own = isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")
+                torchs = node.attr == "_parameters"
+                assert own or torchs, f"{path.name}:{node.lineno} reaches into {node.attr}"
 
 
 def test_only_tensors_calls_foreach():

@@ -27,7 +27,7 @@ from weightsmith.kinds import (
     WeightPlugin,
 )
 from weightsmith.plugin import Plugin
-from weightsmith.recipe import from_plain, to_plain
+from weightsmith.recipe import from_plain
 from weightsmith.selection import selector
 from weightsmith.site import Site
 from weightsmith.testing.cases import Case, check
@@ -58,7 +58,7 @@ def survives_repr_pickle_and_yaml(case: Case) -> None:
     copies = {
         "repr": eval(repr(plugin), names),
         "pickle": pickle.loads(pickle.dumps(plugin)),
-        "YAML": from_plain(yaml.safe_load(yaml.safe_dump(to_plain(plugin)))),
+        "YAML": from_plain(yaml.safe_load(yaml.safe_dump(plugin.to_plain()))),
         "copy": copy.deepcopy(plugin),
     }
     for way, found in copies.items():
