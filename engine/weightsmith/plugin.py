@@ -306,6 +306,11 @@ def _refuse_unannotated_fields(cls: type, namespace: dict[str, Any]) -> None:
     annotations = inspect.get_annotations(cls)
     inherited = {name: text for base in cls.__mro__[1:] for name, text in inspect.get_annotations(base).items()}
     class_variables = {name for name, text in inherited.items() if "ClassVar" in str(text)}
+    for name, text in annotations.items():
+        if name in class_variables and "ClassVar" not in str(text):
+            raise PluginDefinitionError(
+                f"{cls.__name__}.{name} is a name that the engine uses for itself: choose another name for the field"
+            )
     for name, value in namespace.items():
         is_data = not (callable(value) or hasattr(type(value), "__get__"))
         if not name.startswith("_") and is_data and name not in annotations and name not in class_variables:
@@ -360,6 +365,12 @@ def _refuse_wrong_signatures(cls: type, namespace: dict[str, Any]) -> None:
         if not inspect.isfunction(written):
             continue
         wanted = list(inspect.signature(declared).parameters)
+        named = list(inspect.signature(written).parameters)
+        if named != wanted and sorted(named) == sorted(wanted):
+            raise PluginDefinitionError(
+                f"{cls.__name__}.{name}({', '.join(named)}) has its arguments in another order than the engine gives "
+                f"them: write `def {name}({', '.join(wanted)})`"
+            )
         try:
             inspect.signature(written).bind(*wanted)
         except TypeError:

@@ -391,3 +391,35 @@ def test_paths_and_numpy_numbers_are_taken_as_texts_and_numbers(tmp_path):
     noted = Noted(tmp_path, number)
     assert noted == Noted(str(tmp_path), 0.25)
     assert type(noted.share) is float
+
+
+def test_arguments_in_another_order_are_refused_when_the_class_is_made():
+    with pytest.raises(PluginDefinitionError, match=r"write `def edit\(self, weight, gradient, site\)`"):
+
+        class Swapped(WeightEditor):
+            def edit(self, gradient, weight, site):
+                return weight
+
+
+@pytest.mark.parametrize("name", ["order", "event", "acts_on_frozen"])
+def test_a_field_may_not_take_a_name_of_the_engines(name):
+    def project(self, weight, site):
+        return weight
+
+    with pytest.raises(PluginDefinitionError, match=f"{name} is a name that the engine uses for itself"):
+        type(Constraint)("Taken", (Constraint,), {"__annotations__": {name: int}, name: 1, "project": project})
+
+
+def test_a_step_that_never_updates_is_warned_of(caplog):
+    trainer, _ = one_weight(step=lambda trainer, batch: None, plugins=[L2(0.1)])
+    trainer.run([0])
+    assert "does the step call trainer.update(loss)?" in caplog.text
+
+
+def test_the_plan_says_what_happens_to_frozen_weights():
+    model = nn.Linear(2, 2).requires_grad_(False)
+    plugins = [Clamp(-1, 1), L2(0.1)]
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), plugins=plugins)
+    notes = {row.plugin: row.note for row in trainer.plan().rows}
+    assert notes["Clamp(low=-1, high=1)"] == "frozen, but acted on all the same: weight"
+    assert notes["L2(strength=0.1)"] == "frozen, so left alone: weight"

@@ -190,9 +190,17 @@ class UpdatePipeline(Engine):
         self.add_event_handler(Events.EPOCH_STARTED, self._look_again)
         for end in (Events.TERMINATE_SINGLE_EPOCH, Events.EPOCH_COMPLETED, Events.TERMINATE, Events.COMPLETED):
             self.add_event_handler(end, lambda *_, **__: self._flush())
+        self.add_event_handler(Events.COMPLETED, self._warn_if_idle)
 
     def _look_again(self) -> None:
         """Called when a run and when an epoch starts: optimizers may hold other weights than before."""
+
+    def _warn_if_idle(self) -> None:
+        if not any(self.state.updates.values()):
+            self.logger.warning(
+                "no optimizer was updated in this run, so plugins had no updates to act on: "
+                "does the step call trainer.update(loss)?"
+            )
 
     def _start(self) -> None:
         self._look_again()
