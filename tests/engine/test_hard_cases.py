@@ -7,7 +7,18 @@ import torch
 from ignite.engine import Events
 from ignite.metrics import Accuracy, ConfusionMatrix
 from torch import nn
-from weightsmith import ConfigurationError, Constraint, Plugin, PluginDefinitionError, Trainer, WeightEditor, linear
+from weightsmith import (
+    ConfigurationError,
+    Constraint,
+    Penalty,
+    Plugin,
+    PluginContractError,
+    PluginDefinitionError,
+    Probe,
+    Trainer,
+    WeightEditor,
+    linear,
+)
 from weightsmith_plugins import (
     EMA,
     L2,
@@ -423,3 +434,21 @@ def test_the_plan_says_what_happens_to_frozen_weights():
     notes = {row.plugin: row.note for row in trainer.plan().rows}
     assert notes["Clamp(low=-1, high=1)"] == "frozen, but acted on all the same: weight"
     assert notes["L2(strength=0.1)"] == "frozen, so left alone: weight"
+
+
+def test_a_cost_that_is_no_number_and_a_measurement_that_is_no_dict_are_refused_by_name():
+    class Vector(Penalty):
+        def cost(self, weight, site):
+            return weight.square()
+
+    class Bare(Probe):
+        def measure(self, weight, site):
+            return weight.sum()
+
+    for plugin, message in (
+        (Vector(), "Vector.cost returned .* return a 0-d tensor"),
+        (Bare(), "return a dict of group"),
+    ):
+        trainer, _ = one_weight(plugins=[plugin])
+        with pytest.raises(PluginContractError, match=message):
+            trainer.run([torch.ones(1, 1)])

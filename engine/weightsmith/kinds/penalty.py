@@ -12,7 +12,7 @@ from ignite.engine.events import EventEnum
 from torch import Tensor
 
 from weightsmith.binding import Binding, Target
-from weightsmith.errors import ConfigurationError, UnsupportedWeightError
+from weightsmith.errors import ConfigurationError, PluginContractError, UnsupportedWeightError
 from weightsmith.events import WeightEvents
 from weightsmith.kinds.base import WeightPlugin, copy_to, dense_gradient
 from weightsmith.plugin import Subscription
@@ -59,7 +59,12 @@ class Penalty(WeightPlugin, abstract=True):
         """The gradient of the cost; by default found by autograd. Override with the closed form where there is one."""
         with torch.enable_grad():
             leaf = weight.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(self.cost(leaf, site), leaf)
+            cost = self.cost(leaf, site)
+            if not (isinstance(cost, Tensor) and cost.ndim == 0 and cost.requires_grad):
+                raise PluginContractError(
+                    f"{type(self).__name__}.cost returned {cost!r}: return a 0-d tensor computed from the weight"
+                )
+            (gradient,) = torch.autograd.grad(cost, leaf)
         return gradient
 
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:

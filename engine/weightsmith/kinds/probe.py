@@ -11,6 +11,7 @@ from ignite.engine.events import EventEnum
 from torch import Tensor
 
 from weightsmith.binding import Binding
+from weightsmith.errors import PluginContractError
 from weightsmith.kinds.base import WeightPlugin
 from weightsmith.measurements import Measurement
 from weightsmith.site import Site
@@ -38,6 +39,10 @@ class Probe(WeightPlugin, abstract=True):
         for weight, site in binding.all_targets():
             try:
                 measured = self._ask(self.measure, weight.effective_units().detach(), site=site)
+                if not isinstance(measured, dict):
+                    raise PluginContractError(
+                        f"{type(self).__name__}.measure returned {measured!r}: return a dict of group to measurement"
+                    )
             except Exception as error:
                 error.add_note(f"on weight {site.name!r}")
                 raise
