@@ -151,7 +151,10 @@ def test_sparse_gradients_are_refused_by_name_and_the_weight_itself_can_be_shape
 
 def test_sparse_gradients_that_no_module_announces_are_refused_by_name():
     model, lookup = Holder(torch.randn(4, 3)), torch.tensor([1, 2])
-    loss = lambda m: nn.functional.embedding(lookup, m.weight, sparse=True).sum()  # noqa: E731
+
+    def loss(m):
+        return nn.functional.embedding(lookup, m.weight, sparse=True).sum()
+
     with pytest.raises(UnsupportedWeightError) as caught:
         make_trainer(model, ClipNorm(1.0), loss=loss).run([0], max_epochs=1)
     assert "weight" in str(caught.value)

@@ -33,7 +33,7 @@ class Average(WeightPlugin, abstract=True):
 
     @abstractmethod
     def average(self, mean: Tensor, weight: Tensor, site: Site) -> Tensor:
-        """The new mean."""
+        """The new mean, given the one so far; shape and dtype of ``mean`` (float32 at least), ``weight`` in its own."""
 
     def average_all_(self, means: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form: writes to ``means``."""

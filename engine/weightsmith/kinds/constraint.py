@@ -57,7 +57,8 @@ class Constraint(WeightPlugin, abstract=True):
 
     def violation(self, weight: Tensor, site: Site) -> Tensor:
         """How far outside the set the weight is, 0-d; by default the largest |project(w) − w|."""
-        return (self._ask(self.project, weight, site=site) - weight).abs().amax()  # type: ignore[no-any-return]
+        projected: Tensor = self._ask(self.project, weight, site=site)
+        return (projected - weight).abs().amax()
 
     def tolerance(self, projected: Tensor, site: Site) -> Tensor | float:
         """The |project(w) − w| up to which a value counts as inside; broadcasts over the weight.

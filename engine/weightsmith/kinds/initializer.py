@@ -37,7 +37,11 @@ class Initializer(WeightPlugin, abstract=True):
 
     @abstractmethod
     def draw(self, weight: Tensor, site: Site) -> Tensor:
-        """The weight to start from, given the one that is there; same shape, random numbers from ``site.generator``."""
+        """The weight to start from, given the one that is there; same shape.
+
+        Random numbers come from ``site.generator`` into a new tensor, such as ``torch.rand(weight.shape, …)``:
+        filled into ``torch.empty_like(weight)`` they would depend on the weight's memory layout.
+        """
 
     def draw_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form, in place."""

@@ -68,8 +68,12 @@ class Penalty(WeightPlugin, abstract=True):
         return gradient
 
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
-        """argmin over v of step · cost(v) + ½ ‖v − weight‖². Override where it is known."""
-        raise NotImplementedError
+        """argmin over v of step · cost(v) + ½ ‖v − weight‖², same shape. Override where it is known.
+
+        Raises:
+            NotImplementedError: the penalty has none; ``mode="proximal"`` is then refused when it is attached.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no proximal form")
 
     def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form: adds the cost's gradient to ``gradients``."""
