@@ -137,7 +137,7 @@ class Attachments:
 
     def _subscribe(self, attachment: Attachment) -> None:
         plugin, trainer = attachment.plugin, self._trainer
-        for events, handler in plugin.subscriptions(trainer):
+        for events, handler in [*plugin.subscriptions(trainer), *_beginnings(attachment)]:
             for event in events if isinstance(events, EventsList) else [events]:
                 if not trainer.has_registered_events(event):
                     raise ConfigurationError(f"{plugin!r} subscribes to {event!r}, which is no event of this trainer")
@@ -157,6 +157,8 @@ class Attachments:
             attachment.registered.append(self._trainer._event_handlers[event][-1][0])
         self._acting.append(attachment)
         self._rearrange()
+        if self._trainer._initialized and attachment.binding is not None and attachment.binding.plugin.remembers_start:
+            attachment.binding.begin()
 
     def _end(self, attachment: Attachment) -> None:
         self._acting.remove(attachment)
@@ -314,6 +316,12 @@ def _bindings(attachments: list[Attachment], kind: type[Any]) -> Iterator[Bindin
     for attachment in attachments:
         if isinstance(attachment.plugin, kind) and attachment.binding is not None:
             yield attachment.binding
+
+
+def _beginnings(attachment: Attachment) -> list[tuple[Any, Callable[..., Any]]]:
+    """What a plugin that remembers how the weights started listens to besides."""
+    binding = attachment.binding
+    return [] if binding is None or not binding.plugin.remembers_start else [(Events.STARTED, binding.begin)]
 
 
 def _registered_handlers(trainer: Trainer) -> list[Any]:

@@ -184,6 +184,10 @@ class Binding:
             remove(target.weight)
         self._parametrized.clear()
 
+    def begin(self) -> None:
+        """Let the plugin begin to remember the weights as they are now."""
+        self.current()._prepare(self.targets())
+
     def publish(self, values: dict[str, Measurement]) -> None:
         """Hand measurements to the sinks, at the count of the plugin's event."""
         if values:

@@ -23,7 +23,7 @@ from weightsmith.selection import Selector
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["Plugin"]
+__all__ = ["Plugin", "Subscription"]
 
 Subscription = tuple[Any, Callable[..., Any]]
 Self = TypeVar("Self", bound="Plugin")

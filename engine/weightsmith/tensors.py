@@ -6,6 +6,7 @@ of one LSTM cell, the vector of one embedded token). A transposed convolution ke
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -16,12 +17,14 @@ __all__ = [
     "accurate_dtype",
     "divide_",
     "fans",
+    "from_unit_matrices",
     "gates",
     "global_norm",
     "lerp_",
     "scale_",
     "unit_axis",
     "unit_dims",
+    "unit_matrices",
     "unit_norms",
     "unit_peaks",
     "unit_view",
@@ -81,6 +84,30 @@ def fans(weight: Tensor, dims: tuple[int, ...]) -> tuple[int, int]:
     for axis in dims[1:]:
         kernel *= weight.shape[axis]
     return fan_in, weight.shape[unit_axis(weight, dims)] * kernel
+
+
+def unit_matrices(weight: Tensor, dims: tuple[int, ...], gates: int = 1) -> Tensor:
+    """The weight as matrices with units as rows, shape ``(gates, units per gate, values per unit)``: one matrix, but one
+    for each gate of a recurrent layer. A vector is one row.
+
+    >>> unit_matrices(torch.empty(6, 3, 5, 5), (1, 2, 3)).shape
+    torch.Size([1, 6, 75])
+    """
+    outside = [axis for axis in range(weight.ndim) if axis not in dims]
+    rows = math.prod(weight.shape[axis] for axis in outside)
+    return weight.permute(*outside, *dims).reshape(gates if rows % gates == 0 else 1, -1, weight.numel() // rows)
+
+
+def from_unit_matrices(matrices: Tensor, like: Tensor, dims: tuple[int, ...]) -> Tensor:
+    """What :func:`unit_matrices` took apart, in the shape and dtype of ``like``.
+
+    >>> weight = torch.randn(2, 3, 4)
+    >>> torch.equal(from_unit_matrices(unit_matrices(weight, (0, 2)), weight, (0, 2)), weight)
+    True
+    """
+    axes = [axis for axis in range(like.ndim) if axis not in dims] + list(dims)
+    places = sorted(range(like.ndim), key=axes.__getitem__)
+    return matrices.reshape([like.shape[axis] for axis in axes]).permute(places).to(like.dtype)
 
 
 def accurate_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from weightsmith.errors import ConfigurationError, ConflictError
 from weightsmith.tensors import unit_view
 
-__all__ = ["Weight", "inventory"]
+__all__ = ["Weight", "inventory", "persistent_buffers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,20 +143,37 @@ def _is_compiled(module: nn.Module) -> bool:
     return compiler is not None and isinstance(module, compiler.OptimizedModule)
 
 
-def _walk(prefix: str, module: nn.Module) -> Iterator[Weight]:
+def persistent_buffers(models: Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """What the models save beside their weights, such as the running statistics of batch norm, by its author's name."""
+    return {
+        dotted + leaf: buffer
+        for prefix, model in models.items()
+        for dotted, module in _modules(prefix, model)
+        for leaf, buffer in module._buffers.items()
+        if buffer is not None and leaf not in module._non_persistent_buffers_set
+    }
+
+
+def _modules(prefix: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The user's own modules, each with what its weights' names begin with; torch's parametrizations are none."""
     module = unwrapped(module)
     dotted = f"{prefix}." if prefix else ""
-    for leaf, parameter in module._parameters.items():
-        if parameter is not None:
-            yield Weight(dotted + leaf, (), module, leaf, (parameter,))
+    yield dotted, module
     lists = _parametrization_lists(module)
-    for leaf, parametrizations in lists.items():
-        raw = tuple(p for p in parametrizations._parameters.values() if p is not None)
-        if raw:
-            yield Weight(dotted + leaf, (), module, leaf, raw, parametrized=True)
     for name, child in module._modules.items():
         if child is not None and not (name == "parametrizations" and lists):
-            yield from _walk(dotted + name, child)
+            yield from _modules(dotted + name, child)
+
+
+def _walk(prefix: str, model: nn.Module) -> Iterator[Weight]:
+    for dotted, module in _modules(prefix, model):
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                yield Weight(dotted + leaf, (), module, leaf, (parameter,))
+        for leaf, parametrizations in _parametrization_lists(module).items():
+            raw = tuple(p for p in parametrizations._parameters.values() if p is not None)
+            if raw:
+                yield Weight(dotted + leaf, (), module, leaf, raw, parametrized=True)
 
 
 def _parametrization_lists(module: nn.Module) -> Mapping[str, nn.Module]:

@@ -1,8 +1,12 @@
 """Every built-in plugin through the one conformance suite: one row each."""
 
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 import weightsmith_plugins as w
+from safetensors.torch import save_file
 from torch import nn
 from weightsmith import exponential, linear
 from weightsmith.tensors import unit_norms
@@ -20,6 +24,11 @@ def square():
 def convolution():
     return nn.Conv1d(3, 3, 3, padding=1, bias=False)
 
+
+# The weights of every scene of the suite, under every name that it gives them.
+PRETRAINED = Path(tempfile.mkdtemp()) / "weights.safetensors"
+names = ["weight", "0.weight", "2.weight", "first.weight", *(f"weight{i}" for i in range(4))]
+save_file({name: torch.arange(16.0).reshape(4, 4) / 16 for name in names}, PRETRAINED)
 
 CASES = [
     Case(w.Constant(0.3)),
@@ -42,6 +51,7 @@ CASES = [
     Case(w.Identity(0.9), shapes=[(6, 5), (3, 7)]),
     Case(w.Dirac(), shapes=[(4, 3, 3, 3), (6, 2, 5)], layer=convolution, inputs=(4, 3, 8)),
     Case(w.LSUV()),
+    Case(w.Pretrained(PRETRAINED, strict=False), shapes=[(4, 4)], layer=square),
     Case(w.Sparse(0.5, std=0.2), shapes=[(6, 5), (3, 7)]),
     Case(w.L1(0.1)),
     Case(w.L1(linear(0.1, 0.0, over=10))),
@@ -51,6 +61,18 @@ CASES = [
     Case(w.L1(0.01, mode="proximal")),
     Case(w.GroupLasso(0.1)),
     Case(w.GroupLasso(0.01, mode="proximal")),
+    Case(w.ElasticNet(0.1, 0.05)),
+    Case(w.ElasticNet(0.01, 0.05, mode="proximal")),
+    Case(w.Hoyer(0.1)),
+    Case(w.Hoyer(0.01, squared=True)),
+    Case(w.NuclearNorm(0.1)),
+    Case(w.NuclearNorm(0.05, mode="proximal")),
+    Case(w.Orthogonality(0.01)),
+    Case(w.SpectralPenalty(0.1)),
+    Case(w.L2SP(0.1)),
+    Case(w.L2SP(0.1, mode="proximal")),
+    Case(w.ElasticConsolidation(0.1, PRETRAINED), shapes=[(4, 4)], layer=square),
+    Case(w.ElasticConsolidation(0.1, PRETRAINED, mode="proximal"), shapes=[(4, 4)], layer=square),
     Case(w.ClipNorm(0.5), spans_weights=True),
     Case(w.Centralize()),
     Case(w.AdaptiveClip(0.1)),

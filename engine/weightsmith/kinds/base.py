@@ -49,6 +49,8 @@ class WeightPlugin(Plugin, abstract=True):
     uses_gradients: ClassVar[bool] = False
     """Whether it works on gradients, or on the steps that follow from them."""
     supports_complex: ClassVar[bool] = False
+    remembers_start: ClassVar[bool] = False
+    """Whether its memory begins with the run, after the initializers, rather than with its first use."""
     weight_argument: ClassVar[int] = 0
     """Which argument of the kind's method is the weight."""
 

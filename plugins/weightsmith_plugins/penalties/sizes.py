@@ -1,4 +1,4 @@
-"""What weights are charged for. Each says its cost, its gradient and, where known, its proximal map in closed form."""
+"""Penalties on the size of weights and of units: what makes them small, or exactly zero."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from weightsmith import ConfigurationError, Penalty, Site
 from weightsmith.tensors import unit_norms
 
-__all__ = ["L1", "L2", "GroupLasso"]
+__all__ = ["L1", "L2", "ElasticNet", "GroupLasso", "Hoyer", "require_non_negative"]
 
 
 class L1(Penalty):
@@ -29,7 +29,7 @@ class L1(Penalty):
     strength: float
 
     def validate(self) -> None:
-        _require_non_negative(self, self.strength)
+        require_non_negative(self, "strength", self.strength)
 
     def cost(self, weight: Tensor, site: Site) -> Tensor:
         return self.strength * weight.abs().sum()
@@ -57,7 +57,7 @@ class L2(Penalty):
     strength: float
 
     def validate(self) -> None:
-        _require_non_negative(self, self.strength)
+        require_non_negative(self, "strength", self.strength)
 
     def cost(self, weight: Tensor, site: Site) -> Tensor:
         return self.strength * weight.square().sum()
@@ -67,6 +67,37 @@ class L2(Penalty):
 
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
         return weight / (1 + 2 * step * self.strength)
+
+
+class ElasticNet(Penalty):
+    """l1 · Σ|w| + l2 · Σw²: zero for weights that do not matter, small for those that do.
+
+    Zou & Hastie (2005), "Regularization and variable selection via the elastic net". Gradient l1 · sign(w) + 2 · l2 · w;
+    proximal map sign(w) · max(|w| − step · l1, 0) / (1 + 2 · step · l2).
+
+    Args:
+        l1: cost per unit of |w|, at least 0.
+        l2: cost per unit of w², at least 0.
+
+    >>> ElasticNet(0.1, 0.01)(torch.tensor([[1.0, -2.0]]))
+    tensor(0.3500)
+    """
+
+    l1: float
+    l2: float
+
+    def validate(self) -> None:
+        require_non_negative(self, "l1", self.l1)
+        require_non_negative(self, "l2", self.l2)
+
+    def cost(self, weight: Tensor, site: Site) -> Tensor:
+        return self.l1 * weight.abs().sum() + self.l2 * weight.square().sum()
+
+    def gradient(self, weight: Tensor, site: Site) -> Tensor:
+        return self.l1 * weight.sign() + (2 * self.l2) * weight
+
+    def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
+        return weight.sign() * (weight.abs() - step * self.l1).clamp(min=0) / (1 + 2 * step * self.l2)
 
 
 class GroupLasso(Penalty):
@@ -85,7 +116,7 @@ class GroupLasso(Penalty):
     strength: float
 
     def validate(self) -> None:
-        _require_non_negative(self, self.strength)
+        require_non_negative(self, "strength", self.strength)
 
     def cost(self, weight: Tensor, site: Site) -> Tensor:
         return self._rate(weight, site) * unit_norms(weight, site.unit_dims).sum().to(weight.dtype)
@@ -103,6 +134,41 @@ class GroupLasso(Penalty):
         return self.strength * math.sqrt(math.prod(weight.shape[axis] for axis in site.unit_dims))
 
 
-def _require_non_negative(plugin: Penalty, strength: float) -> None:
-    if not strength >= 0:
-        raise ConfigurationError(f"{plugin!r}: strength must be at least 0, not {strength}")
+class Hoyer(Penalty):
+    """strength · Σ|w| / √Σw²: pushes weights to zero without shrinking those that stay, whatever their scale.
+
+    Hoyer (2004), "Non-negative matrix factorization with sparseness constraints", arXiv:cs/0408058; Yang, Wen & Li
+    (2020), "DeepHoyer", arXiv:1908.09979, whose square is ``squared=True``: strength · (Σ|w|)² / Σw².
+
+    Gradient strength · (sign(w) − w · Σ|w| / Σw²) / √Σw², or 2 · strength · (sign(w) − w · Σ|w| / Σw²) · Σ|w| / Σw²;
+    0 at a zero weight. From 1 (one weight left) to √n, or n, for n equal weights, times the strength.
+
+    Args:
+        strength: cost per unit of the ratio, at least 0.
+        squared: whether to charge the ratio's square. Default false.
+
+    >>> Hoyer(1.0)(torch.tensor([[3.0, 4.0]]))
+    tensor(1.4000)
+    """
+
+    strength: float
+    squared: bool = False
+
+    def validate(self) -> None:
+        require_non_negative(self, "strength", self.strength)
+
+    def cost(self, weight: Tensor, site: Site) -> Tensor:
+        total, norm = weight.abs().sum(), torch.linalg.vector_norm(weight)
+        ratio = total / torch.where(norm > 0, norm, 1)
+        return self.strength * (ratio.square() if self.squared else ratio)
+
+    def gradient(self, weight: Tensor, site: Site) -> Tensor:
+        total, norm = weight.abs().sum(), torch.linalg.vector_norm(weight)
+        norm = torch.where(norm > 0, norm, 1)
+        rate = 2 * total / norm.square() if self.squared else 1 / norm
+        return (self.strength * rate) * (weight.sign() - weight * (total / norm.square()))
+
+
+def require_non_negative(plugin: Penalty, name: str, value: float) -> None:
+    if not value >= 0:
+        raise ConfigurationError(f"{plugin!r}: {name} must be at least 0, not {value}")

@@ -1,0 +1,68 @@
+"""Tensors in files: read without running any code that a file may hold."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from weightsmith.errors import ConfigurationError
+
+__all__ = ["read_tensors", "write_tensors"]
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file, by name, in main memory.
+
+    Args:
+        path: a ``.safetensors`` file, or one that :func:`torch.save` wrote, which is read with ``weights_only=True``.
+            Of nested dicts the names are joined by dots: ``{"model": {"fc.weight": …}}`` holds ``model.fc.weight``.
+
+    Raises:
+        ConfigurationError: there is no such file, it is damaged, it would run code, or it holds no tensor.
+    """
+    path = Path(path).expanduser()
+    try:
+        found = safetensors.torch.load_file(path) if path.suffix == ".safetensors" else _unpickled(path)
+    except OSError as error:
+        raise ConfigurationError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(
+            f"{path}: refused, for it holds more than tensors, numbers and texts, and reading those could run code "
+            f"({reason}): save its state dict alone, best as .safetensors"
+        ) from error
+    except (safetensors.SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
+        raise ConfigurationError(f"{path}: is no whole file of tensors: {error}") from error
+    if not found:
+        raise ConfigurationError(f"{path}: holds no tensor")
+    return found
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors.
+
+    Raises:
+        ConfigurationError: the name does not end in ``.safetensors``.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise ConfigurationError(f"{path}: give a name that ends in .safetensors")
+    safetensors.torch.save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, path)
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    return dict(_named("", torch.load(path, map_location="cpu", weights_only=True)))
+
+
+def _named(prefix: str, value: Any) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield prefix or "weight", value.detach()
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _named(f"{prefix}.{key}" if prefix else str(key), item)
