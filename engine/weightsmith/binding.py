@@ -184,6 +184,19 @@ class Binding:
             remove(target.weight)
         self._parametrized.clear()
 
+    def forget_moments(self, target: Target, where: Tensor | None = None) -> None:
+        """Clean what the optimizer remembers of a weight, such as momentum: all of it, or the elements in ``where``."""
+        if target.weight.optimizer is None:
+            return
+        states = self.trainer.optimizers[target.weight.optimizer].state
+        for parameter in target.weight.raw:
+            if where is None:
+                states.pop(parameter, None)
+                continue
+            for value in states.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value.masked_fill_(where.expand(target.tensor.shape).reshape(value.shape), 0)
+
     def begin(self) -> None:
         """Let the plugin begin to remember the weights as they are now."""
         self.current()._prepare(self.targets())

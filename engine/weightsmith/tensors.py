@@ -87,7 +87,7 @@ def fans(weight: Tensor, dims: tuple[int, ...]) -> tuple[int, int]:
 
 
 def unit_matrices(weight: Tensor, dims: tuple[int, ...], gates: int = 1) -> Tensor:
-    """The weight as matrices with units as rows, shape ``(gates, units per gate, values per unit)``: one matrix, but one
+    """The weight as matrices with units as rows, shape ``(gates, units per gate, values per unit)``: one matrix, or one
     for each gate of a recurrent layer. A vector is one row.
 
     >>> unit_matrices(torch.empty(6, 3, 5, 5), (1, 2, 3)).shape

@@ -2,7 +2,22 @@
 
 from weightsmith_plugins.averaging import EMA
 from weightsmith_plugins.constraints import Clamp, MaxNorm, NonNegative, UnitNorm
-from weightsmith_plugins.gradient_editors import AdaptiveClip, Centralize, ClipNorm
+from weightsmith_plugins.gradient_editors import (
+    AdaptiveClip,
+    Centralize,
+    ClipNorm,
+    ClipUnitNorm,
+    ClipValue,
+    Freeze,
+    Noise,
+    Normalize,
+    Orthogonalize,
+    ScaleGradient,
+    SharpnessAware,
+    Sign,
+    SkipNonFinite,
+    Unfreeze,
+)
 from weightsmith_plugins.initializers import (
     LSUV,
     Constant,
@@ -37,7 +52,6 @@ from weightsmith_plugins.penalties import (
     NuclearNorm,
     Orthogonality,
     SpectralPenalty,
-    fisher_information,
 )
 from weightsmith_plugins.pretrained import Pretrained
 from weightsmith_plugins.probes import (
@@ -49,7 +63,15 @@ from weightsmith_plugins.probes import (
     WeightHistograms,
 )
 from weightsmith_plugins.tensorboard import TensorBoard
-from weightsmith_plugins.weight_editors import Decay, GradientStep, Perturb
+from weightsmith_plugins.weight_editors import (
+    Decay,
+    GradientStep,
+    Lookahead,
+    Perturb,
+    ResetDormant,
+    Rewind,
+    ShrinkPerturb,
+)
 
 __all__ = [
     "EMA",
@@ -61,12 +83,15 @@ __all__ = [
     "Centralize",
     "Clamp",
     "ClipNorm",
+    "ClipUnitNorm",
+    "ClipValue",
     "Constant",
     "Decay",
     "DeltaOrthogonal",
     "Dirac",
     "ElasticConsolidation",
     "ElasticNet",
+    "Freeze",
     "GradientHistograms",
     "GradientStep",
     "GroupLasso",
@@ -77,22 +102,34 @@ __all__ = [
     "LearningRates",
     "LecunNormal",
     "LecunUniform",
+    "Lookahead",
     "Losses",
     "MaxNorm",
+    "Noise",
     "NonNegative",
     "Normal",
+    "Normalize",
     "NuclearNorm",
     "Ones",
     "Orthogonal",
     "Orthogonality",
+    "Orthogonalize",
     "PenaltyCosts",
     "Perturb",
     "Pretrained",
+    "ResetDormant",
+    "Rewind",
     "Scale",
+    "ScaleGradient",
+    "SharpnessAware",
+    "ShrinkPerturb",
+    "Sign",
+    "SkipNonFinite",
     "Sparse",
     "SpectralPenalty",
     "TensorBoard",
     "TruncatedNormal",
+    "Unfreeze",
     "Uniform",
     "UnitNorm",
     "Values",
@@ -102,5 +139,4 @@ __all__ = [
     "XavierNormal",
     "XavierUniform",
     "Zeros",
-    "fisher_information",
 ]

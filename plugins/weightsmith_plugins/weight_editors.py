@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import ClassVar
+
 import torch
 from torch import Tensor
-from weightsmith import ConfigurationError, Site, WeightEditor
-from weightsmith.tensors import accurate_dtype
+from weightsmith import ConfigurationError, Initializer, Selector, Site, Trainer, WeightEditor, WeightEvents, matrices
+from weightsmith.binding import Binding
+from weightsmith.plugin import Subscription
+from weightsmith.tensors import accurate_dtype, unit_norms
 
-__all__ = ["Decay", "GradientStep", "Perturb"]
+from weightsmith_plugins.initializers import KaimingUniform
+
+__all__ = ["Decay", "GradientStep", "Lookahead", "Perturb", "ResetDormant", "Rewind", "ShrinkPerturb"]
 
 
 class GradientStep(WeightEditor):
@@ -70,3 +77,152 @@ class Perturb(WeightEditor):
         dtype = accurate_dtype(weight.dtype)
         noise = torch.randn(weight.shape, generator=site.generator, dtype=dtype, device=weight.device)
         return weight + (self.std * noise).to(weight.dtype)
+
+
+class ShrinkPerturb(WeightEditor):
+    """w ← shrink · w + ε with ε ~ N(0, std²): forgets a little, and finds its way again; usually with ``every``.
+
+    Ash & Adams (2020), "On warm-starting neural network training", arXiv:1910.08475.
+
+    Args:
+        shrink: what is kept of the weight, from 0 to 1.
+        std: standard deviation of the noise, at least 0.
+
+    >>> ShrinkPerturb(0.5, 0.0)(torch.tensor([1.0]))
+    tensor([0.5000])
+    """
+
+    shrink: float
+    std: float
+
+    def validate(self) -> None:
+        if not (0 <= self.shrink <= 1 and self.std >= 0):
+            raise ConfigurationError(f"{self!r}: shrink must be from 0 to 1, and std at least 0")
+
+    def edit(self, weight: Tensor, gradient: Tensor, site: Site) -> Tensor:
+        return Perturb(self.std).edit(weight * self.shrink, gradient, site)
+
+
+class Lookahead(WeightEditor):
+    """slow ← slow + rate · (w − slow); w ← slow, every ``every`` updates: k steps forward, one step back.
+
+    Zhang et al. (2019), "Lookahead optimizer: k steps forward, 1 step back", arXiv:1907.08610, algorithm 1; their k is
+    the kind's ``every``. The slow weights begin where the run begins.
+
+    Args:
+        rate: the step of the slow weights, from 0 to 1. Default 0.5.
+
+    >>> Lookahead(0.5, every=5)
+    Lookahead(every=5)
+    """
+
+    remembers_start: ClassVar[bool] = True
+
+    rate: float = 0.5
+
+    def validate(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise ConfigurationError(f"{self!r}: rate must be from 0 to 1")
+
+    def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
+        return {"slow": weight}
+
+    def edit(  # type: ignore[override]
+        self, weight: Tensor, gradient: Tensor, site: Site
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        slow = torch.lerp(site.state["slow"], weight, self.rate)
+        return slow, {"slow": slow}
+
+
+class Rewind(WeightEditor):
+    """w ← w as it was after update ``to``, with clean optimizer state, whenever it acts: say when by ``every`` or
+    ``after``. Weights that a pruning keeps at zero stay zero, since constraints have the last word.
+
+    Frankle et al. (2020), "Linear mode connectivity and the lottery ticket hypothesis", arXiv:1912.05671.
+
+    Args:
+        to: the update whose end it goes back to; 0 is where the run began. Until then it does not act. Default 0.
+
+    >>> Rewind(to=100, every=1000)
+    Rewind(to=100, every=1000)
+    """
+
+    remembers_start: ClassVar[bool] = True
+
+    to: int = 0
+
+    def validate(self) -> None:
+        if self.to < 0:
+            raise ConfigurationError(f"{self!r}: to must be at least 0")
+
+    def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
+        return {"kept": weight}
+
+    def edit(self, weight: Tensor, gradient: Tensor, site: Site) -> Tensor:
+        return site.state["kept"].clone()
+
+    def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
+        binding = trainer.bind(self)
+        yield self.at or self.event, binding.run
+        if self.to:
+            yield WeightEvents.UPDATE_COMPLETED(once=self.to), lambda: _keep(binding)
+
+    def act(self, binding: Binding) -> None:
+        if binding.trainer.state.update > self.to:
+            super().act(binding)
+            for target in binding.targets():
+                binding.forget_moments(target)
+
+
+class ResetDormant(WeightEditor):
+    """Draws units anew that no longer learn: those whose mean |gradient| over the last ``interval`` updates is at
+    most ``threshold`` times their layer's mean. Their optimizer state is cleaned; what the next layer makes of them stays.
+
+    Sokar et al. (2023), "The dormant neuron phenomenon in deep reinforcement learning", arXiv:2302.12902, with gradients
+    in place of activations, which a weight's plugin does not see: a unit that is silent for every input gets none.
+
+    Args:
+        threshold: the share of the layer's mean at or below which a unit is dormant, at least 0. Default 0.025.
+        interval: updates between two looks, at least 1. Default 1000.
+        initializer: how a unit is drawn anew. Default ``KaimingUniform(nonlinearity="relu")``.
+
+    >>> ResetDormant(0.1, interval=500)
+    ResetDormant(threshold=0.1, interval=500)
+    """
+
+    default_where: ClassVar[Selector] = matrices
+
+    threshold: float = 0.025
+    interval: int = 1000
+    initializer: Initializer = KaimingUniform(nonlinearity="relu")
+
+    def validate(self) -> None:
+        if not (self.threshold >= 0 and self.interval >= 1):
+            raise ConfigurationError(f"{self!r}: threshold must be at least 0, and interval at least 1")
+
+    def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
+        units = unit_norms(weight, site.unit_dims)
+        return {"activity": torch.zeros_like(units), "reset": torch.zeros_like(units, dtype=torch.bool)}
+
+    def edit(  # type: ignore[override]
+        self, weight: Tensor, gradient: Tensor, site: Site
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        activity = site.state["activity"] + unit_norms(gradient, site.unit_dims, order=1.0)
+        if site.update == 0 or site.update % self.interval:
+            return weight.clone(), {"activity": activity, "reset": torch.zeros_like(activity, dtype=torch.bool)}
+        mean = activity.mean()
+        reset = (activity <= self.threshold * mean) & (mean > 0)
+        renewed = torch.where(reset, self.initializer.draw(weight, site), weight)
+        return renewed, {"activity": torch.zeros_like(activity), "reset": reset}
+
+    def act(self, binding: Binding) -> None:
+        super().act(binding)
+        for target in binding.targets():
+            if target.site.update % self.interval == 0 and target.site.state["reset"].any():
+                binding.forget_moments(target, target.site.state["reset"])
+
+
+@torch.no_grad()
+def _keep(binding: Binding) -> None:
+    for target in binding.targets():
+        target.site.state["kept"].copy_(target.tensor)

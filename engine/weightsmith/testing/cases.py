@@ -26,6 +26,7 @@ class Case:
             ``(units, …)``; leave room for rounding.
         spans_weights: whether its mathematics spans all selected weights (a global norm), so that the singular form
             equals the plural form on one weight only.
+        stops_learning: whether a gradient editor is meant to remove gradients.
         shapes: the shapes that it is tried on.
         layer: makes a layer that can follow itself, for plugins that cannot act on linear layers; default
             ``nn.Linear(4, 4)`` and such.
@@ -35,6 +36,7 @@ class Case:
     plugin: Plugin
     holds: Callable[[Tensor], Tensor] | None = None
     spans_weights: bool = False
+    stops_learning: bool = False
     shapes: Sequence[tuple[int, ...]] = field(default=((6, 5), (4, 3, 2, 2)))
     layer: Callable[[], nn.Module] | None = None
     inputs: tuple[int, ...] = (4, 4)

@@ -234,6 +234,7 @@ def proximal_map_is_a_minimum(case: Case) -> None:
     for shape in case.shapes:
         weight = torch.randn(shape, dtype=torch.float64)
         site = Site.alone(weight)
+        site._begin(plugin._first_entries(torch.randn_like(weight), site))
         nearest = plugin.proximal(weight, 0.3, site)
 
         def objective(v: Tensor, w: Tensor = weight, s: Site = site) -> Tensor:
@@ -249,6 +250,8 @@ def proximal_map_is_a_minimum(case: Case) -> None:
 def zero_weights_can_still_learn(case: Case) -> None:
     """A gradient at a zero weight does not vanish (unless the editor is meant to remove it)."""
     plugin: Any = case.plugin
+    if case.stops_learning:
+        return
     for shape in case.shapes:
         edited = plugin(torch.randn(shape), torch.zeros(shape))
         assert edited.abs().sum() > 0, "a zero weight gets no gradient any more"

@@ -118,7 +118,7 @@ def layer_for(case: Case) -> nn.Module:
 
 def trainer_for(model: nn.Module, plugin: Plugin, forward: Callable[[Tensor], Tensor], **options: Any) -> Trainer:
     def step(trainer: Trainer, batch: Tensor) -> Tensor:
-        return trainer.update(forward(batch).square().mean())
+        return trainer.update(lambda: forward(batch).square().mean())
 
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     return Trainer(model, optimizer, step=step, plugins=[plugin], seed=0, **options)

@@ -52,6 +52,8 @@ class UpdatePipeline(Engine):
         self.state.updates = dict.fromkeys(self.optimizers, 0)
         self._step = step
         self._initialized = False
+        self._closure: Callable[[], Tensor] | None = None
+        self._skipping = False
         parameters = [p for model in self.models.values() for p in model.parameters()]
         self._windows = Windows(
             self.optimizers, parameters, device, scaled=precision == "float16", accumulate=accumulate
@@ -76,6 +78,7 @@ class UpdatePipeline(Engine):
         """
         window = self._windows.named(optimizer)
         self._open(window)
+        self._closure = loss if callable(loss) else None
         try:
             if window.evaluates_repeatedly:
                 return self._update_by_closure(window, loss)
@@ -100,8 +103,11 @@ class UpdatePipeline(Engine):
     def _finish(self, window: Window) -> None:
         if not window.close():  # float16 met an infinity: nothing fires, and the next update takes this number
             return
-        self._fire_event(WeightEvents.GRADIENTS_COMPUTED)
-        self._fire_event(WeightEvents.GRADIENTS_READY)
+        for event in (WeightEvents.GRADIENTS_COMPUTED, WeightEvents.GRADIENTS_READY):
+            self._fire_event(event)
+            if self._skipping:
+                window.abandon()
+                return
         window.step()
         self._complete(window)
 
@@ -139,6 +145,62 @@ class UpdatePipeline(Engine):
             self._complete(window)
         return self.state.losses[window.name]
 
+    def reevaluate(self) -> None:
+        """Evaluate the update in progress once more, with the weights as they are now: forward, backward, reduction and
+        penalties. Its gradient replaces the one that is there; ``state.evaluation`` is 2 meanwhile. For a handler of
+        GRADIENTS_COMPUTED, such as sharpness-aware minimisation's.
+
+        Raises:
+            ConfigurationError: the update was given a loss instead of a function that computes it, or
+                :meth:`require_reevaluation` says that there is no second evaluation.
+        """
+        self.require_reevaluation()
+        window = self._windows.named(self.state.optimizer)
+        if self._closure is None:
+            raise ConfigurationError(
+                "the loss is needed a second time: pass update() a function that computes it, such as "
+                "trainer.update(lambda: loss_fn(model(inputs), targets))"
+            )
+        evaluation, loss = self.state.evaluation, self.state.losses[window.name]
+        self.state.evaluation = 2
+        try:
+            window.clear()
+            self._forget_casts()
+            with torch.enable_grad(), self._autocast():
+                again = self._closure()
+            with self._autocast(enabled=False):
+                self._backward(window, again)
+                window.close()
+                self._fire_event(WeightEvents.GRADIENTS_COMPUTED)
+        finally:
+            self.state.evaluation, self.state.losses[window.name] = evaluation, loss
+            self._forget_casts()
+
+    def require_reevaluation(self) -> None:
+        """Raise where an update cannot be evaluated twice.
+
+        Raises:
+            ConfigurationError: with accumulation, float16, or an optimizer that evaluates repeatedly by itself.
+        """
+        if self.accumulate > 1 or self.precision == "float16" or any(w.evaluates_repeatedly for w in self._windows):
+            raise ConfigurationError(
+                "a second evaluation in one update is not defined with accumulate > 1, precision='float16' or an "
+                "optimizer that evaluates repeatedly (LBFGS)"
+            )
+
+    def skip_update(self) -> None:
+        """Let the update in progress end without a step: nothing fires after the event in progress, and its number is
+        used again. For handlers of GRADIENTS_COMPUTED and GRADIENTS_READY.
+
+        Raises:
+            ConfigurationError: no update is in progress, or its optimizer evaluates repeatedly.
+        """
+        if self.state.optimizer is None or self._windows.named(self.state.optimizer).evaluates_repeatedly:
+            raise ConfigurationError(
+                "there is no update to skip: none is in progress, or its optimizer evaluates repeatedly (LBFGS)"
+            )
+        self._skipping = True
+
     def _open(self, window: Window) -> None:
         if self.state.optimizer is not None:
             raise ConfigurationError(
@@ -149,9 +211,11 @@ class UpdatePipeline(Engine):
         self.state.optimizer = window.name
         self.state.update = self.state.updates[window.name] + 1
         self.state.evaluation = 0
+        self._skipping = False
 
     def _leave(self, window: Window) -> None:
         self.state.optimizer = None
+        self._closure = None
         if not window.microbatches:
             self.state.update = self.state.updates[window.name]
         self._between_updates()

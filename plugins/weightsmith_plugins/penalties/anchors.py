@@ -54,7 +54,7 @@ class L2SP(Penalty):
 
 
 class ElasticConsolidation(Penalty):
-    """strength / 2 · ΣF(w − w⁰)²: keeps what an earlier task needed, with w⁰ the weight as the run began and F the Fisher
+    """strength / 2 · ΣF(w − w⁰)²: keeps what an earlier task needed. w⁰ is the weight as the run began, F the Fisher
     information of that task, which says how much it needed each weight.
 
     Kirkpatrick et al. (2017), "Overcoming catastrophic forgetting in neural networks", arXiv:1612.00796, equation 3.
@@ -65,7 +65,7 @@ class ElasticConsolidation(Penalty):
         fisher: a file of :func:`fisher_information`, F under each weight's name, not negative.
 
     Raises:
-        ConfigurationError: the file has no F of this shape for a selected weight, or one that is negative or not finite.
+        ConfigurationError: the file has no F of this shape for a selected weight, or a negative or non-finite one.
     """
 
     remembers_start: ClassVar[bool] = True

@@ -72,8 +72,8 @@ class L2(Penalty):
 class ElasticNet(Penalty):
     """l1 · Σ|w| + l2 · Σw²: zero for weights that do not matter, small for those that do.
 
-    Zou & Hastie (2005), "Regularization and variable selection via the elastic net". Gradient l1 · sign(w) + 2 · l2 · w;
-    proximal map sign(w) · max(|w| − step · l1, 0) / (1 + 2 · step · l2).
+    Zou & Hastie (2005), "Regularization and variable selection via the elastic net". Gradient
+    l1 · sign(w) + 2 · l2 · w; proximal map sign(w) · max(|w| − step · l1, 0) / (1 + 2 · step · l2).
 
     Args:
         l1: cost per unit of |w|, at least 0.

@@ -16,8 +16,8 @@ class NuclearNorm(Penalty):
     """strength · Σσᵢ, the sum of the singular values: pushes the rank down.
 
     Fazel (2002), "Matrix rank minimization with applications"; Cai, Candès & Shen (2010), "A singular value
-    thresholding algorithm for matrix completion", arXiv:0810.3286. With W = UΣVᵀ the gradient is strength · UVᵀ over the
-    singular values that are not zero; proximal map U · max(Σ − step · strength, 0) · Vᵀ.
+    thresholding algorithm for matrix completion", arXiv:0810.3286. With W = UΣVᵀ the gradient is strength · UVᵀ
+    over the singular values that are not zero; proximal map U · max(Σ − step · strength, 0) · Vᵀ.
 
     Args:
         strength: cost per unit of singular value, at least 0.
@@ -32,8 +32,8 @@ class NuclearNorm(Penalty):
         require_non_negative(self, "strength", self.strength)
 
     def cost(self, weight: Tensor, site: Site) -> Tensor:
-        norms = torch.linalg.matrix_norm(_matrices(weight, site), "nuc")
-        return (self.strength * norms.sum()).to(weight.dtype)
+        norms: Tensor = torch.linalg.matrix_norm(_matrices(weight, site), "nuc")
+        return self.strength * norms.sum().to(weight.dtype)
 
     def gradient(self, weight: Tensor, site: Site) -> Tensor:
         left, values, right = torch.linalg.svd(_matrices(weight, site), full_matrices=False)
@@ -47,7 +47,7 @@ class NuclearNorm(Penalty):
 
 
 class Orthogonality(Penalty):
-    """strength · ‖WWᵀ − I‖² (Frobenius), or ‖WᵀW − I‖² where there are more rows than columns: orthonormal rows, or columns.
+    """strength · ‖WWᵀ − I‖²: pushes rows to be orthonormal; or ‖WᵀW − I‖², columns, where there are more rows.
 
     Brock et al. (2017), "Neural photo editing with introspective adversarial networks", arXiv:1609.07093; Bansal, Chen
     & Wang (2018), arXiv:1810.09102. Gradient 4 · strength · (WWᵀ − I)W, or 4 · strength · W(WᵀW − I).

@@ -1,16 +1,16 @@
-"""Edits of the gradient between backward and the optimizer's step."""
+"""Gradients held under a limit."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
 
 import torch
 from torch import Tensor
-from weightsmith import ConfigurationError, GradientEditor, Selector, Site, matrices
+from weightsmith import ConfigurationError, GradientEditor, Site
+from weightsmith.kinds import WeightPlugin
 from weightsmith.tensors import global_norm, scale_, unit_norms
 
-__all__ = ["AdaptiveClip", "Centralize", "ClipNorm"]
+__all__ = ["AdaptiveClip", "ClipNorm", "ClipUnitNorm", "ClipValue", "require_positive"]
 
 
 class ClipNorm(GradientEditor):
@@ -29,7 +29,7 @@ class ClipNorm(GradientEditor):
     max_norm: float
 
     def validate(self) -> None:
-        _require_positive(self, "max_norm", self.max_norm)
+        require_positive(self, "max_norm", self.max_norm)
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         return gradient * self._factor([gradient]).to(gradient.dtype)
@@ -42,19 +42,46 @@ class ClipNorm(GradientEditor):
         return (self.max_norm / global_norm(gradients)).clamp(max=1.0)
 
 
-class Centralize(GradientEditor):
-    """g ← g − mean(g) within every unit, so that each unit's weights keep their mean.
+class ClipUnitNorm(GradientEditor):
+    """g_u ← g_u · min(1, max_norm / ‖g_u‖) for every unit u; a bias is one unit. As ``clipnorm`` of Keras's optimizers,
+    for units instead of whole weights.
 
-    Yong et al. (2020), "Gradient centralization", arXiv:2004.01461. Selects matrices: a bias has no unit to centralize.
+    Args:
+        max_norm: the largest norm, above 0.
 
-    >>> Centralize()(torch.tensor([[1.0, 3.0]]), torch.zeros(1, 2))
-    tensor([[-1.,  1.]])
+    >>> ClipUnitNorm(1.0)(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), torch.zeros(2, 2))
+    tensor([[0.6000, 0.8000],
+            [0.3000, 0.4000]])
     """
 
-    default_where: ClassVar[Selector] = matrices
+    max_norm: float
+
+    def validate(self) -> None:
+        require_positive(self, "max_norm", self.max_norm)
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
-        return gradient - gradient.mean(dim=site.unit_dims, keepdim=True) if site.unit_dims else gradient
+        norms = unit_norms(gradient, site.unit_dims)
+        factor = torch.where(norms > self.max_norm, self.max_norm / norms, 1.0)
+        return (gradient * factor).to(gradient.dtype)
+
+
+class ClipValue(GradientEditor):
+    """g ← min(max(g, −limit), limit), value by value. ``torch.nn.utils.clip_grad_value_``.
+
+    Args:
+        limit: the largest magnitude, above 0.
+
+    >>> ClipValue(1.0)(torch.tensor([-3.0, 0.5]), torch.zeros(2))
+    tensor([-1.0000,  0.5000])
+    """
+
+    limit: float
+
+    def validate(self) -> None:
+        require_positive(self, "limit", self.limit)
+
+    def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return gradient.clamp(-self.limit, self.limit)
 
 
 class AdaptiveClip(GradientEditor):
@@ -74,8 +101,8 @@ class AdaptiveClip(GradientEditor):
     eps: float = 1e-3
 
     def validate(self) -> None:
-        _require_positive(self, "ratio", self.ratio)
-        _require_positive(self, "eps", self.eps)
+        require_positive(self, "ratio", self.ratio)
+        require_positive(self, "eps", self.eps)
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         limits = self.ratio * unit_norms(weight, site.unit_dims).clamp(min=self.eps)
@@ -84,6 +111,6 @@ class AdaptiveClip(GradientEditor):
         return (gradient * factor).to(gradient.dtype)
 
 
-def _require_positive(plugin: GradientEditor, name: str, value: float) -> None:
+def require_positive(plugin: WeightPlugin, name: str, value: float) -> None:
     if not value > 0:
         raise ConfigurationError(f"{plugin!r}: {name} must be above 0, not {value}")

@@ -1,0 +1,145 @@
+"""Gradients turned into other directions, or scaled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from weightsmith import ConfigurationError, GradientEditor, Selector, Site, matrices
+from weightsmith.tensors import accurate_dtype, from_unit_matrices, scale_, unit_matrices
+
+from weightsmith_plugins.gradient_editors.clipping import require_positive
+
+__all__ = ["Centralize", "Noise", "Normalize", "Orthogonalize", "ScaleGradient", "Sign"]
+
+
+class Centralize(GradientEditor):
+    """g ← g − mean(g) within every unit, so that each unit's weights keep their mean.
+
+    Yong et al. (2020), "Gradient centralization", arXiv:2004.01461. Selects matrices: a bias has no unit to centralize.
+
+    >>> Centralize()(torch.tensor([[1.0, 3.0]]), torch.zeros(1, 2))
+    tensor([[-1.,  1.]])
+    """
+
+    default_where: ClassVar[Selector] = matrices
+
+    def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return gradient - gradient.mean(dim=site.unit_dims, keepdim=True) if site.unit_dims else gradient
+
+
+class Normalize(GradientEditor):
+    """g ← norm · g / ‖g‖ for every weight on its own; a zero gradient stays zero.
+
+    Yu et al. (2017), "Block-normalized gradient method", arXiv:1707.04822.
+
+    Args:
+        norm: the norm that every gradient gets, above 0. Default 1.
+
+    >>> Normalize()(torch.tensor([3.0, 4.0]), torch.zeros(2))
+    tensor([0.6000, 0.8000])
+    """
+
+    norm: float = 1.0
+
+    def validate(self) -> None:
+        require_positive(self, "norm", self.norm)
+
+    def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        length = torch.linalg.vector_norm(gradient, dtype=accurate_dtype(gradient.dtype))
+        return (gradient * (self.norm / torch.where(length > 0, length, 1))).to(gradient.dtype)
+
+
+class Sign(GradientEditor):
+    """g ← sign(g), 0 at 0: only directions count.
+
+    Bernstein et al. (2018), "signSGD: compressed optimisation for non-convex problems", arXiv:1802.04434.
+
+    >>> Sign()(torch.tensor([-3.0, 0.0, 0.1]), torch.zeros(3))
+    tensor([-1.,  0.,  1.])
+    """
+
+    def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return gradient.sign()
+
+
+class Orthogonalize(GradientEditor):
+    """G ← √max(1, rows / columns) · about UVᵀ, where G = UΣVᵀ: all directions of a matrix are learnt at one speed.
+
+    Jordan et al. (2024), "Muon: an optimizer for hidden layers in neural networks", on the gradient itself (Muon
+    orthogonalizes the momentum). Newton–Schulz: X ← aX + b(XXᵀ)X + c(XXᵀ)²X from X = G / ‖G‖ with (a, b, c) = (3.4445,
+    −4.7750, 2.0315), which brings the singular values near 1 (0.7 to 1.2 for those that are not tiny). Units are rows;
+    each gate of a recurrent layer is a matrix of its own.
+
+    Args:
+        steps: iterations, at least 1. Default 5.
+
+    >>> Orthogonalize()(torch.diag(torch.tensor([3.0, 1.0])), torch.zeros(2, 2)).diag() > 0.6
+    tensor([True, True])
+    """
+
+    default_where: ClassVar[Selector] = matrices
+
+    steps: int = 5
+
+    def validate(self) -> None:
+        require_positive(self, "steps", self.steps)
+
+    def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        given = unit_matrices(gradient, site.unit_dims, site.gates).to(accurate_dtype(gradient.dtype))
+        tall = given.shape[-2] > given.shape[-1]
+        turned = given.mT if tall else given
+        norms = torch.linalg.matrix_norm(turned, keepdim=True)
+        turned = turned / torch.where(norms > 0, norms, 1)
+        for _ in range(self.steps):
+            gram = turned @ turned.mT
+            turned = 3.4445 * turned + (-4.7750 * gram + 2.0315 * gram @ gram) @ turned
+        scale = math.sqrt(max(1.0, given.shape[-2] / given.shape[-1]))
+        return from_unit_matrices(scale * (turned.mT if tall else turned), gradient, site.unit_dims)
+
+
+class ScaleGradient(GradientEditor):
+    """g ← factor · g: another learning rate for the selected weights (under optimizers that see the scale).
+
+    Args:
+        factor: what the gradient is multiplied by.
+
+    >>> ScaleGradient(0.5)(torch.tensor([2.0]), torch.zeros(1))
+    tensor([1.])
+    """
+
+    factor: float
+
+    def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return gradient * self.factor
+
+    def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        scale_(gradients, self.factor)
+
+
+class Noise(GradientEditor):
+    """g ← g + ε with ε ~ N(0, std²), independent for every value.
+
+    Neelakantan et al. (2015), "Adding gradient noise improves learning for very deep networks", arXiv:1511.06807; their
+    decaying std is a schedule.
+
+    Args:
+        std: standard deviation of the noise, at least 0.
+
+    >>> Noise(0.0)(torch.tensor([1.0]), torch.zeros(1))
+    tensor([1.])
+    """
+
+    std: float
+
+    def validate(self) -> None:
+        if not self.std >= 0:
+            raise ConfigurationError(f"{self!r}: std must be at least 0, not {self.std}")
+
+    def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        dtype = accurate_dtype(gradient.dtype)
+        noise = torch.randn(gradient.shape, generator=site.generator, dtype=dtype, device=gradient.device)
+        return (gradient + self.std * noise).to(gradient.dtype)

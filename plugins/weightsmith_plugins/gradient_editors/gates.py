@@ -1,0 +1,144 @@
+"""What decides whether a gradient reaches the optimizer at all."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from ignite.engine.events import EventEnum
+from torch import Tensor
+from weightsmith import ConfigurationError, GradientEditor, Site, Trainer, WeightEvents
+from weightsmith.binding import Binding
+from weightsmith.kinds import WeightPlugin
+from weightsmith.plugin import Subscription
+from weightsmith.selection import select
+
+__all__ = ["Freeze", "SkipNonFinite", "Unfreeze"]
+
+logger = logging.getLogger(__name__)
+
+
+class Freeze(GradientEditor):
+    """Takes the gradient away, so that the optimizer leaves the weight alone: a zero gradient would still move it under
+    momentum and weight decay. With ``before="5 epochs"`` it trains from then on.
+
+    Penalties with another mode than ``"loss"``, weight editors and constraints that select it still act.
+    Outside a trainer the result is zero.
+
+    >>> Freeze()(torch.tensor([2.0]), torch.zeros(1))
+    tensor([0.])
+    """
+
+    def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return torch.zeros_like(gradient)
+
+    def act(self, binding: Binding) -> None:
+        for target in binding.targets():
+            target.weight.parameter.grad = None
+
+
+class Unfreeze(GradientEditor):
+    """Lets frozen layers join the training one after another; what no layer names trains from the start.
+
+    Howard & Ruder (2018), "Universal language model fine-tuning for text classification", arXiv:1801.06146, 3.2.
+    A layer that joins starts with clean optimizer state. The layers' ``requires_grad`` stays true throughout.
+
+    Args:
+        layers: what ``where`` takes, for each layer, in the order in which they join: ``["layer4", "layer3"]``.
+        count: how many have joined, usually ``linear(0, 2, over="2 epochs")``; rounded down.
+
+    Raises:
+        SelectionError: a layer's selector matches nothing.
+    """
+
+    layers: tuple[str, ...]
+    count: float
+
+    def validate(self) -> None:
+        if not isinstance(self.layers, tuple) or not self.layers:
+            raise ConfigurationError(f"{self!r}: layers takes a list of at least one selector")
+
+    def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
+        return {"trains": torch.tensor(False)}
+
+    def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        """The gradient of a layer that has joined."""
+        return gradient.clone()
+
+    def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
+        binding = trainer.bind(self)
+        self._frozen(binding)
+        yield self.at or self.event, binding.run
+
+    def act(self, binding: Binding) -> None:
+        targets = binding.targets()
+        self._prepare(targets)
+        if all(target.site.state["trains"] for target in targets):
+            return
+        frozen = self._frozen(binding)
+        for target in targets:
+            trains = target.site.state["trains"]
+            if target.weight.name in frozen:
+                target.weight.parameter.grad = None
+                trains.fill_(False)
+            elif not trains:
+                trains.fill_(True)
+                binding.forget_moments(target)
+
+    def _frozen(self, binding: Binding) -> set[str]:
+        joined = math.floor(self.count + 1e-6) if isinstance(self.count, (int, float)) else 0
+        layers = [[weight.name for weight in select(layer, binding.weights)] for layer in self.layers]
+        trained = {name for layer in layers[: max(joined, 0)] for name in layer}
+        return {name for layer in layers[max(joined, 0) :] for name in layer} - trained
+
+
+class SkipNonFinite(WeightPlugin):
+    """Skips an update whose gradient is not finite in any of the selected weights: no step is taken, nothing fires
+    after GRADIENTS_COMPUTED, and the update's number is used again. Warns with the first weight's name.
+
+    Reads one number from the device per update. (``precision="float16"`` skips infinities by itself.)
+
+    Args:
+        patience: how many updates may be skipped one after another, at least 1. Default 100.
+
+    Raises:
+        FloatingPointError: more were skipped; names the weight and the update.
+    """
+
+    event: ClassVar[EventEnum] = WeightEvents.GRADIENTS_COMPUTED
+    order: ClassVar[int] = 35
+    uses_gradients: ClassVar[bool] = True
+
+    patience: int = 100
+
+    def validate(self) -> None:
+        if self.patience < 1:
+            raise ConfigurationError(f"{self!r}: patience must be at least 1")
+
+    def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
+        return {"skipped": torch.tensor(0)}
+
+    def act(self, binding: Binding) -> None:
+        targets = [target for target in binding.targets() if target.gradient is not None]
+        self._prepare(targets)
+        if not targets:
+            return
+        finite = torch.stack([_is_finite(target.gradient) for target in targets])  # type: ignore[arg-type]
+        if bool(finite.all()):
+            for target in targets:
+                target.site.state["skipped"].zero_()
+            return
+        first = targets[int(finite.to(torch.uint8).argmin())].site
+        first.state["skipped"].add_(1)
+        message = f"the gradient of weight {first.name!r} is not finite in update {first.update}"
+        if max(int(target.site.state["skipped"]) for target in targets) > self.patience:
+            raise FloatingPointError(f"{message}, and {self.patience} updates in a row were skipped for that")
+        logger.warning("%r: %s: the update is skipped", self, message)
+        binding.trainer.skip_update()
+
+
+def _is_finite(gradient: Tensor) -> Tensor:
+    return gradient.isfinite().all()

@@ -1,0 +1,83 @@
+"""Gradients taken where the loss is worst nearby."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import ClassVar
+
+import torch
+from ignite.engine.events import EventEnum
+from weightsmith import Trainer, WeightEvents
+from weightsmith.binding import Binding
+from weightsmith.kinds import WeightPlugin
+from weightsmith.plugin import Subscription
+from weightsmith.tensors import global_norm
+from weightsmith.weights import persistent_buffers
+
+from weightsmith_plugins.gradient_editors.clipping import require_positive
+
+__all__ = ["SharpnessAware"]
+
+
+class SharpnessAware(WeightPlugin):
+    """g ← ∇L(w + e) with e = rho · g / ‖g‖ over all selected weights: steps towards flat minima.
+
+    Foret et al. (2021), "Sharpness-aware minimization for efficiently improving generalization", arXiv:2010.01412,
+    algorithm 1; ``adaptive`` is Kwon et al. (2021), arXiv:2102.11600: e = rho · w²g / ‖wg‖. L includes the penalties.
+
+    Wraps the evaluation: the loss is computed a second time at w + e, after which the weights are bit for bit as before
+    and gradient editors see the second gradient. MICROBATCH_COMPLETED and GRADIENTS_COMPUTED fire for both. Running
+    statistics of batch norm follow the first evaluation only; the reported loss is the first.
+
+    Args:
+        rho: the radius, above 0. Default 0.05.
+        adaptive: whether the radius follows each weight's magnitude. Default false.
+
+    Raises:
+        ConfigurationError: with accumulation, float16 or LBFGS, where it is not defined; or if ``update`` is given a
+            loss instead of a function that computes it (the default step gives one).
+    """
+
+    event: ClassVar[EventEnum] = WeightEvents.GRADIENTS_COMPUTED
+    order: ClassVar[int] = 38
+    uses_gradients: ClassVar[bool] = True
+
+    rho: float = 0.05
+    adaptive: bool = False
+
+    @property
+    def writes(self) -> frozenset[str]:
+        return frozenset({"gradient", "weight"})
+
+    def validate(self) -> None:
+        require_positive(self, "rho", self.rho)
+
+    def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
+        trainer.require_reevaluation()
+        binding = trainer.bind(self)
+
+        def run() -> None:
+            if binding.is_first_evaluation():
+                binding.run()
+
+        yield self.at or self.event, run
+
+    @torch.no_grad()
+    def act(self, binding: Binding) -> None:
+        pairs = [(t.tensor, t.gradient) for t in binding.targets()]
+        pairs = [(weight, gradient) for weight, gradient in pairs if gradient is not None]
+        if not pairs:
+            return
+        weights = [weight for weight, _ in pairs]
+        slopes = [weight.abs() * g if self.adaptive else g for weight, g in pairs if g is not None]
+        norm = global_norm(slopes)
+        reach = self.rho / torch.where(norm > 0, norm, 1)
+        kept = [weight.clone() for weight in weights]
+        buffers = [(buffer, buffer.clone()) for buffer in persistent_buffers(binding.trainer.models).values()]
+        try:
+            for weight, slope in zip(weights, slopes, strict=True):
+                weight.add_((weight.abs() * slope if self.adaptive else slope) * reach.to(slope.dtype))
+            binding.trainer.reevaluate()
+        finally:
+            for target, value in [*zip(weights, kept, strict=True), *buffers]:
+                target.copy_(value)
