@@ -235,7 +235,8 @@ class Attachments:
                 if any(id(parameter) in held for parameter in weight.raw):
                     raise ConflictError(
                         f"two constraints claim the weight {weight.name!r}: {other.plugin!r} and {binding.plugin!r}. "
-                        "The one that acts last would break the other: give them different weights with `where`"
+                        "The one that acts last would break the other: write Intersection(first, second), or give them "
+                        "different weights with `where`"
                     )
 
     # ---------------------------------------------------------------- looking and saving

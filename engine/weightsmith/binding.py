@@ -14,6 +14,7 @@ from weightsmith.parametrization import Map, Parametrized, refuse_remove, regist
 from weightsmith.schedules import Progress
 from weightsmith.selection import select
 from weightsmith.site import Site
+from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight, is_lazy, raw_weights
 
 if TYPE_CHECKING:
@@ -197,6 +198,15 @@ class Binding:
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value.masked_fill_(where.expand(target.tensor.shape).reshape(value.shape), 0)
 
+    def momenta(self, target: Target) -> list[Tensor]:
+        """The optimizer's momentum of a weight, as the plugin sees the weight; written in place. Empty if there is none
+        (yet)."""
+        if target.weight.optimizer is None:
+            return []
+        state = self.trainer.optimizers[target.weight.optimizer].state.get(target.weight.parameter, {})
+        found = [state[name] for name in _MOMENTA if isinstance(state.get(name), Tensor)]
+        return [unit_view(momentum, target.weight.module) for momentum in found]
+
     def begin(self) -> None:
         """Let the plugin begin to remember the weights as they are now."""
         self.current()._prepare(self.targets())
@@ -230,5 +240,8 @@ class Binding:
             site._memory.clear()
             site._memory.update({key: value.detach().clone().to(device) for key, value in state.get(name, {}).items()})
 
+
+_MOMENTA = ("momentum_buffer", "exp_avg")
+"""What torch's optimizers call the running mean of gradients along which they step."""
 
 _START = frozenset({WeightEvents.INITIALIZING, WeightEvents.WEIGHTS_EDITED})

@@ -54,6 +54,8 @@ class PluginType(ABCMeta):
             for name in settings:
                 if name not in known:
                     raise ConfigurationError(f"{cls.__name__} has no field {name!r}{nearest(name, known)}")
+            if cls.gathers is not None and args:
+                args, settings = (), {cls.gathers: args, **settings}
             return super().__call__(*args, **settings)
 
     def __setattr__(cls, name: str, value: Any) -> None:
@@ -87,6 +89,8 @@ class Plugin(metaclass=PluginType, abstract=True):
             :meth:`validate` refuses it.
     """
 
+    gathers: ClassVar[str | None] = None
+    """The field into which all positional arguments go, for a plugin that is made of any number of others."""
     order: ClassVar[int] = 70
     """Where the kind stands among plugins that listen to one event; within a kind the list's order counts."""
 

@@ -176,10 +176,11 @@ class Rewind(WeightEditor):
 
 class ResetDormant(WeightEditor):
     """Draws units anew that no longer learn: those whose mean |gradient| over the last ``interval`` updates is at
-    most ``threshold`` times their layer's mean. Their optimizer state is cleaned; what the next layer makes of them stays.
+    most ``threshold`` times their layer's mean. Their optimizer state is cleaned; the next layer stays as it is.
 
-    Sokar et al. (2023), "The dormant neuron phenomenon in deep reinforcement learning", arXiv:2302.12902, with gradients
-    in place of activations, which a weight's plugin does not see: a unit that is silent for every input gets none.
+    Sokar et al. (2023), "The dormant neuron phenomenon in deep reinforcement learning", arXiv:2302.12902, with
+    gradients in place of activations, which a weight's plugin does not see: a unit that is silent for every input
+    gets none.
 
     Args:
         threshold: the share of the layer's mean at or below which a unit is dormant, at least 0. Default 0.025.

@@ -17,6 +17,22 @@ def row_norms(weight):
     return unit_norms(weight.double(), tuple(range(1, weight.ndim)))
 
 
+def gram_excess(x):
+    rows = x.double().flatten(1)
+    rows = rows if rows.shape[0] <= rows.shape[1] else rows.T
+    return (rows @ rows.T - torch.eye(len(rows))).abs()
+
+
+def nonzero_of_two(x):
+    return x.unflatten(1, (-1, 2)).count_nonzero(dim=2)
+
+
+def on_grid(x):
+    peaks = x.double().flatten(1).abs().amax(1)
+    places = x.double().flatten(1) / torch.where(peaks > 0, peaks, 1)[:, None] * 7
+    return (places - places.round()).abs() <= 1e-5
+
+
 def square():
     return nn.Linear(4, 4, bias=False)
 
@@ -100,6 +116,31 @@ CASES = [
     Case(w.NonNegative(), holds=lambda x: x >= 0),
     Case(w.MaxNorm(0.5), holds=lambda x: row_norms(x) <= 0.5 + 1e-6),
     Case(w.UnitNorm(), holds=lambda x: (row_norms(x) - 1).abs() <= 1e-6),
+    Case(w.MaxNorm(0.5, momentum="tangent"), holds=lambda x: row_norms(x) <= 0.5 + 1e-6),
+    Case(w.MinMaxNorm(0.5, 1.0), holds=lambda x: (row_norms(x) >= 0.5 - 1e-6) & (row_norms(x) <= 1 + 1e-6)),
+    Case(w.ZeroMean(), holds=lambda x: x.flatten(1).double().mean(1).abs() <= 1e-6 * (1 + x.abs().amax())),
+    Case(w.L1Ball(0.7), holds=lambda x: x.flatten(1).double().abs().sum(1) <= 0.7 + 1e-6),
+    Case(w.Simplex(), holds=lambda x: (x.flatten(1).double().sum(1) - 1).abs() <= 1e-5),
+    Case(w.Orthonormal(), holds=lambda x: gram_excess(x) <= 1e-5),
+    Case(w.SpectralBound(0.6), holds=lambda x: torch.linalg.matrix_norm(x.flatten(1).double(), 2) <= 0.6 + 1e-5),
+    Case(w.LowRank(2), holds=lambda x: torch.linalg.svdvals(x.flatten(1).double())[2:] <= 1e-5 * (1 + x.abs().amax())),
+    Case(w.Symmetric(), holds=lambda x: x == x.mT, shapes=[(4, 4)], layer=square),
+    Case(w.SkewSymmetric(), holds=lambda x: x == -x.mT, shapes=[(4, 4)], layer=square),
+    Case(
+        w.PositiveDefinite(0.1),
+        holds=lambda x: (x == x.mT) & (torch.linalg.eigvalsh(x.double()) >= 0.1 - 1e-5 * (1 + x.abs().amax())),
+        shapes=[(4, 4)],
+        layer=square,
+    ),
+    Case(w.LowerTriangular(), holds=lambda x: x == x.tril(), shapes=[(4, 4), (6, 5)]),
+    Case(w.TopK(0.4), holds=lambda x: x.count_nonzero() <= -(-4 * x.numel() // 10)),
+    Case(w.NofM(1, 2), holds=lambda x: nonzero_of_two(x) <= 1, shapes=[(6, 4), (4, 2, 2, 2)], layer=square),
+    Case(w.Grid(4), holds=on_grid),
+    Case(w.Intersection(w.NonNegative(), w.MaxNorm(0.5)), holds=lambda x: (x >= 0) & (row_norms(x) <= 0.5 + 1e-5)),
+    Case(
+        w.Intersection(w.ZeroMean(), w.UnitNorm()),
+        holds=lambda x: ((row_norms(x) - 1).abs() <= 1e-5) & (x.double().flatten(1).mean(1).abs().amax() <= 1e-5),
+    ),
     Case(w.EMA(0.9)),
     Case(w.WeightHistograms()),
     Case(w.GradientHistograms()),
@@ -122,7 +163,7 @@ def test_no_plugin_is_forgotten():
 
 def test_a_forgotten_plugin_is_named():
     kept = [case for case in CASES if not isinstance(case.plugin, w.UnitNorm)]
-    assert missing(kept, "weightsmith_plugins") == ["weightsmith_plugins.constraints.UnitNorm"]
+    assert missing(kept, "weightsmith_plugins") == ["weightsmith_plugins.constraints.norms.UnitNorm"]
 
 
 def test_holds_can_fail():

@@ -33,6 +33,8 @@ class Constraint(WeightPlugin, abstract=True):
     Args:
         mode: ``"project"`` (default) moves the weight into the set after every update. ``"forward"`` leaves the raw
             parameter free and lets the layer compute with its projection, so that gradients flow through it.
+        momentum: ``"keep"`` (default) leaves the optimizer's momentum alone. ``"tangent"``, where defined, takes from
+            it, after every update, the part along which the weight would leave the set.
     """
 
     event: ClassVar[EventEnum] = WeightEvents.WEIGHTS_EDITED
@@ -44,7 +46,11 @@ class Constraint(WeightPlugin, abstract=True):
     """How ``mode="forward"`` differentiates the projection: exactly, as if it were the identity, or not at all
     (then that mode is refused)."""
 
+    convex: ClassVar[bool] = False
+    """Whether the set is convex, and :meth:`project` gives its nearest point: an intersection relies on it."""
+
     mode: Literal["project", "forward"] = field(default="project", kw_only=True)
+    momentum: Literal["keep", "tangent"] = field(default="keep", kw_only=True)
 
     @property
     def writes(self) -> frozenset[str]:
@@ -69,6 +75,15 @@ class Constraint(WeightPlugin, abstract=True):
         limits = torch.finfo(projected.dtype)
         units = 1 if accurate_dtype(projected.dtype) != projected.dtype else 4
         return unit_peaks(projected, site.unit_dims).clamp(min=limits.tiny) * (units * limits.eps)
+
+    def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
+        """``velocity``, in which the weight of the set would move, without the part that leaves the set; same shape.
+        Override where it is known.
+
+        Raises:
+            NotImplementedError: the set has none; ``momentum="tangent"`` is then refused when it is attached.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no tangent form")
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form, in place. A weight inside the set stays bit for bit as it is."""
@@ -97,6 +112,13 @@ class Constraint(WeightPlugin, abstract=True):
     def refuse(self, weights: Sequence[Weight]) -> None:
         if self.mode not in ("project", "forward"):
             raise ConfigurationError(f"{self!r}: mode must be 'project' or 'forward'")
+        if self.momentum not in ("keep", "tangent"):
+            raise ConfigurationError(f"{self!r}: momentum must be 'keep' or 'tangent'")
+        if self.momentum == "tangent" and (self.mode == "forward" or type(self).tangent is Constraint.tangent):
+            raise ConfigurationError(
+                f"{self!r}: momentum='tangent' is for mode='project' and for sets whose tangents are known, such as "
+                "MaxNorm's: use momentum='keep'"
+            )
         if self.mode == "forward" and self.forward_gradient == "none":
             raise ConfigurationError(f"{self!r}: its projection has no useful gradient; use mode='project'")
         for weight in weights:
@@ -111,6 +133,10 @@ class Constraint(WeightPlugin, abstract=True):
         targets = binding.targets()
         self._prepare(targets)
         self.project_all_([t.tensor for t in targets], [t.site for t in targets])
+        if self.momentum == "tangent":
+            for target in targets:
+                for momentum in binding.momenta(target):  # the optimizer moves the weight against it
+                    momentum.copy_(-self.tangent(-momentum, target.tensor, target.site))
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The projected weight, outside a trainer; differentiable where the projection is."""

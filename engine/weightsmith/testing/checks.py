@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from collections import OrderedDict
 from dataclasses import replace
 from typing import Any
@@ -54,7 +55,8 @@ from weightsmith.testing.scenes import (
 def survives_repr_pickle_and_yaml(case: Case) -> None:
     """A configuration is a value: printing, pickling and YAML give back an equal plugin."""
     plugin = case.plugin
-    names = {**vars(weightsmith), "selector": selector, type(plugin).__name__: type(plugin)}
+    package = sys.modules[type(plugin).__module__.partition(".")[0]]
+    names = {**vars(weightsmith), **vars(package), "selector": selector, type(plugin).__name__: type(plugin)}
     copies = {
         "repr": eval(repr(plugin), names),
         "pickle": pickle.loads(pickle.dumps(plugin)),
@@ -294,13 +296,14 @@ def forward_mode_gives_the_same_set(case: Case) -> None:
     plugin: Any = case.plugin
     if plugin.forward_gradient == "none":
         return
-    layer = nn.Linear(5, 6, bias=False)
+    layer: Any = nn.Linear(5, 6, bias=False) if case.layer is None else case.layer()
     pretrained = layer.weight.detach().clone()
-    trainer = trainer_for(layer, replace(plugin, mode="forward", where="weight"), layer)
+    trainer = trainer_for(layer, replace(plugin, mode="forward", momentum="keep", where="weight"), layer)
     effective = layer.weight.detach().clone()
     assert torch.equal(trainer.weights()["weight"], pretrained), "the raw weight changed when it was parametrized"
     assert torch.allclose(effective, plugin(pretrained)), "the layer does not compute with the projection"
-    trainer.run([torch.randn(4, 5)] * 3, max_epochs=2)
+    inputs = (4, 5) if case.layer is None else case.inputs
+    trainer.run([torch.randn(inputs)] * 3, max_epochs=2)
     assert not torch.equal(trainer.weights()["weight"], pretrained), "no gradient reached the raw weight"
     assert case.holds is None or bool(case.holds(layer.weight.detach()).all()), "the layer left the set"
     assert all(value <= 1e-5 for value in trainer.violations().values()), trainer.violations()

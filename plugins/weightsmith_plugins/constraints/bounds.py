@@ -1,0 +1,67 @@
+"""Bounds on every value."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from weightsmith import ConfigurationError, Constraint, Site
+
+__all__ = ["Clamp", "NonNegative"]
+
+
+class Clamp(Constraint):
+    """low ≤ w ≤ high; the nearest point is min(max(w, low), high).
+
+    With ``mode="forward"`` the layer computes with ``weight.clamp(low, high)``: as in PyTorch, a raw weight outside
+    gets no gradient.
+
+    Args:
+        low: the least value; ``None`` for no bound.
+        high: the largest value; ``None`` for no bound.
+
+    >>> Clamp(-1.0, 1.0)(torch.tensor([[-3.0, 0.5]]))
+    tensor([[-1.0000,  0.5000]])
+    """
+
+    convex: ClassVar[bool] = True
+
+    low: float | None = None
+    high: float | None = None
+
+    def validate(self) -> None:
+        if self.low is None and self.high is None:
+            raise ConfigurationError(f"{self!r}: give low, high or both")
+        if self.low is not None and self.high is not None and not self.low <= self.high:
+            raise ConfigurationError(f"{self!r}: low must not be above high")
+
+    def project(self, weight: Tensor, site: Site) -> Tensor:
+        return weight.clamp(self.low, self.high)
+
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0  # clamping is exact
+
+    def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
+        below = (weight <= self.low) & (velocity < 0) if self.low is not None else torch.zeros_like(weight).bool()
+        above = (weight >= self.high) & (velocity > 0) if self.high is not None else torch.zeros_like(weight).bool()
+        return velocity.masked_fill(below | above, 0)
+
+
+class NonNegative(Constraint):
+    """w ≥ 0; the nearest point is max(w, 0).
+
+    >>> NonNegative()(torch.tensor([[-3.0, 0.5]]))
+    tensor([[0.0000, 0.5000]])
+    """
+
+    convex: ClassVar[bool] = True
+
+    def project(self, weight: Tensor, site: Site) -> Tensor:
+        return weight.clamp(min=0)
+
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0  # clamping is exact
+
+    def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return velocity.masked_fill((weight <= 0) & (velocity < 0), 0)

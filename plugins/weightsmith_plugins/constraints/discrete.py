@@ -1,0 +1,119 @@
+"""Few weights, or few different values."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from weightsmith import ConfigurationError, Constraint, Site
+from weightsmith.tensors import accurate_dtype, unit_peaks
+
+__all__ = ["Grid", "NofM", "TopK"]
+
+
+class TopK(Constraint):
+    """At most ⌈density · size⌉ values of the weight are not zero; the nearest point keeps the largest magnitudes, and
+    of equal ones the first.
+
+    Unlike a pruning, it remembers nothing: at every update any weight may be among the largest. (Blumensath & Davies,
+    2009, "Iterative hard thresholding for compressed sensing", arXiv:0805.0510.)
+
+    Args:
+        density: the share that is kept, above 0, up to 1.
+
+    >>> TopK(0.5)(torch.tensor([[3.0, -4.0], [0.5, 1.0]]))
+    tensor([[ 3., -4.],
+            [ 0.,  0.]])
+    """
+
+    density: float
+
+    def validate(self) -> None:
+        if not 0 < self.density <= 1:
+            raise ConfigurationError(f"{self!r}: density must be above 0, up to 1")
+
+    def project(self, weight: Tensor, site: Site) -> Tensor:
+        count = -int(-self.density * weight.numel() // 1)
+        return weight * _largest(weight.reshape(1, -1), count).reshape(weight.shape)
+
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0  # zeros are exact
+
+
+class NofM(Constraint):
+    """Of every m consecutive inputs at most n are not zero; the nearest point keeps the largest magnitudes. 2:4 is what
+    sparse tensor cores compute with.
+
+    Mishra et al. (2021), "Accelerating sparse deep neural networks", arXiv:2104.08378. Groups run along the input axis,
+    at each place of a convolution's kernel on its own.
+
+    Args:
+        n: how many are kept, from 1 to m. Default 2.
+        m: of how many, at least 1. Default 4.
+
+    Shapes: weights with two axes or more, with a number of inputs that m divides.
+
+    >>> NofM(2, 4)(torch.tensor([[3.0, -4.0, 0.5, 1.0]]))
+    tensor([[ 3., -4.,  0.,  0.]])
+    """
+
+    n: int = 2
+    m: int = 4
+
+    def validate(self) -> None:
+        if not 1 <= self.n <= self.m:
+            raise ConfigurationError(f"{self!r}: needed is 1 <= n <= m")
+
+    def project(self, weight: Tensor, site: Site) -> Tensor:
+        inputs = next(iter(site.unit_dims), 0)
+        if weight.ndim < 2 or weight.shape[inputs] % self.m:
+            raise ConfigurationError(
+                f"{self!r}: weight {site.name!r} has shape {tuple(weight.shape)}: needed is a number of inputs (axis "
+                f"{inputs}) that {self.m} divides"
+            )
+        last = weight.movedim(inputs, -1)
+        groups = last.reshape(-1, self.m)
+        kept: Tensor = (groups * _largest(groups, self.n)).reshape(last.shape)
+        return kept.movedim(-1, inputs)
+
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0  # zeros are exact
+
+
+class Grid(Constraint):
+    """Every unit's values are whole multiples of s = max|w_u| / (2^(bits − 1) − 1); each goes to the nearest.
+
+    Jacob et al. (2018), "Quantization and training of neural networks for efficient integer-arithmetic-only inference",
+    arXiv:1712.05877, symmetric and for every unit. With ``mode="forward"`` the gradient is straight-through (Bengio,
+    Léonard & Courville, 2013, arXiv:1308.3432).
+
+    Args:
+        bits: bits per value, the sign among them, at least 2.
+
+    >>> Grid(2)(torch.tensor([[0.9, -1.0, 0.4]]))
+    tensor([[ 1., -1.,  0.]])
+    """
+
+    forward_gradient: ClassVar[Literal["autograd", "straight-through", "none"]] = "straight-through"
+
+    bits: int
+
+    def validate(self) -> None:
+        if not self.bits >= 2:
+            raise ConfigurationError(f"{self!r}: bits must be at least 2")
+
+    def project(self, weight: Tensor, site: Site) -> Tensor:
+        steps = 2 ** (int(self.bits) - 1) - 1
+        accurate = weight.to(accurate_dtype(weight.dtype))
+        peaks = unit_peaks(accurate, site.unit_dims)
+        places = (accurate / torch.where(peaks > 0, peaks, 1) * steps).round()
+        nearest: Tensor = places / steps * peaks
+        return nearest.to(weight.dtype)
+
+
+def _largest(rows: Tensor, count: int) -> Tensor:
+    """Which ``count`` values of every row are largest in magnitude, the first of equal ones; boolean."""
+    order = rows.detach().abs().sort(dim=1, descending=True, stable=True).indices
+    kept = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device)
+    return kept.scatter_(1, order[:, :count], True)

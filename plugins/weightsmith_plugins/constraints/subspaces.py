@@ -1,0 +1,89 @@
+"""Linear structure of square matrices."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from weightsmith import ConfigurationError, Constraint, Site
+
+__all__ = ["LowerTriangular", "SkewSymmetric", "Symmetric", "require_square"]
+
+
+class Symmetric(Constraint):
+    """W = Wᵀ; the nearest point is (W + Wᵀ) / 2.
+
+    Shapes: square matrices.
+
+    >>> Symmetric()(torch.tensor([[1.0, 2.0], [4.0, 3.0]]))
+    tensor([[1., 3.],
+            [3., 3.]])
+    """
+
+    convex: ClassVar[bool] = True
+
+    def project(self, weight: Tensor, site: Site) -> Tensor:
+        require_square(self, weight, site)
+        return weight / 2 + weight.mT / 2
+
+    def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return self.project(velocity, site)
+
+
+class SkewSymmetric(Constraint):
+    """W = −Wᵀ; the nearest point is (W − Wᵀ) / 2.
+
+    Shapes: square matrices.
+
+    >>> SkewSymmetric()(torch.tensor([[1.0, 2.0], [4.0, 3.0]]))
+    tensor([[ 0., -1.],
+            [ 1.,  0.]])
+    """
+
+    convex: ClassVar[bool] = True
+
+    def project(self, weight: Tensor, site: Site) -> Tensor:
+        require_square(self, weight, site)
+        return weight / 2 - weight.mT / 2
+
+    def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return self.project(velocity, site)
+
+
+class LowerTriangular(Constraint):
+    """W_ij = 0 for j > i + diagonal: each output sees only the inputs up to its own (a causal mixing matrix).
+
+    Args:
+        diagonal: how far above the main diagonal values may stand. Default 0.
+
+    Shapes: matrices.
+
+    >>> LowerTriangular()(torch.ones(2, 2))
+    tensor([[1., 0.],
+            [1., 1.]])
+    """
+
+    convex: ClassVar[bool] = True
+
+    diagonal: int = 0
+
+    def project(self, weight: Tensor, site: Site) -> Tensor:
+        if weight.ndim != 2:
+            raise ConfigurationError(
+                f"{self!r}: weight {site.name!r} has shape {tuple(weight.shape)}: needed is a matrix"
+            )
+        return torch.tril(weight, self.diagonal)
+
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0  # zeros are exact
+
+    def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return torch.tril(velocity, self.diagonal)
+
+
+def require_square(plugin: Constraint, weight: Tensor, site: Site) -> None:
+    if weight.ndim != 2 or weight.shape[0] != weight.shape[1]:
+        raise ConfigurationError(
+            f"{plugin!r}: weight {site.name!r} has shape {tuple(weight.shape)}: needed is a square matrix"
+        )
