@@ -20,6 +20,7 @@ __all__ = [
     "from_unit_matrices",
     "gates",
     "global_norm",
+    "largest",
     "lerp_",
     "scale_",
     "unit_axis",
@@ -113,6 +114,23 @@ def from_unit_matrices(matrices: Tensor, like: Tensor, dims: tuple[int, ...]) ->
 def accurate_dtype(dtype: torch.dtype) -> torch.dtype:
     """``dtype``, or float32 where sums in ``dtype`` would be too coarse (float16 and bfloat16)."""
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+
+def largest(rows: Tensor, count: int) -> Tensor:
+    """Which ``count`` values of every row are largest, the first of equal ones; boolean, of the same shape.
+
+    >>> largest(torch.tensor([[1.0, 3.0, 1.0], [2.0, 0.0, 5.0]]), 2)
+    tensor([[ True,  True, False],
+            [ True, False,  True]])
+    """
+    size = rows.shape[1]
+    if not 0 < count < size:
+        return torch.full_like(rows, count >= size, dtype=torch.bool)
+    rows = rows.to(accurate_dtype(rows.dtype))
+    least = rows.kthvalue(size - count + 1, dim=1, keepdim=True).values
+    above, equal = rows > least, rows == least
+    room = count - above.sum(dim=1, keepdim=True)
+    return above | (equal & (equal.cumsum(dim=1) <= room))
 
 
 def unit_norms(weight: Tensor, dims: tuple[int, ...], order: float = 2.0) -> Tensor:

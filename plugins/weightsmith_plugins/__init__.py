@@ -1,6 +1,6 @@
 """The built-in plugins of weightsmith."""
 
-from weightsmith_plugins.averaging import EMA
+from weightsmith_plugins.averaging import EMA, SWA
 from weightsmith_plugins.constraints import (
     Clamp,
     Grid,
@@ -82,6 +82,7 @@ from weightsmith_plugins.probes import (
     Violations,
     WeightHistograms,
 )
+from weightsmith_plugins.sparsity import SNIP, KeepZeros, MagnitudePruning, MovementPruning, RigL
 from weightsmith_plugins.tensorboard import TensorBoard
 from weightsmith_plugins.weight_editors import (
     Decay,
@@ -99,6 +100,8 @@ __all__ = [
     "L2",
     "L2SP",
     "LSUV",
+    "SNIP",
+    "SWA",
     "AdaptiveClip",
     "Centralize",
     "Clamp",
@@ -121,6 +124,7 @@ __all__ = [
     "Intersection",
     "KaimingNormal",
     "KaimingUniform",
+    "KeepZeros",
     "L1Ball",
     "LearningRates",
     "LecunNormal",
@@ -129,8 +133,10 @@ __all__ = [
     "Losses",
     "LowRank",
     "LowerTriangular",
+    "MagnitudePruning",
     "MaxNorm",
     "MinMaxNorm",
+    "MovementPruning",
     "NofM",
     "Noise",
     "NonNegative",
@@ -148,6 +154,7 @@ __all__ = [
     "Pretrained",
     "ResetDormant",
     "Rewind",
+    "RigL",
     "Scale",
     "ScaleGradient",
     "SharpnessAware",

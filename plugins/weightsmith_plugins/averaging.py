@@ -9,7 +9,7 @@ from torch import Tensor
 from weightsmith import Average, ConfigurationError, Site
 from weightsmith.tensors import lerp_
 
-__all__ = ["EMA"]
+__all__ = ["EMA", "SWA"]
 
 
 class EMA(Average):
@@ -36,3 +36,24 @@ class EMA(Average):
 
     def average_all_(self, means: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         lerp_(means, [weight.to(mean.dtype) for weight, mean in zip(weights, means, strict=True)], 1 - self.decay)
+
+
+class SWA(Average):
+    """mean ← mean + (w − mean) / (n + 1), with n the weights averaged so far: all count alike.
+
+    Izmailov et al. (2018), "Averaging weights leads to wider optima and better generalization", arXiv:1803.05407; which
+    weights are averaged say the kind's ``after`` and ``every``, such as ``SWA(after="75 epochs", every=100)``. Batch
+    norm wants new statistics for the means: ``trainer.averaged(statistics_from=batches)``.
+
+    >>> SWA()(torch.tensor([5.0]), torch.tensor([2.0]))  # the first
+    tensor([2.])
+    """
+
+    def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
+        return {"count": torch.tensor(0)}
+
+    def average(  # type: ignore[override]
+        self, mean: Tensor, weight: Tensor, site: Site
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        count = site.state["count"] + 1
+        return mean + (weight.to(mean.dtype) - mean) / count, {"count": count}

@@ -8,7 +8,7 @@ import torch
 import weightsmith_plugins as w
 from safetensors.torch import save_file
 from torch import nn
-from weightsmith import exponential, linear
+from weightsmith import cubic, exponential, linear
 from weightsmith.tensors import unit_norms
 from weightsmith.testing import Case, conformance, missing
 
@@ -141,7 +141,25 @@ CASES = [
         w.Intersection(w.ZeroMean(), w.UnitNorm()),
         holds=lambda x: ((row_norms(x) - 1).abs() <= 1e-5) & (x.double().flatten(1).mean(1).abs().amax() <= 1e-5),
     ),
+    Case(
+        w.MagnitudePruning(0.6),
+        holds=lambda x: x.count_nonzero() <= x.numel() - 6 * x.numel() // 10,
+        spans_weights=True,
+    ),
+    Case(w.MagnitudePruning(cubic(0.0, 0.6, over=6), "layer", where="0.weight"), holds=lambda x: x == x),
+    Case(w.MagnitudePruning(0.5, "unit"), holds=lambda x: x.flatten(1).count_nonzero(1) <= -(-x[0].numel() // 2)),
+    Case(
+        w.MagnitudePruning(0.5, "1:2"),
+        holds=lambda x: nonzero_of_two(x) <= 1,
+        shapes=[(6, 4), (4, 2, 2, 2)],
+        layer=square,
+    ),
+    Case(w.MovementPruning(0.5), holds=lambda x: x.count_nonzero() <= -(-x.numel() // 2), spans_weights=True),
+    Case(w.SNIP(0.5), holds=lambda x: x == x, spans_weights=True),
+    Case(w.RigL(0.5, fraction=0.3), holds=lambda x: x.count_nonzero() <= -(-x.numel() // 2)),
+    Case(w.KeepZeros(), holds=lambda x: x == x),
     Case(w.EMA(0.9)),
+    Case(w.SWA()),
     Case(w.WeightHistograms()),
     Case(w.GradientHistograms()),
     Case(w.LearningRates()),

@@ -138,6 +138,10 @@ class Constraint(WeightPlugin, abstract=True):
                 for momentum in binding.momenta(target):  # the optimizer moves the weight against it
                     momentum.copy_(-self.tangent(-momentum, target.tensor, target.site))
 
+    def enforce(self, binding: Binding) -> None:
+        """Put whatever stands in the weights' place (an average) into the set, without looking for a new set."""
+        self.act(binding)
+
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The projected weight, outside a trainer; differentiable where the projection is."""
         projected: Tensor = self._call("project", [weight], site)

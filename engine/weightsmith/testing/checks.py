@@ -270,7 +270,7 @@ def projection_lands_in_the_set(case: Case) -> None:
             (projected,) = plural(plugin, [weight])
             assert bool(case.holds(projected).all()), f"outside the set at scale {scale}: {projected}"
             half = plural(plugin, [weight.bfloat16()])[0]
-            exact = plugin(half.double())
+            exact = plugin(half.double(), site=Site.alone(half.double(), name="weight0"))
             largest = exact.abs().amax()
             assert (exact - half.double()).abs().amax() <= largest * 2 * torch.finfo(half.dtype).eps, "not in bfloat16"
             violation = plugin.violation(projected, Site.alone(projected))

@@ -13,6 +13,7 @@ from ignite.metrics import Metric
 from ignite.utils import convert_tensor, manual_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.optim.swa_utils import update_bn
 
 from weightsmith.attachments import Attachments
 from weightsmith.binding import Binding
@@ -22,6 +23,7 @@ from weightsmith.evaluation import EvaluationStep, evaluator
 from weightsmith.events import WeightEvents
 from weightsmith.faults import blaming
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
+from weightsmith.lending import lending
 from weightsmith.measurements import Measurement, Measurements
 from weightsmith.plan import Plan
 from weightsmith.plugin import Plugin
@@ -243,9 +245,19 @@ class Trainer(UpdatePipeline):
         *,
         every: int = 1,
         step: EvaluationStep | None = None,
+        averaged: bool | Average = False,
+        statistics_from: Iterable[Any] | None = None,
     ) -> Engine:
         """Evaluate at the end of every ``every``-th epoch; fills ``state.metrics``, and publishes those that are
         numbers (a confusion matrix is none) as ``metrics/<name>``.
+
+        Args:
+            data: batches.
+            metrics: name to an Ignite metric.
+            every: epochs from one evaluation to the next. Default 1.
+            step: as for :meth:`evaluate`.
+            averaged: whether to evaluate the means of the average that is attached, or of which average. Default false.
+            statistics_from: as for :meth:`averaged`.
 
         Returns:
             The evaluator, an Ignite engine: attach early stopping or checkpoints to its ``COMPLETED``.
@@ -253,7 +265,9 @@ class Trainer(UpdatePipeline):
         engine = evaluator(self, metrics, step)
 
         def validate() -> None:
-            engine.run(data)
+            average = averaged if isinstance(averaged, Average) else None
+            with self.averaged(average, statistics_from=statistics_from) if averaged else contextlib.nullcontext():
+                engine.run(data)
             self.state.metrics.update(engine.state.metrics)
             self.publish(_scalars(engine.state.metrics), step=self.state.epoch)
 
@@ -261,36 +275,27 @@ class Trainer(UpdatePipeline):
         return engine
 
     @contextlib.contextmanager
-    def averaged(self, average: Average | None = None) -> Iterator[None]:
+    def averaged(
+        self, average: Average | None = None, *, statistics_from: Iterable[Any] | None = None
+    ) -> Iterator[None]:
         """Lend an average's means to the models while the context lasts.
 
         Args:
             average: which; may be left out if only one is attached.
+            statistics_from: batches from which to compute the running statistics of batch norm anew, for the means;
+                by default those of the weights in training are used. They come back with the weights.
 
         A mean of points of a convex set is in it; of other sets (unit norms) it need not be, so the constraints have
         the last word here too. Frozen weights, which are not averaged, stay as they are.
 
         Raises:
-            ConfigurationError: no such average is attached, or it has not seen the weights yet.
+            ConfigurationError: no such average is attached, it has not seen the weights yet, or statistics are asked
+                of several models.
         """
-        binding = self._attachments.the(Average, average)
-        targets = binding.targets()
-        for target in targets:
-            if "mean" not in target.site.state:
-                raise ConfigurationError(f"{binding.plugin!r} has no mean of {target.weight.name!r} yet: run first")
-        kept = [target.tensor.detach().clone() for target in targets]
-        try:
-            with torch.no_grad():
-                for target in targets:
-                    target.tensor.copy_(target.site.state["mean"])
-            for constraint in self._attachments.bindings(Constraint):
-                if not constraint.to_parametrize():
-                    constraint.current().act(constraint)
+        with lending(self, self._attachments.the(Average, average), self._attachments.bindings(Constraint)):
+            if statistics_from is not None:
+                update_bn(statistics_from, self.model, self.device)
             yield
-        finally:
-            with torch.no_grad():
-                for target, weight in zip(targets, kept, strict=True):
-                    target.tensor.copy_(weight)
 
     # ---------------------------------------------------------------- state
 

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
-from weightsmith.tensors import accurate_dtype, unit_peaks
+from weightsmith.tensors import accurate_dtype, largest, unit_peaks
 
 __all__ = ["Grid", "NofM", "TopK"]
 
@@ -35,7 +35,7 @@ class TopK(Constraint):
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         count = -int(-self.density * weight.numel() // 1)
-        return weight * _largest(weight.reshape(1, -1), count).reshape(weight.shape)
+        return weight * largest(weight.detach().abs().reshape(1, -1), count).reshape(weight.shape)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # zeros are exact
@@ -74,7 +74,7 @@ class NofM(Constraint):
             )
         last = weight.movedim(inputs, -1)
         groups = last.reshape(-1, self.m)
-        kept: Tensor = (groups * _largest(groups, self.n)).reshape(last.shape)
+        kept: Tensor = (groups * largest(groups.detach().abs(), self.n)).reshape(last.shape)
         return kept.movedim(-1, inputs)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
@@ -110,10 +110,3 @@ class Grid(Constraint):
         places = (accurate / torch.where(peaks > 0, peaks, 1) * steps).round()
         nearest: Tensor = places / steps * peaks
         return nearest.to(weight.dtype)
-
-
-def _largest(rows: Tensor, count: int) -> Tensor:
-    """Which ``count`` values of every row are largest in magnitude, the first of equal ones; boolean."""
-    order = rows.detach().abs().sort(dim=1, descending=True, stable=True).indices
-    kept = torch.zeros(rows.shape, dtype=torch.bool, device=rows.device)
-    return kept.scatter_(1, order[:, :count], True)

@@ -14,10 +14,10 @@ __all__ = ["Intersection"]
 class Intersection(Constraint):
     """The weight is in all of several sets: ``Intersection(NonNegative(), MaxNorm(1.0))``.
 
-    If all sets are convex, by Dykstra's algorithm, which finds the nearest common point: w ← P_i(w + p_i), with p_i what
-    the last projection on set i took away (Boyle & Dykstra, 1986; Bauschke & Combettes, 2011, section 30.2). If one
-    is not (unit norms, sparsity, grids), by projecting on one after another until nothing changes: a common point near
-    the weight, not always the nearest, if that finds one.
+    If all sets are convex, by Dykstra's algorithm, which finds the nearest common point: w ← P_i(w + p_i), where p_i is
+    what the last projection on set i took away (Boyle & Dykstra, 1986; Bauschke & Combettes, 2011, section 30.2). If
+    one is not (unit norms, sparsity, grids), by projecting on one after another until nothing changes: a common point
+    near the weight, not always the nearest, if that finds one.
 
     Args:
         constraints: two constraints or more, of which none remembers anything; their own ``where``, ``every``, ``mode``
