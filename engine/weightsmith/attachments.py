@@ -96,11 +96,7 @@ class Attachments:
             self._attaching = None
         self._refuse_stepping_on_others(attachment)
         self._listed.append(attachment)
-        try:
-            self._soon(lambda: self._begin(attachment))
-        except Exception:
-            self._listed.remove(attachment)
-            raise
+        self._soon(lambda: self._begin(attachment))
 
     def bind(self, plugin: WeightPlugin) -> Binding:
         """The binding of the plugin that is being attached."""
@@ -149,16 +145,17 @@ class Attachments:
         if attachment.binding is not None:
             try:
                 attachment.binding.register()
+                if self._trainer._initialized and attachment.binding.plugin.remembers_start:
+                    attachment.binding.begin()
             except Exception:
                 attachment.binding.release()
+                self._listed.remove(attachment)
                 raise
         for event, handler in attachment.handlers:
             self._trainer.add_event_handler(event, handler)
             attachment.registered.append(self._trainer._event_handlers[event][-1][0])
         self._acting.append(attachment)
         self._rearrange()
-        if self._trainer._initialized and attachment.binding is not None and attachment.binding.plugin.remembers_start:
-            attachment.binding.begin()
 
     def _end(self, attachment: Attachment) -> None:
         self._acting.remove(attachment)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -189,13 +190,16 @@ class Binding:
         """Clean what the optimizer remembers of a weight, such as momentum: all of it, or the elements in ``where``."""
         if target.weight.optimizer is None:
             return
-        states = self.trainer.optimizers[target.weight.optimizer].state
+        optimizer = self.trainer.optimizers[target.weight.optimizer]
+        states = optimizer.state
+        if isinstance(optimizer, torch.optim.LBFGS):  # one memory of all its weights together
+            states.clear()
         for parameter in target.weight.raw:
             if where is None:
                 states.pop(parameter, None)
                 continue
-            for value in states.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
+            for name, value in states.get(parameter, {}).items():
+                if name in _MOMENTS and value is not None and value.shape == parameter.shape:
                     value.masked_fill_(where.expand(target.tensor.shape).reshape(value.shape), 0)
 
     def momenta(self, target: Target) -> list[Tensor]:
@@ -231,7 +235,8 @@ class Binding:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """What is remembered, by weight name."""
-        return {name: dict(target.site._memory) for name, target in self._targets.items() if target.site._memory}
+        memories = {name: target.site._memory for name, target in self._targets.items() if target.site._memory}
+        return {name: {key: value.clone() for key, value in memory.items()} for name, memory in memories.items()}
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Restore what :meth:`state_dict` gave."""
@@ -243,5 +248,10 @@ class Binding:
 
 _MOMENTA = ("momentum_buffer", "exp_avg")
 """What torch's optimizers call the running mean of gradients along which they step."""
+
+_MOMENTS = frozenset(
+    {*_MOMENTA, "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "grad_avg", "acc_delta", "sum", "prev"}
+)
+"""What torch's optimizers call running means of gradients and of their squares: 0 is where they begin."""
 
 _START = frozenset({WeightEvents.INITIALIZING, WeightEvents.WEIGHTS_EDITED})

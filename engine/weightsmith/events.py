@@ -69,7 +69,7 @@ class TrainingState(State):
         optimizer: the name of the optimizer whose update is in progress; ``None`` between updates.
         window: how many accumulation windows have been opened, by all optimizers together.
         evaluation: the 1-based evaluation within the update in progress. Above 1 only for optimizers that evaluate
-            their closure several times a step (LBFGS).
+            their closure several times a step (LBFGS), and while an update is evaluated again.
         losses: the last loss of each optimizer, by name; 0-d, detached, on the device.
         measurements: the measurements published last, while ``MEASURED`` fires and after.
     """

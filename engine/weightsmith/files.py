@@ -49,11 +49,15 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Write tensors as safetensors.
 
     Raises:
-        ConfigurationError: the name does not end in ``.safetensors``.
+        ConfigurationError: the name does not end in ``.safetensors``, or the file cannot be written.
     """
     if Path(path).suffix != ".safetensors":
         raise ConfigurationError(f"{path}: give a name that ends in .safetensors")
-    safetensors.torch.save_file({name: tensor.detach().cpu().clone() for name, tensor in tensors.items()}, path)
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    try:
+        safetensors.torch.save_file(plain, Path(path).expanduser())
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ConfigurationError(f"{path}: cannot be written: {error}") from error
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:

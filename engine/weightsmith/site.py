@@ -41,7 +41,7 @@ class Site:
         self._seeded_at: int | None = None
         self._seed = f"{seed}|{weight.name}"
         self.__dict__["unit_dims"] = unit_dims(_unit_ndim(weight), weight.module)
-        self.__dict__["gates"] = gates(weight.module)
+        self.__dict__["gates"] = gates(weight.module, weight.name.rpartition(".")[2])
 
     @classmethod
     def alone(cls, weight: Tensor, module: nn.Module | None = None, *, name: str = "weight", seed: int = 0) -> Site:
@@ -118,6 +118,10 @@ class Site:
     def _begin(self, entries: Mapping[str, Tensor]) -> None:
         """Start to remember."""
         self._memory.update({key: value.detach().clone() for key, value in entries.items()})
+
+    def _forget(self) -> None:
+        """Remember nothing any more."""
+        self._memory.clear()
 
     def _remember(self, entries: Mapping[str, Tensor]) -> None:
         """Keep what a method returned beside its result, in place where it fits."""

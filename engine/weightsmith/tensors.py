@@ -96,7 +96,7 @@ def unit_matrices(weight: Tensor, dims: tuple[int, ...], gates: int = 1) -> Tens
     """
     outside = [axis for axis in range(weight.ndim) if axis not in dims]
     rows = math.prod(weight.shape[axis] for axis in outside)
-    return weight.permute(*outside, *dims).reshape(gates if rows % gates == 0 else 1, -1, weight.numel() // rows)
+    return weight.permute([*outside, *dims]).reshape(gates if outside else 1, -1, weight.numel() // rows)
 
 
 def from_unit_matrices(matrices: Tensor, like: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -192,10 +192,12 @@ def lerp_(tensors: Sequence[Tensor], targets: Sequence[Tensor], share: float) ->
 _GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 
 
-def gates(module: nn.Module | None) -> int:
-    """Into how many equal blocks along axis 0 the weights of a module fall: the gates of a recurrent layer, else 1.
+def gates(module: nn.Module | None, leaf: str = "weight") -> int:
+    """Into how many equal blocks along axis 0 a weight of a module falls: the gates of a recurrent layer, else 1 (as
+    for an LSTM's projection, ``weight_hr_l0``).
 
     >>> gates(nn.LSTM(2, 3)), gates(nn.Linear(2, 3))
     (4, 1)
     """
-    return next((count for kind, count in _GATES.items() if isinstance(module, kind)), 1)
+    count = next((count for kind, count in _GATES.items() if isinstance(module, kind)), 1)
+    return 1 if leaf.startswith("weight_hr") else count

@@ -82,6 +82,7 @@ from weightsmith_plugins.probes import (
     Violations,
     WeightHistograms,
 )
+from weightsmith_plugins.quantization import FakeQuantize
 from weightsmith_plugins.sparsity import SNIP, KeepZeros, MagnitudePruning, MovementPruning, RigL
 from weightsmith_plugins.tensorboard import TensorBoard
 from weightsmith_plugins.weight_editors import (
@@ -114,6 +115,7 @@ __all__ = [
     "Dirac",
     "ElasticConsolidation",
     "ElasticNet",
+    "FakeQuantize",
     "Freeze",
     "GradientHistograms",
     "GradientStep",

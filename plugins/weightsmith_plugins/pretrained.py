@@ -165,8 +165,7 @@ class Entries:
     def fitted(self, name: str, entry: str, start: Tensor, site: Site) -> tuple[Tensor, str]:
         """An entry in the shape of the weight, and what was done for it (``""``: nothing)."""
         found = self.tensors[entry]
-        if not found.isfinite().all():
-            raise ConfigurationError(f"{self.plugin!r}: {entry!r} in the file is not finite")
+        self._refuse_non_finite(entry, start.dtype)
         seen = unit_view(found, site.module)
         if seen.shape == start.shape:
             return seen.to(start), ""
@@ -176,7 +175,12 @@ class Entries:
         misfit = _misfit(method, seen.shape, start.shape, input_axis)
         if misfit:
             raise ConfigurationError(f"{self.plugin!r}: weight {name!r} is {shapes}: {misfit}")
-        return _adapted(method, seen.to(start), start, input_axis), f"{method}: {shapes}"
+        return _adapted(method, seen.to(start), start, input_axis, site.gates), f"{method}: {shapes}"
+
+    def _refuse_non_finite(self, entry: str, dtype: torch.dtype) -> None:
+        found = self.tensors[entry]
+        if found.is_complex() != dtype.is_complex or not found.to(dtype).isfinite().all():
+            raise ConfigurationError(f"{self.plugin!r}: {entry!r} in the file is not finite, as {dtype}")
 
     def missing(self, name: str, start: Tensor) -> Tensor:
         """What a weight starts from that the file does not have: as it is, or an error that says so."""
@@ -237,6 +241,7 @@ class Entries:
                         f"{self.plugin!r}: buffer {name!r} is {tuple(self.tensors[name].shape)} in the file, "
                         f"{tuple(buffer.shape)} here: leave its module's weights out with `where`"
                     )
+                self._refuse_non_finite(name, buffer.dtype)
                 yield name, buffer
 
 
@@ -263,7 +268,10 @@ def _misfit(method: str, found: Sequence[int], start: Sequence[int], input_axis:
     return ""
 
 
-def _adapted(method: str, found: Tensor, start: Tensor, input_axis: int) -> Tensor:
+def _adapted(method: str, found: Tensor, start: Tensor, input_axis: int, gates: int) -> Tensor:
+    if gates > 1 and found.shape[0] % gates == 0:  # each gate of a recurrent layer on its own
+        pairs = zip(found.chunk(gates), start.chunk(gates), strict=True)
+        return torch.cat([_adapted(method, old, new, input_axis, 1) for old, new in pairs])
     if method == "inputs":
         return (found.sum(input_axis, keepdim=True) / start.shape[input_axis]).expand(start.shape).clone()
     result = start.clone()

@@ -165,7 +165,13 @@ class Rewind(WeightEditor):
         binding = trainer.bind(self)
         yield self.at or self.event, binding.run
         if self.to:
-            yield WeightEvents.UPDATE_COMPLETED(once=self.to), lambda: _keep(binding)
+            yield WeightEvents.UPDATE_COMPLETED(once=self.to), lambda: self._keep(binding)
+
+    @torch.no_grad()
+    def _keep(self, binding: Binding) -> None:
+        self._prepare(binding.targets())
+        for target in binding.targets():
+            target.site.state["kept"].copy_(target.tensor)
 
     def act(self, binding: Binding) -> None:
         if binding.trainer.state.update > self.to:
@@ -221,9 +227,3 @@ class ResetDormant(WeightEditor):
         for target in binding.targets():
             if target.site.update % self.interval == 0 and target.site.state["reset"].any():
                 binding.forget_moments(target, target.site.state["reset"])
-
-
-@torch.no_grad()
-def _keep(binding: Binding) -> None:
-    for target in binding.targets():
-        target.site.state["kept"].copy_(target.tensor)

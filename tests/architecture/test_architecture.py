@@ -73,6 +73,7 @@ PLUGINS = [
     "XavierUniform",
     "Zeros",
     "EMA",
+    "FakeQuantize",
     "SWA",
     "KeepZeros",
     "MagnitudePruning",

@@ -160,6 +160,8 @@ CASES = [
     Case(w.KeepZeros(), holds=lambda x: x == x),
     Case(w.EMA(0.9)),
     Case(w.SWA()),
+    Case(w.FakeQuantize(4)),
+    Case(w.FakeQuantize(3, per_unit=False, observer="mse")),
     Case(w.WeightHistograms()),
     Case(w.GradientHistograms()),
     Case(w.LearningRates()),

@@ -109,6 +109,20 @@ class TestFreeze:
         assert moved[6:] == [[True] * 4] * 6
         assert steps[5:8] == [6, 1, 2]  # 6 from before; then it began anew
 
+    def test_what_was_never_frozen_keeps_its_momentum_and_a_layer_can_freeze_again(self):
+        model = network()
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        trainer = trainer_of(model, optimizer=optimizer)
+        trainer.run(BATCHES[:3])
+        trainer.attach(w.Unfreeze(["2"], piecewise({0: 1, 5: 0})))
+        kept = []
+        trainer.add_event_handler(
+            WeightEvents.GRADIENTS_READY, lambda: kept.append("momentum_buffer" in optimizer.state[model[2].weight])
+        )
+        trainer.run(BATCHES[:3], max_epochs=2)
+        assert kept == [True] * 3
+        assert model[2].weight.grad is None  # frozen again at update 6
+
     def test_a_layer_that_matches_nothing_is_named(self):
         with pytest.raises(SelectionError, match="encoder"):
             trainer_of(network(), w.Unfreeze(["encoder"], linear(0, 1, over=2)))
@@ -147,8 +161,36 @@ class TestSkipNonFinite:
         trainer.run(BATCHES)
         assert trainer.state.updates == {"optimizer": 3}
 
+    def test_patience_counts_updates_whichever_weight_it_was(self):
+        model = network()
+        trainer = trainer_of(model, w.SkipNonFinite(patience=2))
+
+        def poison():
+            model[2 * (trainer.state.iteration % 2)].weight.grad[0, 0] = float("inf")
+
+        trainer.add_event_handler(WeightEvents.MICROBATCH_COMPLETED, poison)
+        with pytest.raises(FloatingPointError):
+            trainer.run(BATCHES)
+        assert trainer.state.iteration == 3
+
+    def test_with_sharpness_aware_steps_one_skip_is_one(self):
+        _, trainer = self.poisoned([2], w.SkipNonFinite(patience=1), w.SharpnessAware())
+        trainer.run(BATCHES)
+        assert trainer.state.updates == {"optimizer": 5}
+
+    def test_where_nothing_can_be_skipped_it_is_refused(self):
+        model = network()
+        with pytest.raises(ConfigurationError, match="of which none can be left"):
+            trainer_of(model, w.SkipNonFinite(), optimizer=torch.optim.LBFGS(model.parameters()))
+        with pytest.raises(ConfigurationError, match="acts on GRADIENTS_COMPUTED and nowhere else"):
+            trainer_of(model, w.SkipNonFinite(at=WeightEvents.STEP_COMPLETED))
+        trainer = trainer_of(model)
+        trainer.add_event_handler(WeightEvents.GRADIENTS_READY, trainer.skip_update)
+        with pytest.raises(ConfigurationError, match="call it from a handler of GRADIENTS_COMPUTED"):
+            trainer.run(BATCHES)
+
     def test_there_must_be_an_update_to_skip(self):
-        with pytest.raises(ConfigurationError, match="no update to skip"):
+        with pytest.raises(ConfigurationError, match="no update to skip here"):
             trainer_of(network()).skip_update()
 
 
@@ -193,6 +235,21 @@ class TestSharpnessAware:
         assert torch.equal(model[1].running_mean, plain[1].running_mean)
         assert model[1].num_batches_tracked == 6
         assert torch.equal(model[0].weight, plain[0].weight)
+
+    def test_buffers_that_a_module_replaces_are_restored(self):
+        class Counting(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner = nn.Linear(4, 3)
+                self.register_buffer("calls", torch.tensor(0))
+
+            def forward(self, x):
+                self.calls = self.calls + 1
+                return self.inner(x)
+
+        model = Counting()
+        trainer_of(model, w.SharpnessAware()).run(BATCHES)
+        assert model.calls == 6
 
     @pytest.mark.parametrize("options", [{"accumulate": 2}, {"precision": "float16"}])
     def test_where_it_is_not_defined_it_is_refused(self, options):

@@ -140,6 +140,15 @@ class TestL2SP:
         trainer.run(range(5), max_epochs=60)
         assert torch.allclose(model.weight, here - 1, atol=1e-4)
 
+    def test_asking_for_the_cost_before_the_run_anchors_nothing(self):
+        model = nn.Linear(3, 2, bias=False)
+        plugin = w.L2SP(0.5)
+        trainer = trainer_along(model, torch.ones(2, 3), plugin)
+        trainer.attach(w.Constant(0.25))
+        assert trainer.penalty_costs()[plugin] == 0
+        trainer.run(range(200))
+        assert torch.allclose(model.weight, torch.full((2, 3), -0.75), atol=1e-4)
+
 
 class TestElasticConsolidation:
     def test_the_fisher_information_of_logistic_regression_is_its_closed_form(self):
@@ -197,3 +206,34 @@ class TestElasticConsolidation:
         with pytest.raises(ConfigurationError, match=message):
             trainer.run(range(3))
         assert torch.equal(model.weight, before)
+
+    def test_one_that_does_not_fit_in_mid_run_leaves_nothing_behind(self, tmp_path):
+        write_tensors(tmp_path / "fisher.safetensors", {"other": torch.ones(2, 3)})
+        model = nn.Linear(3, 2, bias=False)
+        trainer = trainer_along(model, torch.ones(2, 3), w.L1(0.0))
+        trainer.run(range(2))
+        with pytest.raises(ConfigurationError, match="has nothing for weight"):
+            trainer.attach(w.ElasticConsolidation(1.0, tmp_path / "fisher.safetensors"))
+        assert trainer.plugins == (w.L1(0.0),)
+        trainer.run(range(2), max_epochs=2)
+
+    def test_a_parametrized_weight_is_refused_by_name(self):
+        model = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+        with pytest.raises(ConfigurationError, match="'weight' is parametrized"):
+            fisher_information(model, [(torch.randn(2, 3), torch.randn(2, 2))], nn.MSELoss())
+
+    def test_half_precision_sums_do_not_stall(self):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        data = [(torch.randn(600, 3), torch.randint(0, 2, (600,)))]
+        wanted = fisher_information(model, data, nn.CrossEntropyLoss())["weight"]
+        half = [(data[0][0].bfloat16(), data[0][1])]
+        found = fisher_information(model.bfloat16(), half, nn.CrossEntropyLoss())["weight"]
+        assert torch.allclose(found, wanted, rtol=0.03)
+
+
+def test_an_lstms_projection_has_no_gates():
+    layer = nn.LSTM(8, 8, proj_size=4)
+    weight = layer.weight_hr_l0.detach()
+    found = w.NuclearNorm(1.0)(weight, site=Site.alone(weight, layer, name="weight_hr_l0"))
+    assert torch.allclose(found, torch.linalg.matrix_norm(weight, "nuc"))

@@ -181,3 +181,18 @@ def test_a_file_with_nan_is_refused(source, tmp_path):
     save_file({**state, "0.weight": state["0.weight"] * float("nan")}, path)
     with pytest.raises(ConfigurationError, match=r"'0\.weight' in the file is not finite"):
         started(network(), Pretrained(path))
+
+
+def test_each_gate_overlaps_with_its_own(tmp_path):
+    path = tmp_path / "lstm.safetensors"
+    old, new = nn.LSTM(3, 2), nn.LSTM(3, 3)
+    save_file(old.state_dict(), path)
+
+    def step(trainer, batch):
+        return trainer.update(lambda: new(batch)[0].sum())
+
+    Trainer(new, torch.optim.SGD(new.parameters(), lr=0.0), step=step, plugins=[Pretrained(path, adapt="overlap")]).run(
+        [torch.randn(4, 3)]
+    )
+    for before, after in zip(old.weight_ih_l0.chunk(4), new.weight_ih_l0.chunk(4), strict=True):
+        assert torch.equal(before, after[:2])

@@ -51,6 +51,8 @@ class WeightPlugin(Plugin, abstract=True):
     supports_complex: ClassVar[bool] = False
     remembers_start: ClassVar[bool] = False
     """Whether its memory begins with the run, after the initializers, rather than with its first use."""
+    acts_on_its_event_only: ClassVar[bool] = False
+    """Whether it makes sense on its own event alone, so that ``at`` is refused."""
     weight_argument: ClassVar[int] = 0
     """Which argument of the kind's method is the weight."""
 
@@ -106,6 +108,8 @@ class WeightPlugin(Plugin, abstract=True):
 
     def refuse_event(self) -> None:
         """Raise where ``at`` is an event on which the kind can do nothing."""
+        if self.acts_on_its_event_only and self.at is not None:
+            raise ConfigurationError(f"{self!r}: it acts on {self.event.name} and nowhere else: leave out at=")
         if "gradient" in self.writes and self.at is not None and self.at not in _GRADIENT_EVENTS:
             raise ConfigurationError(
                 f"{self!r}: on {self.at} no gradient is on its way to a step, so this would do nothing: give one of "
@@ -168,9 +172,14 @@ class WeightPlugin(Plugin, abstract=True):
 
     def _ask(self, method: Callable[..., Any], *tensors: Tensor, site: Site, remember: bool = False) -> Any:
         """One call of an author's method, with its memory begun; the entries that it returns are kept or dropped."""
+        early = self.remembers_start and not remember and not site.state  # asked before the run began
         if not site.state:
             site._begin(self._first_entries(tensors[self.weight_argument].detach(), site))
-        result = method(*tensors, site)
+        try:
+            result = method(*tensors, site)
+        finally:
+            if early:
+                site._forget()
         if not isinstance(result, tuple):
             return result
         tensor, entries = result

@@ -50,6 +50,8 @@ def tensors_for(plugin: Plugin, shape: tuple[int, ...]) -> list[Tensor]:
 
 def asked(plugin: Any, method: str, *tensors: Tensor, site: Site) -> Any:
     """What one of its methods says of these tensors, with its memory of the site begun."""
+    if not site.state:
+        site._begin(plugin._first_entries(tensors[plugin.weight_argument].detach(), site))
     return plugin._ask(getattr(plugin, method), *tensors, site=site)
 
 

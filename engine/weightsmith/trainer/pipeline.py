@@ -103,11 +103,11 @@ class UpdatePipeline(Engine):
     def _finish(self, window: Window) -> None:
         if not window.close():  # float16 met an infinity: nothing fires, and the next update takes this number
             return
-        for event in (WeightEvents.GRADIENTS_COMPUTED, WeightEvents.GRADIENTS_READY):
-            self._fire_event(event)
-            if self._skipping:
-                window.abandon()
-                return
+        self._fire_event(WeightEvents.GRADIENTS_COMPUTED)
+        if self._skipping:
+            window.abandon()
+            return
+        self._fire_event(WeightEvents.GRADIENTS_READY)
         window.step()
         self._complete(window)
 
@@ -155,6 +155,8 @@ class UpdatePipeline(Engine):
                 :meth:`require_reevaluation` says that there is no second evaluation.
         """
         self.require_reevaluation()
+        if self.state.evaluation == 2:
+            raise ConfigurationError("reevaluate() was called inside reevaluate(): test `state.evaluation` before")
         window = self._windows.named(self.state.optimizer)
         if self._closure is None:
             raise ConfigurationError(
@@ -188,16 +190,23 @@ class UpdatePipeline(Engine):
                 "optimizer that evaluates repeatedly (LBFGS)"
             )
 
+    @property
+    def is_skipping(self) -> bool:
+        """Whether somebody called :meth:`skip_update` in the update in progress."""
+        return self._skipping
+
     def skip_update(self) -> None:
-        """Let the update in progress end without a step: nothing fires after the event in progress, and its number is
-        used again. For handlers of GRADIENTS_COMPUTED and GRADIENTS_READY.
+        """Let the update in progress end without a step: nothing fires after GRADIENTS_COMPUTED, and its number is used
+        again. For handlers of that event: from GRADIENTS_READY on, weights may have been edited.
 
         Raises:
-            ConfigurationError: no update is in progress, or its optimizer evaluates repeatedly.
+            ConfigurationError: the event in progress is another, or the optimizer evaluates repeatedly.
         """
-        if self.state.optimizer is None or self._windows.named(self.state.optimizer).evaluates_repeatedly:
+        elsewhere = self.state.optimizer is None or self.last_event_name != WeightEvents.GRADIENTS_COMPUTED
+        if elsewhere or self._windows.named(self.state.optimizer).evaluates_repeatedly:
             raise ConfigurationError(
-                "there is no update to skip: none is in progress, or its optimizer evaluates repeatedly (LBFGS)"
+                "there is no update to skip here: call it from a handler of GRADIENTS_COMPUTED; an optimizer that "
+                "evaluates repeatedly (LBFGS) can skip none"
             )
         self._skipping = True
 

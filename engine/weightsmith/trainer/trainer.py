@@ -256,7 +256,7 @@ class Trainer(UpdatePipeline):
             metrics: name to an Ignite metric.
             every: epochs from one evaluation to the next. Default 1.
             step: as for :meth:`evaluate`.
-            averaged: whether to evaluate the means of the average that is attached, or of which average. Default false.
+            averaged: whether to evaluate the means of the average that is attached, or which average's. Default false.
             statistics_from: as for :meth:`averaged`.
 
         Returns:

@@ -43,7 +43,7 @@ class Freeze(GradientEditor):
 class Unfreeze(GradientEditor):
     """Lets frozen layers join the training one after another; what no layer names trains from the start.
 
-    Howard & Ruder (2018), "Universal language model fine-tuning for text classification", arXiv:1801.06146, 3.2.
+    Howard & Ruder (2018), "Universal language model fine-tuning for text classification", arXiv:1801.06146, 3.3.
     A layer that joins starts with clean optimizer state. The layers' ``requires_grad`` stays true throughout.
 
     Args:
@@ -62,7 +62,7 @@ class Unfreeze(GradientEditor):
             raise ConfigurationError(f"{self!r}: layers takes a list of at least one selector")
 
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
-        return {"trains": torch.tensor(False)}
+        return {"frozen": torch.tensor(False)}
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         """The gradient of a layer that has joined."""
@@ -76,17 +76,14 @@ class Unfreeze(GradientEditor):
     def act(self, binding: Binding) -> None:
         targets = binding.targets()
         self._prepare(targets)
-        if all(target.site.state["trains"] for target in targets):
-            return
         frozen = self._frozen(binding)
         for target in targets:
-            trains = target.site.state["trains"]
+            was_frozen = target.site.state["frozen"]
             if target.weight.name in frozen:
                 target.weight.parameter.grad = None
-                trains.fill_(False)
-            elif not trains:
-                trains.fill_(True)
+            elif was_frozen:
                 binding.forget_moments(target)
+            was_frozen.fill_(target.weight.name in frozen)
 
     def _frozen(self, binding: Binding) -> set[str]:
         joined = math.floor(self.count + 1e-6) if isinstance(self.count, (int, float)) else 0
@@ -105,12 +102,14 @@ class SkipNonFinite(WeightPlugin):
         patience: how many updates may be skipped one after another, at least 1. Default 100.
 
     Raises:
+        ConfigurationError: an optimizer is LBFGS, of whose evaluations none can be left out.
         FloatingPointError: more were skipped; names the weight and the update.
     """
 
     event: ClassVar[EventEnum] = WeightEvents.GRADIENTS_COMPUTED
     order: ClassVar[int] = 35
     uses_gradients: ClassVar[bool] = True
+    acts_on_its_event_only: ClassVar[bool] = True
 
     patience: int = 100
 
@@ -121,24 +120,36 @@ class SkipNonFinite(WeightPlugin):
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
         return {"skipped": torch.tensor(0)}
 
+    def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
+        if any(isinstance(optimizer, torch.optim.LBFGS) for optimizer in trainer.optimizers.values()):
+            raise ConfigurationError(
+                f"{self!r}: LBFGS evaluates the loss several times a step, of which none can be left"
+            )
+        binding = trainer.bind(self)
+
+        def run() -> None:
+            if binding.is_first_evaluation():
+                binding.run()
+
+        yield self.event, run
+
     def act(self, binding: Binding) -> None:
-        targets = [target for target in binding.targets() if target.gradient is not None]
+        targets = binding.targets()
         self._prepare(targets)
-        if not targets:
+        pairs = [(target.site, target.gradient) for target in targets]
+        found = [(site, gradient.isfinite().all()) for site, gradient in pairs if gradient is not None]
+        if not found:
             return
-        finite = torch.stack([_is_finite(target.gradient) for target in targets])  # type: ignore[arg-type]
+        finite = torch.stack([answer for _, answer in found])
         if bool(finite.all()):
             for target in targets:
                 target.site.state["skipped"].zero_()
             return
-        first = targets[int(finite.to(torch.uint8).argmin())].site
-        first.state["skipped"].add_(1)
+        for target in targets:
+            target.site.state["skipped"].add_(1)
+        first = found[int(finite.to(torch.uint8).argmin())][0]
         message = f"the gradient of weight {first.name!r} is not finite in update {first.update}"
-        if max(int(target.site.state["skipped"]) for target in targets) > self.patience:
+        if int(first.state["skipped"]) > self.patience:
             raise FloatingPointError(f"{message}, and {self.patience} updates in a row were skipped for that")
         logger.warning("%r: %s: the update is skipped", self, message)
         binding.trainer.skip_update()
-
-
-def _is_finite(gradient: Tensor) -> Tensor:
-    return gradient.isfinite().all()

@@ -12,7 +12,6 @@ from weightsmith.binding import Binding
 from weightsmith.kinds import WeightPlugin
 from weightsmith.plugin import Subscription
 from weightsmith.tensors import global_norm
-from weightsmith.weights import persistent_buffers
 
 from weightsmith_plugins.gradient_editors.clipping import require_positive
 
@@ -20,7 +19,8 @@ __all__ = ["SharpnessAware"]
 
 
 class SharpnessAware(WeightPlugin):
-    """g ← ∇L(w + e) with e = rho · g / ‖g‖ over all selected weights: steps towards flat minima.
+    """g ← ∇L(w + e) with e = rho · g / ‖g‖ over all selected weights: steps towards flat minima. Weights that
+    ``Freeze`` holds count among them unless ``where`` leaves them out.
 
     Foret et al. (2021), "Sharpness-aware minimization for efficiently improving generalization", arXiv:2010.01412,
     algorithm 1; ``adaptive`` is Kwon et al. (2021), arXiv:2102.11600: e = rho · w²g / ‖wg‖. L includes the penalties.
@@ -41,6 +41,7 @@ class SharpnessAware(WeightPlugin):
     event: ClassVar[EventEnum] = WeightEvents.GRADIENTS_COMPUTED
     order: ClassVar[int] = 38
     uses_gradients: ClassVar[bool] = True
+    acts_on_its_event_only: ClassVar[bool] = True
 
     rho: float = 0.05
     adaptive: bool = False
@@ -57,10 +58,10 @@ class SharpnessAware(WeightPlugin):
         binding = trainer.bind(self)
 
         def run() -> None:
-            if binding.is_first_evaluation():
+            if binding.is_first_evaluation() and not trainer.is_skipping:
                 binding.run()
 
-        yield self.at or self.event, run
+        yield self.event, run
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
@@ -73,11 +74,18 @@ class SharpnessAware(WeightPlugin):
         norm = global_norm(slopes)
         reach = self.rho / torch.where(norm > 0, norm, 1)
         kept = [weight.clone() for weight in weights]
-        buffers = [(buffer, buffer.clone()) for buffer in persistent_buffers(binding.trainer.models).values()]
+        buffers = [
+            (module, leaf, buffer, buffer.clone())
+            for model in binding.trainer.models.values()
+            for module in model.modules()
+            for leaf, buffer in module.named_buffers(recurse=False)
+        ]
         try:
             for weight, slope in zip(weights, slopes, strict=True):
                 weight.add_((weight.abs() * slope if self.adaptive else slope) * reach.to(slope.dtype))
             binding.trainer.reevaluate()
         finally:
-            for target, value in [*zip(weights, kept, strict=True), *buffers]:
-                target.copy_(value)
+            for weight, value in zip(weights, kept, strict=True):
+                weight.copy_(value)
+            for module, leaf, buffer, value in buffers:
+                setattr(module, leaf, buffer.copy_(value))  # the module may hold another tensor by now

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from weightsmith import ConfigurationError, Penalty, Site
 from weightsmith.evaluation import evaluating
 from weightsmith.files import read_tensors
-from weightsmith.tensors import unit_view
+from weightsmith.tensors import accurate_dtype, unit_view
 from weightsmith.weights import inventory
 
 from weightsmith_plugins.penalties.sizes import require_non_negative
@@ -115,11 +115,18 @@ def fisher_information(model: nn.Module, batches: Iterable[Any], loss_fn: Any) -
         Name to F, of the weight's shape, for every weight with ``requires_grad``.
 
     Raises:
-        ConfigurationError: there is no sample.
+        ConfigurationError: there is no sample, or a weight is parametrized.
     """
     weights = [weight for weight in inventory({"": model}, {}) if weight.trainable]
+    for weight in weights:
+        if weight.parametrized:
+            raise ConfigurationError(
+                f"fisher_information: weight {weight.name!r} is parametrized, and F is defined here for plain weights: "
+                "make it plain first (detach the plugin, or torch.nn.utils.parametrize.remove_parametrizations)"
+            )
     raw = [weight.parameter for weight in weights]
-    sums, samples = [torch.zeros_like(parameter) for parameter in raw], 0
+    sums = [torch.zeros_like(parameter, dtype=accurate_dtype(parameter.dtype)) for parameter in raw]
+    samples = 0
     with evaluating({"": model}):
         for inputs, targets in batches:
             for sample, target in zip(inputs.split(1), targets.split(1), strict=True):
@@ -127,7 +134,7 @@ def fisher_information(model: nn.Module, batches: Iterable[Any], loss_fn: Any) -
                 samples += 1
                 for total, slope in zip(sums, slopes, strict=True):
                     if slope is not None:
-                        total.add_(slope.square())
+                        total.add_(slope.to(total.dtype).square())
     if not samples:
         raise ConfigurationError("fisher_information: the batches hold no sample")
     return {weight.name: total / samples for weight, total in zip(weights, sums, strict=True)}

@@ -49,8 +49,8 @@ class NuclearNorm(Penalty):
 class Orthogonality(Penalty):
     """strength · ‖WWᵀ − I‖²: pushes rows to be orthonormal; or ‖WᵀW − I‖², columns, where there are more rows.
 
-    Brock et al. (2017), "Neural photo editing with introspective adversarial networks", arXiv:1609.07093; Bansal, Chen
-    & Wang (2018), arXiv:1810.09102. Gradient 4 · strength · (WWᵀ − I)W, or 4 · strength · W(WᵀW − I).
+    Bansal, Chen & Wang (2018), "Can we gain more from orthogonality regularizations in training deep networks?",
+    arXiv:1810.09102, equation 3. Gradient 4 · strength · (WWᵀ − I)W, or 4 · strength · W(WᵀW − I).
 
     Args:
         strength: cost per unit of ‖WWᵀ − I‖², at least 0.
