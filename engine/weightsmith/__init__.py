@@ -21,6 +21,7 @@ from weightsmith.kinds import (
     WeightEditor,
 )
 from weightsmith.measurements import Histogram, Measurement, Measurements
+from weightsmith.plain import load_plain_state_dict, plain_state_dict
 from weightsmith.plan import Plan, PlanRow
 from weightsmith.plugin import Plugin
 from weightsmith.schedules import Progress, Schedule, cosine, cubic, exponential, function, linear, piecewise
@@ -64,9 +65,11 @@ __all__ = [
     "exponential",
     "function",
     "linear",
+    "load_plain_state_dict",
     "matrices",
     "named",
     "norms",
     "of_type",
     "piecewise",
+    "plain_state_dict",
 ]

@@ -16,9 +16,10 @@ from weightsmith.errors import ConfigurationError, ConflictError
 from weightsmith.events import WeightEvents
 from weightsmith.faults import PluginHandler, blaming
 from weightsmith.kinds import Constraint, Initializer, WeightPlugin
+from weightsmith.optimizers import held_by
 from weightsmith.plan import Plan, PlanRow
 from weightsmith.plugin import Plugin, class_path
-from weightsmith.weights import Weight, held_by, inventory
+from weightsmith.weights import Weight, inventory
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
@@ -241,7 +242,9 @@ class Attachments:
     def plan(self) -> Plan:
         rows = []
         for attachment in self._listed:
-            events = [handler.event for _, handler in attachment.handlers] or ["FORWARD"]
+            binding = attachment.binding
+            events = ["FORWARD"] if binding is not None and binding.to_parametrize() else []
+            events += [handler.event for _, handler in attachment.handlers]
             rows += [(event, attachment) for event in events]
         position = {id(attachment): i for i, attachment in enumerate(self._listed)}
         rows.sort(key=lambda row: (_PLACE.get(row[0], len(_PLACE)), row[1].plugin.order, position[id(row[1])]))

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from weightsmith.errors import UnsupportedWeightError
+from weightsmith.errors import ConfigurationError, PluginContractError, UnsupportedWeightError
 from weightsmith.events import TrainingState, WeightEvents
-from weightsmith.parametrization import Map, Parametrized, refuse_remove, register, remove
+from weightsmith.optimizers import forget, join, leave, momenta
+from weightsmith.parametrization import Map, Parametrized, refuse_remove, register, remembering, remove
 from weightsmith.schedules import Progress
 from weightsmith.selection import select
 from weightsmith.site import Site
@@ -42,6 +43,14 @@ class Target(NamedTuple):
         return self.site.gradient
 
 
+class Registration(NamedTuple):
+    """One weight whose layer computes with a plugin's function of it."""
+
+    weight: Weight
+    parametrized: Parametrized
+    was_trained: bool
+
+
 class Binding:
     """What a run adds to a plugin, which itself is only configuration.
 
@@ -62,7 +71,8 @@ class Binding:
         self._targets: dict[str, Target] = {}
         self._by_optimizer: dict[str | None, list[Target]] = {}
         self._maps: tuple[Map, Map] | None = None
-        self._parametrized: list[Target] = []
+        self._adds = False
+        self._parametrized: dict[str, Registration] = {}
 
     def __repr__(self) -> str:
         return f"{self.plugin!r} on {len(self.weights)} weight(s)"
@@ -150,11 +160,17 @@ class Binding:
         """Whether the update in progress evaluates its closure for the first time, or has none."""
         return self._state.evaluation <= 1
 
-    def parametrize(self, forward: Map, right_inverse: Map) -> None:
+    def parametrize(self, forward: Map, right_inverse: Map, *, adds: bool = False) -> None:
         """Let the layers compute with ``forward(plugin, raw, site)`` in place of the raw parameter, once it acts.
+
+        Args:
+            forward: the function.
+            right_inverse: its right inverse.
+            adds: whether the plugin's ``parameters`` are to be trained besides.
 
         Raises:
             UnsupportedWeightError: the weight is tied: other layers would go on with the raw parameter.
+            ConfigurationError: no optimizer's group is there for what is trained besides.
         """
         for weight in self.weights:
             if weight.aliases:
@@ -162,7 +178,9 @@ class Binding:
                     f"{self.plugin!r}: weight {weight.name!r} is tied to {weight.aliases[0]!r}, whose layer would "
                     "go on with the raw parameter: use mode='project', or leave it out with `where`"
                 )
-        self._maps = (forward, right_inverse)
+            if adds:
+                self._home(weight)
+        self._maps, self._adds = (forward, right_inverse), adds
 
     def to_parametrize(self) -> list[Weight]:
         """The weights whose layers will compute, or do compute, with something else."""
@@ -170,46 +188,88 @@ class Binding:
 
     def register(self) -> None:
         """Carry out :meth:`parametrize`."""
-        if self._maps is not None:
-            for target in self.all_targets():
-                register(target.weight, Parametrized(self, target.site, *self._maps))
-                self._parametrized.append(target)
+        if self._maps is None:
+            return
+        for target in self.all_targets():
+            weight, raw = target.weight, target.weight.raw[0]
+            added = self._added(target)
+            parametrized = Parametrized(self, target.site, *self._maps, added)
+            registration = Registration(weight, parametrized, raw.requires_grad)
+            register(weight, parametrized)
+            self._parametrized[weight.name] = registration
+            if added:
+                optimizer, group = self._home(weight)
+                join(optimizer, group, parametrized.parameters())
+            if not getattr(self.plugin, "trains_raw", True):
+                for parameter in weight.raw:
+                    parameter.requires_grad_(False)
+                    parameter.grad = None
+
+    def _added(self, target: Target) -> dict[str, Tensor]:
+        """What the plugin trains besides this weight."""
+        if not self._adds:
+            return {}
+        plugin: Any = self.current()
+        with torch.no_grad():
+            added = plugin.parameters(target.weight.effective_units().detach(), target.site)
+        if not (isinstance(added, dict) and all(isinstance(value, Tensor) for value in added.values())):
+            raise PluginContractError(
+                f"{type(plugin).__name__}.parameters returned {added!r}: return a dict of name to tensor"
+            )
+        return added
+
+    def _home(self, weight: Weight) -> tuple[Optimizer, int]:
+        """The optimizer, and its group, for what is trained besides a weight."""
+        optimizers = self.trainer.optimizers
+        if weight.optimizer is not None:
+            optimizer = optimizers[weight.optimizer]
+            raw = set(map(id, weight.raw))
+            held = [any(id(p) in raw for p in group["params"]) for group in optimizer.param_groups]
+            return optimizer, held.index(True)
+        groups = [(optimizer, i) for optimizer in optimizers.values() for i in range(len(optimizer.param_groups))]
+        if len(groups) > 1:
+            raise ConfigurationError(
+                f"{self.plugin!r}: no optimizer holds weight {weight.name!r}, so which of the {len(groups)} groups of "
+                "parameters is to train what the plugin adds? Give the weight to one; frozen weights may be in it too"
+            )
+        return groups[0]
+
+    def remember_forward(self, target: Target) -> None:
+        """Let the plugin renew its memory by a forward pass of the weight as it is now."""
+        registration = self._parametrized.get(target.weight.name)
+        if registration is not None:
+            with remembering(registration.parametrized):
+                target.weight.effective()
 
     def refuse_release(self) -> None:
         """Raise where :meth:`release` would have to take something else away."""
-        for target in self._parametrized:
-            refuse_remove(target.weight, self)
+        for registration in self._parametrized.values():
+            refuse_remove(registration.weight, self)
 
     def release(self) -> None:
         """Undo :meth:`register`: the layers keep the values that they computed with."""
-        for target in self._parametrized:
-            remove(target.weight)
+        for weight, parametrized, was_trained in self._parametrized.values():
+            for optimizer in self.trainer.optimizers.values():
+                leave(optimizer, parametrized.parameters())
+            remove(weight)
+            weight.raw[0].requires_grad_(was_trained)
         self._parametrized.clear()
 
     def forget_moments(self, target: Target, where: Tensor | None = None) -> None:
         """Clean what the optimizer remembers of a weight, such as momentum: all of it, or the elements in ``where``."""
         if target.weight.optimizer is None:
             return
-        optimizer = self.trainer.optimizers[target.weight.optimizer]
-        states = optimizer.state
-        if isinstance(optimizer, torch.optim.LBFGS):  # one memory of all its weights together
-            states.clear()
         for parameter in target.weight.raw:
-            if where is None:
-                states.pop(parameter, None)
-                continue
-            for name, value in states.get(parameter, {}).items():
-                if name in _MOMENTS and value is not None and value.shape == parameter.shape:
-                    value.masked_fill_(where.expand(target.tensor.shape).reshape(value.shape), 0)
+            elements = None if where is None else where.expand(target.tensor.shape).reshape(parameter.shape)
+            forget(self.trainer.optimizers[target.weight.optimizer], parameter, elements)
 
     def momenta(self, target: Target) -> list[Tensor]:
         """The optimizer's momentum of a weight, as the plugin sees the weight; written in place. Empty if there is none
         (yet)."""
         if target.weight.optimizer is None:
             return []
-        state = self.trainer.optimizers[target.weight.optimizer].state.get(target.weight.parameter, {})
-        found = [state[name] for name in _MOMENTA if isinstance(state.get(name), Tensor)]
-        return [unit_view(momentum, target.weight.module) for momentum in found]
+        found = momenta(self.trainer.optimizers[target.weight.optimizer], target.weight.parameter)
+        return [unit_view(momentum, target.weight.layout) for momentum in found]
 
     def begin(self) -> None:
         """Let the plugin begin to remember the weights as they are now."""
@@ -245,13 +305,5 @@ class Binding:
             site._memory.clear()
             site._memory.update({key: value.detach().clone().to(device) for key, value in state.get(name, {}).items()})
 
-
-_MOMENTA = ("momentum_buffer", "exp_avg")
-"""What torch's optimizers call the running mean of gradients along which they step."""
-
-_MOMENTS = frozenset(
-    {*_MOMENTA, "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "square_avg", "grad_avg", "acc_delta", "sum", "prev"}
-)
-"""What torch's optimizers call running means of gradients and of their squares: 0 is where they begin."""
 
 _START = frozenset({WeightEvents.INITIALIZING, WeightEvents.WEIGHTS_EDITED})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -20,37 +22,56 @@ if TYPE_CHECKING:
 
 __all__ = ["Map", "Parametrized", "refuse_remove", "register", "remove"]
 
-Map: TypeAlias = Callable[[Any, Tensor, Site], Tensor]
-"""A function ``(plugin, tensor, site) -> tensor`` of the same shape."""
+Map: TypeAlias = Callable[..., Any]
+"""A function ``(plugin, tensor, site) -> tensor`` of the same shape, or the tensor and a dict of entries with it."""
 
 
 class Parametrized(nn.Module):
-    """One plugin's function of one raw parameter, as torch's parametrizations call it."""
+    """One plugin's function of one raw parameter, as torch's parametrizations call it. Its parameters are those that
+    the plugin trains besides.
 
-    def __init__(self, binding: Binding, site: Site, forward: Map, right_inverse: Map) -> None:
+    Attributes:
+        binding: the plugin's.
+        remembering: whether the entries that the function returns are kept.
+    """
+
+    def __init__(
+        self, binding: Binding, site: Site, forward: Map, right_inverse: Map, parameters: Mapping[str, Tensor]
+    ) -> None:
         super().__init__()
         self.binding = binding
+        self.remembering = False
         self._site = site
         self._forward = forward
         self._right_inverse = right_inverse
+        for name, value in parameters.items():
+            self.register_parameter(name, nn.Parameter(value.detach().clone()))
 
     def forward(self, raw: Tensor) -> Tensor:
-        return self._mapped(self._forward, raw)
+        return self._mapped(self._forward, raw, remember=self.remembering)[0]
 
     def right_inverse(self, value: Tensor) -> Tensor:
-        return self._mapped(self._right_inverse, value)
+        tensor, entries = self._mapped(self._right_inverse, value)
+        with torch.no_grad():
+            for name, entry in entries.items():
+                self.get_parameter(name).copy_(entry)
+        return tensor
 
-    def _mapped(self, function: Map, tensor: Tensor) -> Tensor:
-        with blaming(self.binding.plugin, f"in the forward pass, weight {self._site.name!r}"):
-            mapped = function(self.binding.current(), unit_view(tensor, self._site.module), self._site)
-            return mapped.reshape(tensor.shape)
+    def _mapped(self, function: Map, tensor: Tensor, **settings: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        site = self._site._having(self._parameters) if self._parameters else self._site  # type: ignore[arg-type]
+        with blaming(self.binding.plugin, f"in the forward pass, weight {site.name!r}"):
+            mapped = function(self.binding.current(), unit_view(tensor, site.module), site, **settings)
+            result, entries = mapped if isinstance(mapped, tuple) else (mapped, {})
+            return result.reshape(tensor.shape), entries
 
     def extra_repr(self) -> str:
         return repr(self.binding.plugin)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Parametrized:
         # A copied model goes on computing as the original does; it does not copy the run that the plugin belongs to.
-        return Parametrized(self.binding, self._site, self._forward, self._right_inverse)
+        twin = Parametrized(self.binding, self._site, self._forward, self._right_inverse, {})
+        twin._parameters.update(copy.deepcopy(self._parameters, memo))
+        return twin.train(self.training)
 
 
 def register(weight: Weight, parametrized: Parametrized) -> None:
@@ -73,3 +94,13 @@ def remove(weight: Weight) -> None:
     """Undo :func:`register`; the layer keeps the value that it computed with."""
     with torch.no_grad():
         parametrize.remove_parametrizations(weight.module, weight.leaf, leave_parametrized=True)
+
+
+@contextlib.contextmanager
+def remembering(parametrized: Parametrized) -> Iterator[None]:
+    """Keep the entries that the plugin's forward returns, while the context lasts."""
+    parametrized.remembering = True
+    try:
+        yield
+    finally:
+        parametrized.remembering = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -40,8 +41,9 @@ class Site:
         self._generator: torch.Generator | None = None
         self._seeded_at: int | None = None
         self._seed = f"{seed}|{weight.name}"
-        self.__dict__["unit_dims"] = unit_dims(_unit_ndim(weight), weight.module)
-        self.__dict__["gates"] = gates(weight.module, weight.name.rpartition(".")[2])
+        self._parameters: Mapping[str, Tensor] = {}
+        self.__dict__["unit_dims"] = unit_dims(_unit_ndim(weight), weight.layout)
+        self.__dict__["gates"] = gates(weight.layout, weight.leaf)
 
     @classmethod
     def alone(cls, weight: Tensor, module: nn.Module | None = None, *, name: str = "weight", seed: int = 0) -> Site:
@@ -52,7 +54,7 @@ class Site:
         """
         parameter = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight.detach(), requires_grad=False)
         owner = module if module is not None else nn.Module()
-        return cls(Weight(name, (), owner, "weight", (parameter,)), TrainingState(), None, str(seed))
+        return cls(Weight(name, (), owner, name.rpartition(".")[2], (parameter,)), TrainingState(), None, str(seed))
 
     @property
     def name(self) -> str:
@@ -88,12 +90,17 @@ class Site:
     def gradient(self) -> Tensor | None:
         """The weight's gradient, if it has one now."""
         grad = self._weight.raw[0].grad
-        return None if grad is None else unit_view(grad, self._weight.module)
+        return None if grad is None else unit_view(grad, self._weight.layout)
 
     @property
     def state(self) -> Mapping[str, Tensor]:
         """What the plugin remembers of this weight: its ``init``, then what its method returned last."""
         return MappingProxyType(self._memory)
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """What a parametrization trains of its own for this weight: what its ``parameters`` gave, as trained since."""
+        return MappingProxyType(dict(self._parameters))
 
     @property
     def generator(self) -> torch.Generator:
@@ -110,6 +117,12 @@ class Site:
             self._generator.manual_seed(int.from_bytes(digest, "little") >> 1)
             self._seeded_at = self._state.window
         return self._generator
+
+    def _having(self, parameters: Mapping[str, Tensor]) -> Site:
+        """The same place, with these as :attr:`parameters`."""
+        twin = copy.copy(self)
+        twin._parameters = parameters
+        return twin
 
     def _reseed(self, seed: str) -> None:
         self._seed = f"{seed}|{self._weight.name}"
@@ -159,7 +172,7 @@ class Site:
 
 
 def _unit_ndim(weight: Weight) -> int:
-    return (weight.effective_units() if weight.parametrized else unit_view(weight.raw[0], weight.module)).ndim
+    return (weight.effective_units() if weight.parametrized else unit_view(weight.raw[0], weight.layout)).ndim
 
 
 def _group_of(weight: Weight, optimizer: Optimizer | None) -> int:
@@ -167,4 +180,4 @@ def _group_of(weight: Weight, optimizer: Optimizer | None) -> int:
         return 0
     raw = set(map(id, weight.raw))
     groups = [group["params"] for group in optimizer.param_groups]
-    return next(i for i, group in enumerate(groups) if any(id(parameter) in raw for parameter in group))
+    return next((i for i, group in enumerate(groups) if any(id(parameter) in raw for parameter in group)), 0)

@@ -23,6 +23,7 @@ __all__ = [
     "largest",
     "lerp_",
     "scale_",
+    "top_singular_vectors",
     "unit_axis",
     "unit_dims",
     "unit_matrices",
@@ -131,6 +132,25 @@ def largest(rows: Tensor, count: int) -> Tensor:
     above, equal = rows > least, rows == least
     room = count - above.sum(dim=1, keepdim=True)
     return above | (equal & (equal.cumsum(dim=1) <= room))
+
+
+def top_singular_vectors(matrices: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """The left and right singular vectors of σ₁, one step of power iteration (v ← WᵀWv / ‖WᵀWv‖) on from ``right``.
+
+    >>> left, right = top_singular_vectors(torch.diag(torch.tensor([3.0, 1.0])), torch.tensor([1.0, 0.0]))
+    >>> left, right
+    (tensor([1., 0.]), tensor([1., 0.]))
+    """
+    right = right.to(matrices.dtype)
+    turned = (matrices.mT @ (matrices @ right.unsqueeze(-1))).squeeze(-1)
+    right = _normalized(turned, right)
+    image = (matrices @ right.unsqueeze(-1)).squeeze(-1)
+    return _normalized(image, torch.zeros_like(image)), right
+
+
+def _normalized(vectors: Tensor, otherwise: Tensor) -> Tensor:
+    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
+    return torch.where(norms > 0, vectors / torch.where(norms > 0, norms, 1), otherwise)
 
 
 def unit_norms(weight: Tensor, dims: tuple[int, ...], order: float = 2.0) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
@@ -13,6 +14,7 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from weightsmith.errors import ConfigurationError, ConflictError
+from weightsmith.optimizers import held_by
 from weightsmith.tensors import unit_view
 
 __all__ = ["Weight", "inventory", "persistent_buffers"]
@@ -29,7 +31,10 @@ class Weight:
         leaf: the attribute under which the module computes with it: ``"weight"``.
         raw: the parameters behind it: one, unless a parametrization computes it from several (weight normalisation).
         parametrized: whether the layer computes with a function of ``raw`` instead of with ``raw`` itself.
-        optimizer: the name of the optimizer that holds it, or ``None``.
+        endings: what each raw parameter's own name adds to ``name``: nothing for the one that stood there before, then
+            such as ``".up"`` for what a parametrization adds.
+        holders: for each raw parameter, the name of the optimizer that holds it, or ``None``.
+        is_added: whether it is a parameter that a parametrization adds, whose axes are its own.
     """
 
     name: str
@@ -38,7 +43,9 @@ class Weight:
     leaf: str
     raw: tuple[nn.Parameter, ...]
     parametrized: bool = False
-    optimizer: str | None = None
+    endings: tuple[str, ...] = ("",)
+    holders: tuple[str | None, ...] = ()
+    is_added: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -49,6 +56,16 @@ class Weight:
         """The one raw parameter. (Weights with several are taken apart by :func:`raw_weights` first.)"""
         (parameter,) = self.raw
         return parameter
+
+    @property
+    def optimizer(self) -> str | None:
+        """The name of the optimizer that holds it, or ``None``."""
+        return next((holder for holder in self.holders if holder is not None), None)
+
+    @property
+    def layout(self) -> nn.Module | None:
+        """The module whose type says what the axes mean; ``None`` for a parameter whose axes are its own."""
+        return None if self.is_added else self.module
 
     @property
     def trainable(self) -> bool:
@@ -62,7 +79,7 @@ class Weight:
         """
         if not self.parametrized:
             return self.parameter
-        training = [part for part in _parametrization_lists(self.module)[self.leaf].modules() if part.training]
+        training = [part for part in self.parametrizations().modules() if part.training]
         try:
             for part in training:
                 part.training = False
@@ -72,9 +89,14 @@ class Weight:
                 part.training = True
         return value
 
+    def parametrizations(self) -> nn.ModuleList:
+        """What the layer's weight is computed by, in turn; empty if it stands for itself."""
+        found = _parametrization_lists(self.module).get(self.leaf)
+        return found if isinstance(found, nn.ModuleList) else nn.ModuleList()
+
     def effective_units(self) -> Tensor:
         """The effective weight, as its plugins see it (:func:`~weightsmith.tensors.unit_view`)."""
-        return unit_view(self.effective(), self.module)
+        return unit_view(self.effective(), self.layout)
 
     def assign(self, units: Tensor) -> None:
         """Give the effective weight a value, in the shape of :meth:`effective_units`; torch sends that of a
@@ -84,9 +106,20 @@ class Weight:
         else:
             self.units().copy_(units)
 
+    def misfit(self, value: Tensor) -> str:
+        """How far the effective weight is from a value that was assigned to it, in words; empty if only by rounding.
+
+        A parametrization can give the values of its set and no others: spectral normalisation only those of norm 1.
+        """
+        effective, value = self.effective().detach().double(), value.double().reshape(self.effective().shape)
+        if not value.numel():
+            return ""
+        off, room = (effective - value).abs().amax(), 1e-3 * value.abs().amax()
+        return "" if off <= room else f"it gives one that is off by up to {off:.3g}, with values up to {room * 1e3:.3g}"
+
     def units(self) -> Tensor:
         """The raw parameter, as its plugins see it (:func:`~weightsmith.tensors.unit_view`)."""
-        return unit_view(self.parameter, self.module)
+        return unit_view(self.parameter, self.layout)
 
 
 def inventory(models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> list[Weight]:
@@ -103,12 +136,13 @@ def inventory(models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimize
             first = found.get(key)
             found[key] = weight if first is None else replace(first, aliases=(*first.aliases, weight.name))
     owners = _owners(optimizers, found)
-    return [replace(weight, optimizer=_owner(weight, owners)) for weight in found.values()]
+    return [replace(weight, holders=tuple(owners.get(id(p)) for p in weight.raw)) for weight in found.values()]
 
 
 def raw_weights(weights: list[Weight]) -> list[Weight]:
     """The same weights, those that are computed from several parameters replaced by these."""
-    return [part for weight in weights for part in _parts(weight)]
+    parts = [part for weight in weights for part in _parts(weight)]
+    return list({id(part.parameter): part for part in reversed(parts)}.values())[::-1]  # each parameter once
 
 
 def _parts(weight: Weight) -> list[Weight]:
@@ -117,13 +151,20 @@ def _parts(weight: Weight) -> list[Weight]:
     return [
         replace(
             weight,
-            name=f"{weight.name}.original{i}",
-            aliases=tuple(f"{alias}.original{i}" for alias in weight.aliases),
+            name=weight.name + ending,
+            aliases=tuple(alias + ending for alias in weight.aliases),
             raw=(parameter,),
+            endings=("",),
+            holders=(holder,),
             parametrized=False,
+            is_added=bool(ending) and not ending.startswith(".original"),
         )
-        for i, parameter in enumerate(weight.raw)
+        for parameter, ending, holder in zip(weight.raw, weight.endings, _holders(weight), strict=True)
     ]
+
+
+def _holders(weight: Weight) -> tuple[str | None, ...]:
+    return weight.holders or (None,) * len(weight.raw)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -171,21 +212,34 @@ def _walk(prefix: str, model: nn.Module) -> Iterator[Weight]:
             if parameter is not None:
                 yield Weight(dotted + leaf, (), module, leaf, (parameter,))
         for leaf, parametrizations in _parametrization_lists(module).items():
-            raw = tuple(p for p in parametrizations._parameters.values() if p is not None)
+            raw = _originals(parametrizations)
             if raw:
-                yield Weight(dotted + leaf, (), module, leaf, raw, parametrized=True)
+                raw |= _added(parametrizations)
+                yield Weight(dotted + leaf, (), module, leaf, tuple(raw.values()), True, tuple(raw))
+
+
+def _originals(parametrizations: nn.Module) -> dict[str, nn.Parameter]:
+    """What stood in the weight's place, by the ending of its name: one parameter, or several after a right inverse that
+    takes the weight apart, as torch's weight normalisation does."""
+    found = {key: p for key, p in parametrizations._parameters.items() if p is not None}
+    return {"" if key == "original" else f".{key}": p for key, p in found.items()}
+
+
+def _added(parametrizations: Any) -> dict[str, nn.Parameter]:
+    """The parameters of the parametrizations themselves, by the ending of their names; the first of a name keeps it."""
+    found: dict[str, nn.Parameter] = {}
+    for place, part in enumerate(parametrizations):
+        for key, parameter in part.named_parameters():
+            found[f".{place}.{key}" if f".{key}" in found else f".{key}"] = parameter
+    return found
 
 
 def _parametrization_lists(module: nn.Module) -> Mapping[str, nn.Module]:
     """Attribute to torch's parametrizations of it; empty for a user's own folder that happens to have their name."""
     found = module._modules.get("parametrizations")
     if isinstance(found, nn.ModuleDict) and all(isinstance(v, parametrize.ParametrizationList) for v in found.values()):
-        return found  # type: ignore[return-value]
+        return dict(found.items())
     return {}
-
-
-def _owner(weight: Weight, owners: Mapping[int, str]) -> str | None:
-    return next((owners[id(parameter)] for parameter in weight.raw if id(parameter) in owners), None)
 
 
 def _owners(optimizers: Mapping[str, Optimizer], found: Mapping[tuple[int, ...], Weight]) -> dict[int, str]:
@@ -209,11 +263,6 @@ def _owners(optimizers: Mapping[str, Optimizer], found: Mapping[tuple[int, ...],
             f"{orphans[0]!r}: was that weight replaced after the optimizer was built? Build the optimizer afterwards"
         )
     return owners
-
-
-def held_by(optimizer: Optimizer) -> list[Tensor]:
-    """The parameters of an optimizer, in its order."""
-    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def is_lazy(parameter: Tensor) -> bool:

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from weightsmith.errors import ConfigurationError
+from weightsmith.optimizers import held_by
 from weightsmith.tensors import divide_
-from weightsmith.weights import held_by
 
 __all__ = ["Window", "Windows"]
 

@@ -61,6 +61,7 @@ from weightsmith_plugins.initializers import (
     XavierUniform,
     Zeros,
 )
+from weightsmith_plugins.parametrizations import LowRankAdapter, SpectralNorm, WeightNorm
 from weightsmith_plugins.penalties import (
     L1,
     L2,
@@ -134,6 +135,7 @@ __all__ = [
     "Lookahead",
     "Losses",
     "LowRank",
+    "LowRankAdapter",
     "LowerTriangular",
     "MagnitudePruning",
     "MaxNorm",
@@ -167,6 +169,7 @@ __all__ = [
     "SkipNonFinite",
     "Sparse",
     "SpectralBound",
+    "SpectralNorm",
     "SpectralPenalty",
     "Symmetric",
     "TensorBoard",
@@ -179,6 +182,7 @@ __all__ = [
     "VarianceScaling",
     "Violations",
     "WeightHistograms",
+    "WeightNorm",
     "XavierNormal",
     "XavierUniform",
     "ZeroMean",

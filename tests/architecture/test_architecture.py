@@ -47,11 +47,13 @@ PUBLIC = [
     "exponential",
     "function",
     "linear",
+    "load_plain_state_dict",
     "matrices",
     "named",
     "norms",
     "of_type",
     "piecewise",
+    "plain_state_dict",
 ]
 
 PLUGINS = [
@@ -74,6 +76,9 @@ PLUGINS = [
     "Zeros",
     "EMA",
     "FakeQuantize",
+    "LowRankAdapter",
+    "SpectralNorm",
+    "WeightNorm",
     "SWA",
     "KeepZeros",
     "MagnitudePruning",

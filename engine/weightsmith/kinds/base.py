@@ -172,20 +172,24 @@ class WeightPlugin(Plugin, abstract=True):
 
     def _ask(self, method: Callable[..., Any], *tensors: Tensor, site: Site, remember: bool = False) -> Any:
         """One call of an author's method, with its memory begun; the entries that it returns are kept or dropped."""
-        early = self.remembers_start and not remember and not site.state  # asked before the run began
-        if not site.state:
-            site._begin(self._first_entries(tensors[self.weight_argument].detach(), site))
-        try:
-            result = method(*tensors, site)
-        finally:
-            if early:
-                site._forget()
+        result = self._asked(method, *tensors, site=site, remember=remember)
         if not isinstance(result, tuple):
             return result
         tensor, entries = result
         if remember:
             site._remember(entries)
         return tensor
+
+    def _asked(self, method: Callable[..., Any], *tensors: Tensor, site: Site, remember: bool = False) -> Any:
+        """All that an author's method returns, with its memory begun."""
+        early = self.remembers_start and not remember and not site.state  # asked before the run began
+        if not site.state:
+            site._begin(self._first_entries(tensors[self.weight_argument].detach(), site))
+        try:
+            return method(*tensors, site)
+        finally:
+            if early:
+                site._forget()
 
     def _call(self, method: str, tensors: Sequence[Tensor], site: Site | None) -> Any:
         """Outside a trainer: the singular method on one tensor, schedules at their start."""

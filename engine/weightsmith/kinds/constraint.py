@@ -148,7 +148,7 @@ class Constraint(WeightPlugin, abstract=True):
         return projected
 
 
-def _project_forward(plugin: Any, weight: Tensor, site: Site) -> Tensor:
+def _project_forward(plugin: Any, weight: Tensor, site: Site, *, remember: bool = False) -> Tensor:
     projected: Tensor = plugin._ask(plugin.project, weight, site=site)
     if plugin.forward_gradient == "straight-through":
         return weight + (projected - weight).detach()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from ignite.engine.events import EventEnum
 from torch import Tensor
-from torch.nn.utils.parametrize import is_parametrized
 
 from weightsmith.binding import Binding
 from weightsmith.errors import UnsupportedWeightError
@@ -49,7 +48,8 @@ class Initializer(WeightPlugin, abstract=True):
 
     def refuse(self, weights: Sequence[Weight]) -> None:
         for weight in weights:
-            if weight.parametrized and not all(hasattr(p, "right_inverse") for p in _parametrizations(weight)):
+            # Those that stand already; one that a plugin is about to add has a right inverse.
+            if weight.parametrized and not all(hasattr(part, "right_inverse") for part in weight.parametrizations()):
                 raise UnsupportedWeightError(
                     f"{self!r}: weight {weight.name!r} is parametrized by something without a right_inverse, so no "
                     "value can be given to it: initialise before parametrizing, or leave it out with `where`"
@@ -69,9 +69,3 @@ class Initializer(WeightPlugin, abstract=True):
         """The drawn weight, outside a trainer."""
         result: Tensor = self._call("draw", [weight], site)
         return result
-
-
-def _parametrizations(weight: Weight) -> Sequence[Any]:
-    """Those that stand already; one that a plugin is about to add has a right inverse."""
-    stands = is_parametrized(weight.module, weight.leaf)
-    return weight.module.parametrizations[weight.leaf] if stands else ()  # type: ignore[index, return-value]

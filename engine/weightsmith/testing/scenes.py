@@ -80,7 +80,7 @@ def plural(plugin: Any, *columns: Sequence[Tensor]) -> list[Tensor]:
             plugin.gradient_all_(sums, written, sites)
             return sums
         if isinstance(plugin, Parametrization):
-            return [plugin.forward(tensor, site) for tensor, site in zip(written, sites, strict=True)]
+            return [plugin(tensor, site=site) for tensor, site in zip(written, sites, strict=True)]
         names = {Initializer: "draw_all_", Constraint: "project_all_", Average: "average_all_"}
         method = next((name for kind, name in names.items() if isinstance(plugin, kind)), "edit_all_")
         getattr(plugin, method)(written, *rest, sites)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from weightsmith import Penalty, Site
-from weightsmith.tensors import accurate_dtype, from_unit_matrices, unit_matrices
+from weightsmith.tensors import accurate_dtype, from_unit_matrices, top_singular_vectors, unit_matrices
 
 from weightsmith_plugins.penalties.sizes import require_non_negative
 
@@ -99,13 +99,13 @@ class SpectralPenalty(Penalty):
 
     def cost(self, weight: Tensor, site: Site) -> Tensor:
         matrices = _matrices(weight, site)
-        left, right = _top_vectors(matrices.detach(), site.state["direction"])
+        left, right = top_singular_vectors(matrices.detach(), site.state["direction"])
         top = (left.unsqueeze(-2) @ matrices @ right.unsqueeze(-1)).squeeze()
         return (self.strength * top.square().sum()).to(weight.dtype)
 
     def gradient(self, weight: Tensor, site: Site) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         matrices = _matrices(weight, site)
-        left, right = _top_vectors(matrices, site.state["direction"])
+        left, right = top_singular_vectors(matrices, site.state["direction"])
         outer = left.unsqueeze(-1) * right.unsqueeze(-2)
         top = (outer * matrices).sum((-2, -1), keepdim=True)
         slope = from_unit_matrices((2 * self.strength) * top * outer, weight, site.unit_dims)
@@ -123,17 +123,3 @@ def _wide(matrices: Tensor) -> Tensor:
 def _excess(wide: Tensor) -> Tensor:
     """WWᵀ − I."""
     return wide @ wide.mT - torch.eye(wide.shape[-2], dtype=wide.dtype, device=wide.device)
-
-
-def _top_vectors(matrices: Tensor, direction: Tensor) -> tuple[Tensor, Tensor]:
-    """The left and right singular vectors of σ₁, one step of power iteration further."""
-    direction = direction.to(matrices.dtype)
-    turned = (matrices.mT @ (matrices @ direction.unsqueeze(-1))).squeeze(-1)
-    right = _unit(turned, direction)
-    image = (matrices @ right.unsqueeze(-1)).squeeze(-1)
-    return _unit(image, torch.zeros_like(image)), right
-
-
-def _unit(vectors: Tensor, otherwise: Tensor) -> Tensor:
-    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
-    return torch.where(norms > 0, vectors / torch.where(norms > 0, norms, 1), otherwise)
