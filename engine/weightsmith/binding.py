@@ -44,11 +44,19 @@ class Target(NamedTuple):
 
 
 class Registration(NamedTuple):
-    """One weight whose layer computes with a plugin's function of it."""
+    """One weight whose layer computes with a plugin's function of it.
+
+    Attributes:
+        weight: the weight, as it was before.
+        parametrized: the function.
+        was_trained: whether the raw parameter was trained before.
+        order: the names of the layer's parameters before, in their order.
+    """
 
     weight: Weight
     parametrized: Parametrized
     was_trained: bool
+    order: tuple[str, ...]
 
 
 class Binding:
@@ -190,14 +198,15 @@ class Binding:
         """Carry out :meth:`parametrize`."""
         if self._maps is None:
             return
-        for target in self.all_targets():
-            weight, raw = target.weight, target.weight.raw[0]
-            added = self._added(target)
-            parametrized = Parametrized(self, target.site, *self._maps, added)
-            registration = Registration(weight, parametrized, raw.requires_grad)
+        added = [
+            self._added(target) for target in self.all_targets()
+        ]  # whatever fails, fails before anything is changed
+        for (weight, site), parameters in zip(self.all_targets(), added, strict=True):
+            parametrized = Parametrized(self, site, *self._maps, parameters)
+            registration = Registration(weight, parametrized, weight.trainable, tuple(weight.module._parameters))
             register(weight, parametrized)
             self._parametrized[weight.name] = registration
-            if added:
+            if parameters:
                 optimizer, group = self._home(weight)
                 join(optimizer, group, parametrized.parameters())
             if not getattr(self.plugin, "trains_raw", True):
@@ -248,10 +257,10 @@ class Binding:
 
     def release(self) -> None:
         """Undo :meth:`register`: the layers keep the values that they computed with."""
-        for weight, parametrized, was_trained in self._parametrized.values():
+        for weight, parametrized, was_trained, order in reversed(self._parametrized.values()):
             for optimizer in self.trainer.optimizers.values():
                 leave(optimizer, parametrized.parameters())
-            remove(weight)
+            remove(weight, order)
             weight.raw[0].requires_grad_(was_trained)
         self._parametrized.clear()
 

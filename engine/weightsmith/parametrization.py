@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -90,10 +90,15 @@ def refuse_remove(weight: Weight, binding: Binding) -> None:
         )
 
 
-def remove(weight: Weight) -> None:
-    """Undo :func:`register`; the layer keeps the value that it computed with."""
+def remove(weight: Weight, order: Sequence[str]) -> None:
+    """Undo :func:`register`; the layer keeps the value that it computed with, and its parameters their ``order``, which
+    an optimizer made later goes by."""
     with torch.no_grad():
         parametrize.remove_parametrizations(weight.module, weight.leaf, leave_parametrized=True)
+    parameters = weight.module._parameters
+    for name in [*order, *(name for name in parameters if name not in order)]:
+        if name in parameters:
+            parameters[name] = parameters.pop(name)
 
 
 @contextlib.contextmanager
