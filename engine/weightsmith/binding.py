@@ -202,6 +202,8 @@ class Binding:
             self._added(target) for target in self.all_targets()
         ]  # whatever fails, fails before anything is changed
         for (weight, site), parameters in zip(self.all_targets(), added, strict=True):
+            if not weight.raw[0].numel():
+                continue
             parametrized = Parametrized(self, site, *self._maps, parameters)
             registration = Registration(weight, parametrized, weight.trainable, tuple(weight.module._parameters))
             register(weight, parametrized)
@@ -292,9 +294,12 @@ class Binding:
     def names(self) -> set[str]:
         return set(self._targets)
 
-    def written_names(self) -> frozenset[str]:
-        """The raw parameters behind the selected weights, by name."""
-        return frozenset(weight.name for weight in raw_weights(self.weights))
+    def may_write(self, what: str, name: str) -> bool:
+        """Whether the plugin may write the ``"weight"`` or the ``"gradient"`` of this raw parameter."""
+        if what not in self.plugin.writes:
+            return False
+        everywhere = what == "gradient" and self.plugin.evaluates_again
+        return everywhere or any(weight.name == name for weight in raw_weights(self.weights))
 
     def run(self) -> None:
         """Act, if it is time. The handler that the kinds subscribe."""

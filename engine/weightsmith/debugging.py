@@ -50,16 +50,14 @@ class WriteGuard:
         return taken
 
     def compare(
-        self, before: Snapshot, event: str, author: str, own: frozenset[str] | None, writes: frozenset[str]
+        self, before: Snapshot, event: str, author: str, may_write: Callable[[str, str], bool], room: str
     ) -> None:
-        """Raise where anything but ``writes``, on the weights ``own`` (``None``: any), has changed since ``before``."""
+        """Raise where something has changed since ``before`` that is not in ``room``."""
         after = self.snapshot()
         for (what, name), old in before.items():
-            allowed = what in writes and (own is None or name in own)
-            if not allowed and not _same(old, after[what, name]):
+            if not _same(old, after[what, name]) and not may_write(what, name):
                 raise PluginContractError(
-                    f"{author} wrote to the {what} of {name!r} on {event}, where "
-                    f"{_may(writes)} of {'any weight' if own is None else 'the weights it selects'} may be written"
+                    f"{author} wrote to the {what} of {name!r} on {event}, where {room} may be written"
                 )
 
 
@@ -75,11 +73,12 @@ class WatchedHandler:
         result = self._handler(*args, **kwargs)
         binding = _binding(self._handler)
         if binding is not None:
-            author, own, writes = repr(binding.plugin), binding.written_names(), binding.plugin.writes
+            room = f"{_may(binding.plugin.writes)} of the weights it selects"
+            self._guard.compare(before, self._event, repr(binding.plugin), binding.may_write, room)
         else:
-            author = _author(self._handler)
-            own, writes = None, _WRITABLE.get(self._event, frozenset())
-        self._guard.compare(before, self._event, author, own, writes)
+            writes = _WRITABLE.get(self._event, frozenset())
+            room = f"{_may(writes)} of any weight"
+            self._guard.compare(before, self._event, _author(self._handler), lambda what, _: what in writes, room)
         return result
 
     def __eq__(self, other: object) -> bool:

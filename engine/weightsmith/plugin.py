@@ -141,7 +141,7 @@ class Plugin(metaclass=PluginType, abstract=True):
         """This plugin with every schedule replaced by its number at ``progress``."""
         if not self.scheduled:
             return self
-        twin = self._with({f.name: _resolved(getattr(self, f.name), progress) for f in fields(self)})
+        twin = self._with({f.name: _rounded(f, _resolved(getattr(self, f.name), progress)) for f in fields(self)})
         twin.validate()
         return twin
 
@@ -158,12 +158,13 @@ class Plugin(metaclass=PluginType, abstract=True):
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         if not all(schedule.known_values() for value in values.values() for schedule in _schedules(value)):
             return  # a user's own function: every value is checked when it is taken
-        firsts = {name: _picked(value, 0) for name, value in values.items()}
+        typed = {f.name: f for f in fields(self)}
+        firsts = {name: _rounded(typed[name], _picked(value, 0)) for name, value in values.items()}
         yield self._with(firsts)
         for name, value in values.items():
             longest = max((len(schedule.known_values()) for schedule in _schedules(value)), default=0)
             for place in range(1, longest):
-                yield self._with({**firsts, name: _picked(value, place)})
+                yield self._with({**firsts, name: _rounded(typed[name], _picked(value, place))})
 
     def to_plain(self) -> dict[str, Any]:
         """As YAML writes it: the class's import path to the fields that differ from their defaults.
@@ -281,6 +282,12 @@ def _resolved(value: Any, progress: Progress) -> Any:
     if isinstance(value, Plugin):
         return value.resolved(progress)
     return value(progress) if isinstance(value, Schedule) else value
+
+
+def _rounded(field_: Field[Any], value: Any) -> Any:
+    """A number that a schedule gave, in the field's type."""
+    names = _type_names(field_)
+    return round(value) if isinstance(value, float) and "int" in names and "float" not in names else value
 
 
 def _as_tuple(value: Any) -> Any:

@@ -39,7 +39,9 @@ def unit_view(tensor: Tensor, module: nn.Module | None) -> Tensor:
     Only a grouped transposed convolution needs it: its weight, of shape ``(inputs, outputs / groups, *kernel)``, is
     seen as ``(groups, inputs / groups, outputs / groups, *kernel)``. Splitting an axis never copies.
     """
-    if isinstance(module, _ConvTransposeNd) and module.groups > 1 and tensor.ndim > 2:
+    if not isinstance(module, _ConvTransposeNd) or module.groups == 1:
+        return tensor
+    if tensor.ndim > 2 and not tensor.shape[0] % module.groups:  # else it is none of this module's
         groups: Tensor = tensor.unflatten(0, (module.groups, -1))  # type: ignore[no-untyped-call]
         return groups
     return tensor

@@ -34,6 +34,7 @@ class Weight:
         endings: what each raw parameter's own name adds to ``name``: nothing for the one that stood there before, then
             such as ``".up"`` for what a parametrization adds.
         holders: for each raw parameter, the name of the optimizer that holds it, or ``None``.
+        is_part: whether it is one of several parameters from which a weight is computed.
         is_added: whether it is a parameter that a parametrization adds, whose axes are its own.
     """
 
@@ -45,6 +46,7 @@ class Weight:
     parametrized: bool = False
     endings: tuple[str, ...] = ("",)
     holders: tuple[str | None, ...] = ()
+    is_part: bool = False
     is_added: bool = False
 
     @property
@@ -157,6 +159,7 @@ def _parts(weight: Weight) -> list[Weight]:
             endings=("",),
             holders=(holder,),
             parametrized=False,
+            is_part=True,
             is_added=bool(ending) and not ending.startswith(".original"),
         )
         for parameter, ending, holder in zip(weight.raw, weight.endings, _holders(weight), strict=True)

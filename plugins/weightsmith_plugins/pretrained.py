@@ -7,11 +7,11 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from weightsmith import ConfigurationError, Initializer, Selector, Site, Trainer, everything
 from weightsmith.binding import Binding
 from weightsmith.files import read_tensors
@@ -121,11 +121,15 @@ class Pretrained(Initializer):
         entries = self._read()
         report = entries.report(binding.weights, binding.trainer)
         values = [(t.weight, entries.value(t.weight, t.site)) for t in binding.all_targets()]
+        changed = []
         for weight, value in values:  # nothing was written before all were there
             weight.assign(value)
+            if weight.parametrized and (misfit := weight.misfit(value)):
+                changed.append((weight.name, f"its parametrization cannot give the value in the file: {misfit}"))
         for name, buffer in entries.buffers(binding.weights, binding.trainer):
             buffer.copy_(entries.tensors[name])
-        logger.log(logging.WARNING if report.left else logging.INFO, "%r:\n%s", self, report)
+        report = replace(report, adapted=(*report.adapted, *changed))
+        logger.log(logging.WARNING if report.left or changed else logging.INFO, "%r:\n%s", self, report)
 
     def method_for(self, name: str) -> str:
         """What ``adapt`` says of a weight."""
@@ -173,6 +177,8 @@ class Entries:
         shapes = f"{tuple(seen.shape)} in the file, {tuple(start.shape)} here"
         input_axis = next(iter(site.unit_dims), 0)
         misfit = _misfit(method, seen.shape, start.shape, input_axis)
+        if method == "inputs" and isinstance(site.module, (nn.Embedding, nn.EmbeddingBag)):
+            misfit = "an embedding has no input channels: adapt='overlap' keeps what both have"
         if misfit:
             raise ConfigurationError(f"{self.plugin!r}: weight {name!r} is {shapes}: {misfit}")
         return _adapted(method, seen.to(start), start, input_axis, site.gates), f"{method}: {shapes}"
@@ -192,6 +198,13 @@ class Entries:
         return start.clone()
 
     def _hint(self, name: str) -> str:
+        module, _, leaf = name.rpartition(".")
+        computed = f"{module}.parametrizations.{leaf}.".removeprefix(".")
+        if any(entry.startswith(computed) for entry in self.tensors):
+            return (
+                ", but what a parametrization computes it from: save weightsmith.plain_state_dict(model) of that "
+                "model, or load the file into it with load_state_dict."
+            )
         prefixes = [entry.removesuffix(name) for entry in self.tensors if entry.endswith(f".{name}")]
         if prefixes:
             pair = [f"^{re.escape(prefixes[0])}", ""]
@@ -211,7 +224,7 @@ class Entries:
                 self.missing(weight.name, start)
                 left.append((weight.name, "the file does not have it"))
                 continue
-            used[entry] += 1
+            used.update(n for n in weight.names if n == entry or _equal(self.tensors, n, entry))
             _, how = self.fitted(weight.name, entry, start, Site.alone(weight.effective().detach(), weight.module))
             if how.startswith("leave"):
                 left.append((weight.name, how))
@@ -221,21 +234,20 @@ class Entries:
                 loaded.append(weight.name)
         if not loaded and not adapted:
             raise ConfigurationError(f"{self.plugin!r}: nothing in the file is loaded{self._hint(weights[0].name)}")
-        for name, _ in self.buffers(weights, trainer):
-            used[name] += 1
-            loaded.append(name)
+        for name in self._companions(weights, trainer):
+            if name in self.tensors:
+                used[name] += 1
+                loaded.append(name)
+            else:
+                left.append((name, "the file does not have it"))
+        list(self.buffers(weights, trainer))  # refuses what does not fit
         unused = tuple(name for name in self.tensors if not used[name])
         return PretrainedReport(tuple(loaded), tuple(adapted), tuple(left), unused)
 
     def buffers(self, weights: Sequence[Weight], trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
-        """The buffers that come along: of a module that holds a selected weight or stands beside one."""
-        homes = {_parent(name) for weight in weights for name in weight.names}
-        beside = {_parent(home) for home in homes}
-        holders = _holders(trainer)
-        for name, buffer in persistent_buffers(trainer.models).items():
-            home = _parent(name)
-            comes = home in homes if home in holders else _parent(home) in beside
-            if comes and name in self.tensors:
+        """The buffers that come along, if the file has them."""
+        for name, buffer in self._companions(weights, trainer).items():
+            if name in self.tensors:
                 if self.tensors[name].shape != buffer.shape:
                     raise ConfigurationError(
                         f"{self.plugin!r}: buffer {name!r} is {tuple(self.tensors[name].shape)} in the file, "
@@ -243,6 +255,24 @@ class Entries:
                     )
                 self._refuse_non_finite(name, buffer.dtype)
                 yield name, buffer
+
+    def _companions(self, weights: Sequence[Weight], trainer: Trainer) -> dict[str, Tensor]:
+        """All buffers, for all weights; else those of a module that holds a selected weight or stands beside one."""
+        buffers = persistent_buffers(trainer.models)
+        if self.plugin.where == everything:
+            return buffers
+        homes = {_parent(name) for weight in weights for name in weight.names}
+        beside = {_parent(home) for home in homes}
+        holders = _holders(trainer)
+        return {
+            name: buffer
+            for name, buffer in buffers.items()
+            if (_parent(name) in homes if _parent(name) in holders else _parent(_parent(name)) in beside)
+        }
+
+
+def _equal(tensors: dict[str, Tensor], name: str, other: str) -> bool:
+    return name in tensors and torch.equal(tensors[name], tensors[other])
 
 
 def _parent(name: str) -> str:

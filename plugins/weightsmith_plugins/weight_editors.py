@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from weightsmith import ConfigurationError, Initializer, Selector, Site, Trainer, WeightEditor, WeightEvents, matrices
+from weightsmith import (
+    ConfigurationError,
+    Initializer,
+    Selector,
+    Site,
+    Trainer,
+    UnsupportedWeightError,
+    WeightEditor,
+    WeightEvents,
+    matrices,
+)
 from weightsmith.binding import Binding
 from weightsmith.plugin import Subscription
 from weightsmith.tensors import accurate_dtype, unit_norms
+from weightsmith.weights import Weight
 
 from weightsmith_plugins.initializers import KaimingUniform
 
@@ -141,7 +152,11 @@ class Rewind(WeightEditor):
     Frankle et al. (2020), "Linear mode connectivity and the lottery ticket hypothesis", arXiv:1912.05671.
 
     Args:
-        to: the update whose end it goes back to; 0 is where the run began. Until then it does not act. Default 0.
+        to: the update whose end it goes back to; 0 (default) is where the run began, or where the plugin was attached.
+            Until then it does not act.
+
+    Raises:
+        ConfigurationError: it is attached when update ``to`` is over.
 
     >>> Rewind(to=100, every=1000)
     Rewind(to=100, every=1000)
@@ -154,6 +169,8 @@ class Rewind(WeightEditor):
     def validate(self) -> None:
         if self.to < 0:
             raise ConfigurationError(f"{self!r}: to must be at least 0")
+        if self.scheduled:
+            raise ConfigurationError(f"{self!r}: to must be a number, not a schedule")
 
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
         return {"kept": weight}
@@ -164,6 +181,11 @@ class Rewind(WeightEditor):
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
         yield self.at or self.event, binding.run
+        over = max(trainer.state.updates.values())
+        if self.to and over >= self.to:
+            raise ConfigurationError(
+                f"{self!r}: the run is at update {over} already: attach it before update {self.to}"
+            )
         if self.to:
             yield WeightEvents.UPDATE_COMPLETED(once=self.to), lambda: self._keep(binding)
 
@@ -174,7 +196,8 @@ class Rewind(WeightEditor):
             target.site.state["kept"].copy_(target.tensor)
 
     def act(self, binding: Binding) -> None:
-        if binding.trainer.state.update > self.to:
+        counts = binding.trainer.state.updates
+        if all(counts[t.site.optimizer] > self.to for t in binding.targets() if t.site.optimizer is not None):
             super().act(binding)
             for target in binding.targets():
                 binding.forget_moments(target)
@@ -186,7 +209,7 @@ class ResetDormant(WeightEditor):
 
     Sokar et al. (2023), "The dormant neuron phenomenon in deep reinforcement learning", arXiv:2302.12902, with
     gradients in place of activations, which a weight's plugin does not see: a unit that is silent for every input
-    gets none.
+    gets none. Biases stay as they are: a unit that its bias alone keeps silent is drawn anew at every look.
 
     Args:
         threshold: the share of the layer's mean at or below which a unit is dormant, at least 0. Default 0.025.
@@ -207,23 +230,35 @@ class ResetDormant(WeightEditor):
         if not (self.threshold >= 0 and self.interval >= 1):
             raise ConfigurationError(f"{self!r}: threshold must be at least 0, and interval at least 1")
 
+    def refuse(self, weights: Sequence[Weight]) -> None:
+        super().refuse(weights)
+        for weight in weights:
+            if weight.parametrized or weight.is_part:
+                raise UnsupportedWeightError(
+                    f"{self!r}: weight {weight.name!r} is parametrized, so that drawing its raw parameter anew would "
+                    "not draw what the layer computes with: leave it out with `where`"
+                )
+
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
         units = unit_norms(weight, site.unit_dims)
-        return {"activity": torch.zeros_like(units), "reset": torch.zeros_like(units, dtype=torch.bool)}
+        reset = torch.zeros_like(units, dtype=torch.bool)
+        return {"activity": torch.zeros_like(units), "reset": reset, "seen": torch.tensor(0)}
 
     def edit(  # type: ignore[override]
         self, weight: Tensor, gradient: Tensor, site: Site
     ) -> tuple[Tensor, dict[str, Tensor]]:
         activity = site.state["activity"] + unit_norms(gradient, site.unit_dims, order=1.0)
-        if site.update == 0 or site.update % self.interval:
-            return weight.clone(), {"activity": activity, "reset": torch.zeros_like(activity, dtype=torch.bool)}
+        seen = site.state["seen"] + 1
+        if seen < self.interval:
+            reset = torch.zeros_like(activity, dtype=torch.bool)
+            return weight.clone(), {"activity": activity, "reset": reset, "seen": seen}
         mean = activity.mean()
         reset = (activity <= self.threshold * mean) & (mean > 0)
         renewed = torch.where(reset, self.initializer.draw(weight, site), weight)
-        return renewed, {"activity": torch.zeros_like(activity), "reset": reset}
+        return renewed, {"activity": torch.zeros_like(activity), "reset": reset, "seen": torch.tensor(0)}
 
     def act(self, binding: Binding) -> None:
         super().act(binding)
         for target in binding.targets():
-            if target.site.update % self.interval == 0 and target.site.state["reset"].any():
+            if target.site.state["seen"] == 0 and target.site.state["reset"].any():
                 binding.forget_moments(target, target.site.state["reset"])

@@ -7,7 +7,16 @@ import pytest
 import torch
 import weightsmith_plugins as w
 from torch import nn
-from weightsmith import ConfigurationError, SelectionError, Trainer, WeightEvents, linear, piecewise
+from weightsmith import (
+    ConfigurationError,
+    Progress,
+    SelectionError,
+    Trainer,
+    UnsupportedWeightError,
+    WeightEvents,
+    linear,
+    piecewise,
+)
 
 BATCHES = [(torch.randn(8, 4, generator=torch.Generator().manual_seed(s)), torch.arange(8) % 3) for s in range(6)]
 
@@ -322,3 +331,50 @@ class TestWeightEditors:
         drawn = w.ShrinkPerturb(0.4, 0.05)(torch.ones(200, 200))
         assert drawn.mean().item() == pytest.approx(0.4, abs=1e-3)
         assert drawn.std().item() == pytest.approx(0.05, rel=0.02)
+
+
+@pytest.mark.parametrize("plugin", [w.Freeze, lambda **k: w.Unfreeze(["*"], 0.0, **k)], ids=["Freeze", "Unfreeze"])
+def test_a_gradient_is_taken_away_after_the_penalties_or_not_at_all(plugin):
+    model = nn.Linear(3, 2)
+    with pytest.raises(ConfigurationError, match="GRADIENTS_READY and nowhere else"):
+        Trainer(model, torch.optim.SGD(model.parameters()), nn.MSELoss(), plugins=[plugin(at="GRADIENTS_COMPUTED")])
+
+
+def test_sharpness_of_some_weights_passes_the_write_guard():
+    model = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    batch = (torch.randn(8, 3), torch.randn(8, 2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plugin = w.SharpnessAware(0.1, where="0")
+    trainer = Trainer(model, optimizer, nn.MSELoss(), plugins=[plugin], debug=True, seed=0)
+    trainer.run([batch], max_epochs=2)
+
+
+@pytest.mark.parametrize("optimizer", ["Adam", "Adagrad", "Adafactor", "RMSprop", "Adadelta"])
+def test_dormant_units_are_drawn_anew_under_every_optimizer(optimizer):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    with torch.no_grad():
+        model[0].weight[1], model[0].bias[1] = -1.0, -100.0
+    made = getattr(torch.optim, optimizer)(model.parameters(), lr=0.01)
+    trainer = Trainer(model, made, nn.MSELoss(), plugins=[w.ResetDormant(0.0, interval=3, where="0.weight")], seed=0)
+    trainer.run([(torch.randn(8, 3), torch.randn(8, 2))] * 7, max_epochs=1)
+    assert not torch.equal(model[0].weight[1].detach(), torch.full((3,), -1.0))
+
+
+def test_rewinding_to_an_update_that_is_over_is_refused():
+    model = nn.Linear(3, 2)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss())
+    trainer.run([(torch.randn(8, 3), torch.randn(8, 2))] * 3, max_epochs=1)
+    with pytest.raises(ConfigurationError, match="at update 3 already"):
+        trainer.attach(w.Rewind(to=2))
+
+
+def test_a_dormant_unit_of_a_parametrized_weight_is_refused():
+    model = torch.nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    with pytest.raises(UnsupportedWeightError, match="is parametrized"):
+        Trainer(model, torch.optim.SGD(model.parameters()), nn.MSELoss(), plugins=[w.ResetDormant(where="weight")])
+
+
+def test_a_schedule_for_a_whole_number_is_rounded():
+    resolved = w.Orthogonalize(steps=linear(1, 4, over=9)).resolved(Progress(update=5))
+    assert resolved.steps == 3
+    assert isinstance(resolved.steps, int)

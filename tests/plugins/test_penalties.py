@@ -237,3 +237,13 @@ def test_an_lstms_projection_has_no_gates():
     weight = layer.weight_hr_l0.detach()
     found = w.NuclearNorm(1.0)(weight, site=Site.alone(weight, layer, name="weight_hr_l0"))
     assert torch.allclose(found, torch.linalg.matrix_norm(weight, "nuc"))
+
+
+@pytest.mark.parametrize("squared", [False, True])
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_hoyer_keeps_its_value_at_every_scale(squared, scale):
+    weight = torch.randn(7, 5, generator=torch.Generator().manual_seed(2))
+    plugin = w.Hoyer(1.0, squared=squared)
+    torch.testing.assert_close(plugin(weight * scale), plugin(weight))
+    site = Site.alone(weight)
+    torch.testing.assert_close(plugin.gradient(weight * scale, site) * scale, plugin.gradient(weight, site))

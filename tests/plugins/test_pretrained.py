@@ -6,7 +6,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
-from weightsmith import ConfigurationError, Trainer
+from weightsmith import ConfigurationError, Trainer, plain_state_dict
+from weightsmith.files import read_tensors
 from weightsmith_plugins import Pretrained
 
 
@@ -196,3 +197,98 @@ def test_each_gate_overlaps_with_its_own(tmp_path):
     )
     for before, after in zip(old.weight_ih_l0.chunk(4), new.weight_ih_l0.chunk(4), strict=True):
         assert torch.equal(before, after[:2])
+
+
+def test_a_running_statistic_that_the_file_lacks_is_said(source, tmp_path):
+    path = tmp_path / "old.safetensors"
+    save_file({name: t for name, t in source.state_dict().items() if "num_batches" not in name}, path)
+    trainer = Trainer(model := network(), torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
+    report = Pretrained(path).report(trainer)
+    assert [name for name, _ in report.left] == ["1.num_batches_tracked", "2.num_batches_tracked"]
+
+
+class WithScale(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.ModuleDict({"deep": nn.ModuleDict({"norm": nn.BatchNorm1d(3, affine=False)})})
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, inputs):
+        return self.head(self.inner["deep"]["norm"](inputs))
+
+
+def test_every_buffer_is_loaded_with_every_weight(tmp_path):
+    source = WithScale()
+    source(torch.randn(9, 3) + 4)
+    path = tmp_path / "source.safetensors"
+    save_file(source.state_dict(), path)
+    model = WithScale()
+    started(model, Pretrained(path))
+    assert torch.equal(model.inner["deep"]["norm"].running_mean, source.inner["deep"]["norm"].running_mean)
+
+
+def test_a_tied_models_own_state_dict_has_nothing_unused(tmp_path):
+    def tied():
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        model[1].weight = model[0].weight
+        return model
+
+    path = tmp_path / "tied.pt"
+    torch.save(tied().state_dict(), path)
+    model = tied()
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.CrossEntropyLoss())
+    assert Pretrained(path).report(trainer).unused == ()
+
+
+def test_a_parametrized_models_state_dict_is_refused_with_the_way_out(tmp_path):
+    source = nn.Sequential(torch.nn.utils.parametrizations.weight_norm(nn.Linear(4, 4)))
+    path = tmp_path / "parametrized.safetensors"
+    save_file(source.state_dict(), path)
+    model = nn.Sequential(nn.Linear(4, 4))
+    with pytest.raises(ConfigurationError, match=r"no '0\.weight', but what a parametrization computes it from.*plain"):
+        started(model, Pretrained(path))
+    save_file(plain_state_dict(source), path)
+    started(model, Pretrained(path))
+    torch.testing.assert_close(model[0].weight, source[0].weight)
+
+
+def test_what_a_parametrization_cannot_give_is_said(tmp_path, caplog):
+    source = nn.Linear(4, 4)
+    path = tmp_path / "plain.safetensors"
+    save_file(source.state_dict(), path)
+    model = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(4, 4))
+    started(model, Pretrained(path))
+    assert "adapted: weight (its parametrization cannot give the value in the file" in caplog.text
+
+
+def test_embeddings_have_no_input_channels(tmp_path):
+    path = tmp_path / "embedding.safetensors"
+    save_file({"weight": torch.randn(5, 4)}, path)
+    with pytest.raises(ConfigurationError, match="an embedding has no input channels"):
+        started(nn.Embedding(5, 6), Pretrained(path, adapt="inputs"))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:1\n", "Git LFS pointer"),
+        (b"<html><body>404</body></html>", "no file that torch.save wrote: it begins with b'<html>"),
+        (b"\x80\x02}q\x00(X\x01\x00", "no whole file of tensors"),
+        (b"\x80\x02" + b"\x00" * 40, "weights.pt"),
+        (b"PK\x03\x04 and then nothing", "no whole file of tensors"),
+    ],
+)
+def test_files_that_are_none_are_named_for_what_they_are(tmp_path, content, message):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=message):
+        read_tensors(path)
+
+
+def test_lists_are_read_and_two_tensors_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"models": [{"weight": torch.ones(2)}, {"weight": torch.zeros(2)}]}, path)
+    assert list(read_tensors(path)) == ["models.0.weight", "models.1.weight"]
+    torch.save({"a": {"b": torch.ones(2)}, "a.b": torch.zeros(2)}, path)
+    with pytest.raises(ConfigurationError, match=r"two tensors that are both called 'a\.b'"):
+        read_tensors(path)

@@ -53,6 +53,8 @@ class WeightPlugin(Plugin, abstract=True):
     """Whether its memory begins with the run, after the initializers, rather than with its first use."""
     acts_on_its_event_only: ClassVar[bool] = False
     """Whether it makes sense on its own event alone, so that ``at`` is refused."""
+    evaluates_again: ClassVar[bool] = False
+    """Whether it evaluates the update in progress again, which writes the gradients of all the optimizer's weights."""
     weight_argument: ClassVar[int] = 0
     """Which argument of the kind's method is the weight."""
 

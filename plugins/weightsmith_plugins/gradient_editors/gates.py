@@ -32,6 +32,8 @@ class Freeze(GradientEditor):
     tensor([0.])
     """
 
+    acts_on_its_event_only: ClassVar[bool] = True  # earlier, a penalty would bring a gradient back
+
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         return torch.zeros_like(gradient)
 
@@ -54,6 +56,8 @@ class Unfreeze(GradientEditor):
         SelectionError: a layer's selector matches nothing.
     """
 
+    acts_on_its_event_only: ClassVar[bool] = True
+
     layers: tuple[str, ...]
     count: float
 
@@ -71,7 +75,7 @@ class Unfreeze(GradientEditor):
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
         self._frozen(binding)
-        yield self.at or self.event, binding.run
+        yield self.event, binding.run
 
     def act(self, binding: Binding) -> None:
         targets = binding.targets()

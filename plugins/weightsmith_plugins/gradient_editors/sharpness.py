@@ -42,6 +42,7 @@ class SharpnessAware(WeightPlugin):
     order: ClassVar[int] = 38
     uses_gradients: ClassVar[bool] = True
     acts_on_its_event_only: ClassVar[bool] = True
+    evaluates_again: ClassVar[bool] = True
 
     rho: float = 0.05
     adaptive: bool = False

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Penalty, Site
-from weightsmith.tensors import unit_norms
+from weightsmith.tensors import accurate_dtype, unit_norms
 
 __all__ = ["L1", "L2", "ElasticNet", "GroupLasso", "Hoyer", "require_non_negative"]
 
@@ -158,15 +158,26 @@ class Hoyer(Penalty):
         require_non_negative(self, "strength", self.strength)
 
     def cost(self, weight: Tensor, site: Site) -> Tensor:
-        total, norm = weight.abs().sum(), torch.linalg.vector_norm(weight)
+        even, _ = _even(weight)
+        total, norm = even.abs().sum(), torch.linalg.vector_norm(even)
         ratio = total / torch.where(norm > 0, norm, 1)
-        return self.strength * (ratio.square() if self.squared else ratio)
+        return (self.strength * (ratio.square() if self.squared else ratio)).to(weight.dtype)
 
     def gradient(self, weight: Tensor, site: Site) -> Tensor:
-        total, norm = weight.abs().sum(), torch.linalg.vector_norm(weight)
+        even, peak = _even(weight)
+        total, norm = even.abs().sum(), torch.linalg.vector_norm(even)
         norm = torch.where(norm > 0, norm, 1)
         rate = 2 * total / norm.square() if self.squared else 1 / norm
-        return (self.strength * rate) * (weight.sign() - weight * (total / norm.square()))
+        slope: Tensor = (self.strength * rate / peak) * (even.sign() - even * (total / norm.square()))
+        return slope.to(weight.dtype)
+
+
+def _even(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight divided by its largest magnitude, so that no square is lost, and that magnitude; 1 for zeros."""
+    accurate = weight.to(accurate_dtype(weight.dtype))
+    peak = accurate.detach().abs().amax() if weight.numel() else accurate.new_ones(())
+    peak = torch.where(peak > 0, peak, 1)
+    return accurate / peak, peak
 
 
 def require_non_negative(plugin: Penalty, name: str, value: float) -> None:
