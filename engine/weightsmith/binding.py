@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,21 +26,42 @@ if TYPE_CHECKING:
 
 __all__ = ["Binding", "Target"]
 
+T = TypeVar("T")
 
-class Target(NamedTuple):
+
+class Target:
     """One weight in a plugin's hands."""
 
-    weight: Weight
-    site: Site
+    __slots__ = ("_first", "_layout", "site", "weight")
+
+    def __init__(self, weight: Weight, site: Site) -> None:
+        self.weight = weight
+        self.site = site
+        self._first = weight.raw[0]
+        self._layout = weight.layout if unit_view(self._first, weight.layout) is not self._first else None
 
     @property
     def tensor(self) -> Tensor:
         """The raw parameter, every unit an index of one axis; written in place."""
-        return self.weight.units()
+        return self._first if self._layout is None else self.weight.units()
 
     @property
     def gradient(self) -> Tensor | None:
-        return self.site.gradient
+        """The raw parameter's gradient, seen alike."""
+        gradient = self._first.grad
+        return gradient if gradient is None or self._layout is None else unit_view(gradient, self._layout)
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.weight
+        yield self.site
+
+    def drop_gradient(self) -> None:
+        """Take the gradient away, so that the optimizer leaves the weight alone."""
+        self._first.grad = None
+
+    @property
+    def is_trained(self) -> bool:
+        return self._first.requires_grad or self.weight.trainable
 
 
 class Registration(NamedTuple):
@@ -78,6 +99,7 @@ class Binding:
         self._state: TrainingState = trainer.state
         self._targets: dict[str, Target] = {}
         self._by_optimizer: dict[str | None, list[Target]] = {}
+        self._derived: dict[str, Any] = {}
         self._maps: tuple[Map, Map] | None = None
         self._adds = False
         self._parametrized: dict[str, Registration] = {}
@@ -98,6 +120,7 @@ class Binding:
             self._refuse_unsupported(weight)
         self.plugin.refuse(self.weights)
         self.plugin.refuse_event()
+        self._derived.clear()
         self._targets = {weight.name: self._target(weight, optimizers) for weight in self.weights}
         self._by_optimizer = {None: list(self._targets.values())}
         for optimizer in optimizers:
@@ -114,8 +137,8 @@ class Binding:
     def call(self, label: str) -> None:
         """Give it its label."""
         self.label = label
-        for _, site in self._targets.values():
-            site._reseed(self._seed())
+        for target in self._targets.values():
+            target.site._reseed(self._seed())
 
     def _seed(self) -> str:
         return f"{self.trainer.seed}|{self.label}"
@@ -135,12 +158,20 @@ class Binding:
         if problem:
             raise UnsupportedWeightError(f"{self.plugin!r}: weight {weight.name!r} {problem}")
 
+    def once(self, derive: Callable[[Sequence[Weight]], T]) -> T:
+        """What ``derive`` makes of the selected weights, asked once until these change."""
+        name = derive.__qualname__
+        if name not in self._derived:
+            self._derived[name] = derive(self.weights)
+        found: T = self._derived[name]
+        return found
+
     def targets(self) -> Sequence[Target]:
         """The weights to act on now: those of the optimizer in progress, else all; none that is frozen or empty."""
         return [
             target
             for target in self._by_optimizer[self._state.optimizer]
-            if (target.weight.trainable or self.plugin.acts_on_frozen) and target.weight.raw[0].numel()
+            if (self.plugin.acts_on_frozen or target.is_trained) and target._first.numel()
         ]
 
     def all_targets(self) -> Sequence[Target]:
@@ -201,7 +232,8 @@ class Binding:
         added = [
             self._added(target) for target in self.all_targets()
         ]  # whatever fails, fails before anything is changed
-        for (weight, site), parameters in zip(self.all_targets(), added, strict=True):
+        for target, parameters in zip(self.all_targets(), added, strict=True):
+            weight, site = target.weight, target.site
             if not weight.raw[0].numel():
                 continue
             parametrized = Parametrized(self, site, *self._maps, parameters)
@@ -314,10 +346,10 @@ class Binding:
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Restore what :meth:`state_dict` gave."""
-        for name, (weight, site) in self._targets.items():
-            device = weight.raw[0].device
-            site._memory.clear()
-            site._memory.update({key: value.detach().clone().to(device) for key, value in state.get(name, {}).items()})
+        for name, target in self._targets.items():
+            memory, device = target.site._memory, target.weight.raw[0].device
+            memory.clear()
+            memory.update({key: value.detach().clone().to(device) for key, value in state.get(name, {}).items()})
 
 
 _START = frozenset({WeightEvents.INITIALIZING, WeightEvents.WEIGHTS_EDITED})

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from weightsmith.errors import PluginContractError
 from weightsmith.events import TrainingState
-from weightsmith.tensors import gates, unit_dims, unit_view
+from weightsmith.tensors import gates, row_length, unit_dims, unit_view
 from weightsmith.weights import Weight
 
 __all__ = ["Site"]
@@ -42,7 +42,9 @@ class Site:
         self._seeded_at: int | None = None
         self._seed = f"{seed}|{weight.name}"
         self._parameters: Mapping[str, Tensor] = {}
-        self.__dict__["unit_dims"] = unit_dims(_unit_ndim(weight), weight.layout)
+        seen = weight.effective_units() if weight.parametrized else unit_view(weight.raw[0], weight.layout)
+        self.__dict__["unit_dims"] = unit_dims(seen.ndim, weight.layout)
+        self._row_length = row_length(seen, self.unit_dims)
         self.__dict__["gates"] = gates(weight.layout, weight.leaf)
 
     @classmethod
@@ -169,10 +171,6 @@ class Site:
 
     def __repr__(self) -> str:
         return f"Site({self.name!r}, update={self.update}, epoch={self.epoch})"
-
-
-def _unit_ndim(weight: Weight) -> int:
-    return (weight.effective_units() if weight.parametrized else unit_view(weight.raw[0], weight.layout)).ndim
 
 
 def _group_of(weight: Weight, optimizer: Optimizer | None) -> int:

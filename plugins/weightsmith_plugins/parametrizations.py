@@ -93,7 +93,7 @@ class SpectralNorm(MatrixParametrization):
         with torch.no_grad():
             right = site.state["direction"]
             for _ in range(self.iterations):
-                left, right = top_singular_vectors(matrices, right)
+                left, right, _ = top_singular_vectors(matrices, right)
         largest = left.unsqueeze(-2) @ matrices @ right.unsqueeze(-1)
         normalized = matrices / torch.where(largest > 0, largest, 1)
         return from_unit_matrices(normalized, weight, site.unit_dims), {"direction": right}

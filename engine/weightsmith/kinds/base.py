@@ -17,12 +17,13 @@ from weightsmith.plugin import Plugin, Subscription
 from weightsmith.schedules import Progress, Span, parse_span
 from weightsmith.selection import Selector, Where, everything, selector
 from weightsmith.site import Site
+from weightsmith.tensors import row_groups, stack_rows, unstack_rows
 from weightsmith.weights import Weight
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["WeightPlugin", "copy_to", "dense_gradient"]
+__all__ = ["WeightPlugin", "as_it_is", "copy_to", "dense_gradient"]
 
 
 _GRADIENT_EVENTS = (WeightEvents.GRADIENTS_COMPUTED.name, WeightEvents.GRADIENTS_READY.name)
@@ -55,6 +56,9 @@ class WeightPlugin(Plugin, abstract=True):
     """Whether it makes sense on its own event alone, so that ``at`` is refused."""
     evaluates_again: ClassVar[bool] = False
     """Whether it evaluates the update in progress again, which writes the gradients of all the optimizer's weights."""
+    unitwise: ClassVar[bool] = False
+    """Whether the method treats every unit on its own, and asks nothing of its site but ``unit_dims``: then many small
+    weights may be handed to it as the rows of one matrix."""
     weight_argument: ClassVar[int] = 0
     """Which argument of the kind's method is the weight."""
 
@@ -146,10 +150,16 @@ class WeightPlugin(Plugin, abstract=True):
 
     def _prepare(self, targets: Sequence[Target]) -> None:
         """Let a plugin with memory begin to remember weights that it sees for the first time."""
+        if not self._remembers():
+            return
         for weight, site in targets:
             if not site.state:
                 seen = weight.effective_units() if self.sees_effective_weights else weight.units()
                 site._begin(self._first_entries(seen.detach(), site))
+
+    def _remembers(self) -> bool:
+        kind = type(self)
+        return kind.init is not WeightPlugin.init or kind._first_entries is not WeightPlugin._first_entries
 
     def _first_entries(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
         return self.init(weight, site)
@@ -163,14 +173,49 @@ class WeightPlugin(Plugin, abstract=True):
         *columns: Sequence[Tensor],
     ) -> None:
         """Weight by weight, call the pure ``method`` on a row of the columns and ``write`` its result to the target."""
+        remembers = self._remembers()
         for target, site, *row in zip(targets, sites, *columns, strict=True):
             try:
-                result = self._ask(method, *row, site=site, remember=True)
-                _refuse_misfit(result, target, f"{type(self).__name__}.{method.__name__}")
+                result = method(*row, site) if not remembers else self._ask(method, *row, site=site, remember=True)
+                if not isinstance(result, Tensor) or result.shape != target.shape:
+                    result = self._single(result, target, site, method)
             except Exception as error:
                 error.add_note(f"on weight {site.name!r}")
                 raise
             write(target, result, site)
+
+    def _unitwise(
+        self,
+        method: Callable[..., Any],
+        write: Callable[[Tensor, Tensor, Site], None],
+        targets: Sequence[Tensor],
+        sites: Sequence[Site],
+        *columns: Sequence[Tensor],
+    ) -> None:
+        """As :meth:`_singly`, with small weights together as the rows of one matrix where the method is unitwise."""
+        if not self.unitwise or self._remembers():
+            self._singly(method, write, targets, sites, *columns)
+            return
+        distinct = list({id(column): column for column in (targets, *columns)}.values())
+        together, alone = row_groups(distinct, [site._row_length for site in sites])
+        for places in together:
+            stacked = {id(column): stack_rows([column[i] for i in places]) for column in distinct}
+            rows = stacked[id(targets)]
+            site = Site.alone(rows, name=_names([sites[i].name for i in places]))
+            self._singly(method, write, [rows], [site], *([stacked[id(column)]] for column in columns))
+            unstack_rows([targets[i] for i in places], rows)
+        if alone:
+            picked = [[column[i] for i in alone] for column in (targets, *columns)]
+            self._singly(method, write, picked[0], [sites[i] for i in alone], *picked[1:])
+
+    def _single(self, result: Any, target: Tensor, site: Site, method: Callable[..., Any]) -> Tensor:
+        """The tensor of a result that is more, or other, than a tensor that fits."""
+        if isinstance(result, tuple):
+            result, entries = result
+            site._remember(entries)
+        _refuse_misfit(result, target, f"{type(self).__name__}.{method.__name__}")
+        tensor: Tensor = result
+        return tensor
 
     def _ask(self, method: Callable[..., Any], *tensors: Tensor, site: Site, remember: bool = False) -> Any:
         """One call of an author's method, with its memory begun; the entries that it returns are kept or dropped."""
@@ -206,9 +251,18 @@ def _bound(span: Span, count: int, counts: dict[str, int]) -> tuple[int, int]:
     return number, count if isinstance(span, int) else counts[unit]
 
 
+def _names(names: Sequence[str]) -> str:
+    rest = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")
+
+
 def copy_to(target: Tensor, result: Tensor, site: Site) -> None:
     """Write a result in the target's place."""
     target.copy_(result)
+
+
+def as_it_is(target: Tensor, result: Tensor, site: Site) -> None:
+    """What is left to write after a method that works in place."""
 
 
 def _refuse_misfit(result: Any, target: Tensor, method: str) -> None:

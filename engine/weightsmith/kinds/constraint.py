@@ -70,7 +70,7 @@ class Constraint(WeightPlugin, abstract=True):
         """The |project(w) − w| up to which a value counts as inside; broadcasts over the weight.
 
         By default 4 units of rounding (1 in half precisions, which are computed in float32) at the largest value of the
-        projected unit. A projection that is exact in floating point, such as clamping, says 0.
+        projected unit. A projection that gives units inside the set back bit for bit, such as clamping, says 0.0.
         """
         limits = torch.finfo(projected.dtype)
         units = 1 if accurate_dtype(projected.dtype) != projected.dtype else 4
@@ -87,20 +87,25 @@ class Constraint(WeightPlugin, abstract=True):
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form, in place. A weight inside the set stays bit for bit as it is."""
-        self._singly(self.project, self._move, weights, sites, weights)
+        self._unitwise(self.project, self._move, weights, sites, weights)
 
     def _move(self, weight: Tensor, projected: Tensor, site: Site) -> None:
-        weight.copy_(torch.where(self._inside(weight, projected, site), weight, projected))
+        tolerance = self.tolerance(projected, site)
+        if isinstance(tolerance, float) and tolerance == 0.0:
+            weight.copy_(projected)
+        else:
+            weight.copy_(torch.where(_within(weight, projected, tolerance), weight, projected))
 
-    def _inside(self, weight: Tensor, projected: Tensor, site: Site) -> Tensor:
-        """Whether the weight is in the set, given its projection, to within the tolerance; 0-d. NaN never is."""
-        return ((projected - weight).abs() <= self.tolerance(projected, site)).all()
+    def holds(self, weight: Tensor, site: Site) -> bool:
+        """Whether the weight is in the set, to within the tolerance. NaN never is."""
+        if not weight.numel():
+            return True
+        projected = self._ask(self.project, weight, site=site)
+        return bool(_within(weight, projected, self.tolerance(projected, site)))
 
     def measured_violation(self, weight: Tensor, site: Site) -> float:
         """:meth:`violation`, but 0.0 for a weight that is inside to within the tolerance."""
-        if weight.numel() == 0 or self._inside(weight, self._ask(self.project, weight, site=site), site):
-            return 0.0
-        return float(self.violation(weight, site))
+        return 0.0 if self.holds(weight, site) else float(self.violation(weight, site))
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
@@ -118,6 +123,11 @@ class Constraint(WeightPlugin, abstract=True):
             raise ConfigurationError(
                 f"{self!r}: momentum='tangent' is for mode='project' and for sets whose tangents are known, such as "
                 "MaxNorm's: use momentum='keep'"
+            )
+        if self.mode == "forward" and (self.limits() or self.at):
+            raise ConfigurationError(
+                f"{self!r}: with mode='forward' a layer computes with the projection in every forward pass: leave out "
+                "every, after, before and at, and attach and detach it when it is to begin and end"
             )
         if self.mode == "forward" and self.forward_gradient == "none":
             raise ConfigurationError(f"{self!r}: its projection has no useful gradient; use mode='project'")
@@ -146,6 +156,10 @@ class Constraint(WeightPlugin, abstract=True):
         """The projected weight, outside a trainer; differentiable where the projection is."""
         projected: Tensor = self._call("project", [weight], site)
         return projected
+
+
+def _within(weight: Tensor, projected: Tensor, tolerance: Tensor | float) -> Tensor:
+    return ((projected - weight).abs() <= tolerance).all()
 
 
 def _project_forward(plugin: Any, weight: Tensor, site: Site, *, remember: bool = False) -> Tensor:

@@ -36,13 +36,13 @@ class GradientEditor(WeightPlugin, abstract=True):
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form: writes to ``gradients``."""
-        self._singly(self.edit, copy_to, gradients, sites, gradients, weights)
+        self._unitwise(self.edit, copy_to, gradients, sites, gradients, weights)
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
-        targets = [t for t in binding.targets() if dense_gradient(t) is not None]
+        targets = [t for t in binding.targets() if t.gradient is not None]
         self._prepare(targets)
-        gradients = [t.gradient for t in targets if t.gradient is not None]
+        gradients = [g for t in targets if (g := dense_gradient(t)) is not None]
         self.edit_all_(gradients, [t.tensor for t in targets], [t.site for t in targets])
 
     def __call__(self, gradient: Tensor, weight: Tensor, *, site: Site | None = None) -> Tensor:

@@ -77,7 +77,7 @@ class Penalty(WeightPlugin, abstract=True):
 
     def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form: adds the cost's gradient to ``gradients``."""
-        self._singly(self.gradient, _add_to, gradients, sites, weights)
+        self._unitwise(self.gradient, _add_to, gradients, sites, weights)
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
@@ -106,10 +106,7 @@ class Penalty(WeightPlugin, abstract=True):
 
     def _add_gradients(self, targets: Sequence[Target]) -> None:
         plain = [t for t in targets if not t.weight.parametrized]
-        for target in plain:
-            if dense_gradient(target) is None:
-                target.weight.parameter.grad = torch.zeros_like(target.weight.parameter)
-        gradients = [t.gradient for t in plain if t.gradient is not None]
+        gradients = [_gradient_or_zeros(target) for target in plain]
         self.gradient_all_(gradients, [t.tensor for t in plain], [t.site for t in plain])
         for target in targets:
             if target.weight.parametrized:
@@ -151,6 +148,15 @@ _EVENTS = {
     "decoupled": WeightEvents.GRADIENTS_READY,
     "proximal": WeightEvents.STEP_COMPLETED,
 }
+
+
+def _gradient_or_zeros(target: Target) -> Tensor:
+    gradient = dense_gradient(target)
+    if gradient is None:
+        target.weight.parameter.grad = torch.zeros_like(target.weight.parameter)
+        gradient = target.gradient
+    assert gradient is not None
+    return gradient
 
 
 def _add_to(target: Tensor, result: Tensor, site: Site) -> None:

@@ -3,9 +3,10 @@
 from weightsmith_plugins.constraints.bounds import Clamp, NonNegative
 from weightsmith_plugins.constraints.discrete import Grid, NofM, TopK
 from weightsmith_plugins.constraints.intersection import Intersection
-from weightsmith_plugins.constraints.norms import L1Ball, MaxNorm, MinMaxNorm, Simplex, UnitNorm, ZeroMean
+from weightsmith_plugins.constraints.norms import MaxNorm, MinMaxNorm, UnitNorm
 from weightsmith_plugins.constraints.spectra import LowRank, Orthonormal, PositiveDefinite, SpectralBound
 from weightsmith_plugins.constraints.subspaces import LowerTriangular, SkewSymmetric, Symmetric
+from weightsmith_plugins.constraints.sums import L1Ball, Simplex, ZeroMean
 
 __all__ = [
     "Clamp",

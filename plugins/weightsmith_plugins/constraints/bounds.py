@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
+from weightsmith.tensors import clamp_
 
 __all__ = ["Clamp", "NonNegative"]
 
@@ -26,6 +28,7 @@ class Clamp(Constraint):
     """
 
     convex: ClassVar[bool] = True
+    unitwise: ClassVar[bool] = True
 
     low: float | None = None
     high: float | None = None
@@ -38,6 +41,9 @@ class Clamp(Constraint):
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         return weight.clamp(self.low, self.high)
+
+    def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        clamp_(weights, self.low, self.high)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # clamping is exact
@@ -56,9 +62,13 @@ class NonNegative(Constraint):
     """
 
     convex: ClassVar[bool] = True
+    unitwise: ClassVar[bool] = True
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         return weight.clamp(min=0)
+
+    def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        clamp_(weights, 0.0, None)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # clamping is exact

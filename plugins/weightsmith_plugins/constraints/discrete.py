@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
+from weightsmith.kinds.base import as_it_is, copy_to
 from weightsmith.tensors import accurate_dtype, largest, unit_peaks
 
 __all__ = ["Grid", "NofM", "TopK"]
@@ -34,8 +37,8 @@ class TopK(Constraint):
             raise ConfigurationError(f"{self!r}: density must be above 0, up to 1")
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        count = -int(-self.density * weight.numel() // 1)
-        return weight * largest(weight.detach().abs().reshape(1, -1), count).reshape(weight.shape)
+        count = math.ceil(self.density * weight.numel() - 1e-9)
+        return weight.masked_fill(~largest(weight.detach().abs().reshape(1, -1), count).reshape(weight.shape), 0)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # zeros are exact
@@ -58,6 +61,8 @@ class NofM(Constraint):
     tensor([[ 3., -4.,  0.,  0.]])
     """
 
+    unitwise: ClassVar[bool] = True  # of matrices
+
     n: int = 2
     m: int = 4
 
@@ -74,8 +79,15 @@ class NofM(Constraint):
             )
         last = weight.movedim(inputs, -1)
         groups = last.reshape(-1, self.m)
-        kept: Tensor = (groups * largest(groups.detach().abs(), self.n)).reshape(last.shape)
+        kept: Tensor = groups.masked_fill(~largest(groups.detach().abs(), self.n), 0).reshape(last.shape)
         return kept.movedim(-1, inputs)
+
+    def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        """The plural form. Of matrices, the groups of a unit are its own, so that many go together."""
+        for method, chosen in ((self._unitwise, True), (self._singly, False)):
+            places = [i for i, weight in enumerate(weights) if (weight.ndim == 2) is chosen]
+            picked = [weights[i] for i in places]
+            method(self.project, copy_to, picked, [sites[i] for i in places], picked)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # zeros are exact
@@ -96,6 +108,7 @@ class Grid(Constraint):
     """
 
     forward_gradient: ClassVar[Literal["autograd", "straight-through", "none"]] = "straight-through"
+    unitwise: ClassVar[bool] = True
 
     bits: int
 
@@ -104,9 +117,19 @@ class Grid(Constraint):
             raise ConfigurationError(f"{self!r}: bits must be at least 2")
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
+        return self._round_(weight.to(accurate_dtype(weight.dtype), copy=True), site).to(weight.dtype)
+
+    def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        if any(accurate_dtype(weight.dtype) != weight.dtype for weight in weights):
+            super().project_all_(weights, sites)
+        else:
+            self._unitwise(self._round_, as_it_is, weights, sites, weights)
+
+    def _round_(self, weight: Tensor, site: Site) -> Tensor:
         steps = 2 ** (int(self.bits) - 1) - 1
-        accurate = weight.to(accurate_dtype(weight.dtype))
-        peaks = unit_peaks(accurate, site.unit_dims)
-        places = (accurate / torch.where(peaks > 0, peaks, 1) * steps).round()
-        nearest: Tensor = places / steps * peaks
-        return nearest.to(weight.dtype)
+        peaks = unit_peaks(weight, site.unit_dims)
+        # The last two in this order: a unit's largest value comes out as it was.
+        return weight.mul_(steps / torch.where(peaks > 0, peaks, steps)).round_().div_(steps).mul_(peaks)
+
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0  # what is on the grid is found at the same place again

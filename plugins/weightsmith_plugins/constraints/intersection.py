@@ -7,6 +7,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, ConflictError, Constraint, Site
+from weightsmith.tensors import unit_peaks
+
+from weightsmith_plugins.constraints.bounds import Clamp, NonNegative
+from weightsmith_plugins.constraints.discrete import Grid, NofM, TopK
+from weightsmith_plugins.constraints.subspaces import LowerTriangular
 
 __all__ = ["Intersection"]
 
@@ -50,6 +55,11 @@ class Intersection(Constraint):
             if type(part).init is not Constraint.init:
                 raise ConfigurationError(f"{self!r}: {part!r} remembers, which no part of an Intersection can")
 
+    @property
+    def unitwise(self) -> bool:  # type: ignore[override]
+        """Where all sets are."""
+        return all(part.unitwise for part in self.constraints)
+
     def project(self, weight: Tensor, site: Site) -> Tensor:
         found = self._nearest(weight, site)
         if weight.isfinite().all() and not self._is_convex() and not self._holds(found, site):
@@ -65,12 +75,8 @@ class Intersection(Constraint):
         """The largest of the sets'."""
         return torch.stack([part.violation(weight, site) for part in self.constraints]).amax()
 
-    def tolerance(self, projected: Tensor, site: Site) -> Tensor | float:
-        """That of the widest set, with room for what the last rounds of projecting move."""
-        widest = super().tolerance(projected, site)
-        for part in self.constraints:
-            widest = torch.maximum(torch.as_tensor(widest), torch.as_tensor(part.tolerance(projected, site)))
-        return 4 * widest
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0  # each set has its own, by which a common point is known
 
     def _is_convex(self) -> bool:
         return all(part.convex for part in self.constraints)
@@ -78,38 +84,51 @@ class Intersection(Constraint):
     def _nearest(self, weight: Tensor, site: Site) -> Tensor:
         if self._holds(weight, site):
             return weight.clone()
+        scale = unit_peaks(weight, site.unit_dims)
         found = weight.double()
         taken = [torch.zeros_like(found) for _ in self.constraints]
         for _ in range(_MOST_ROUNDS):
             before = found
             for place, part in enumerate(self.constraints):
                 shifted = found + taken[place] if self._is_convex() else found
-                found = part.project(shifted, site)
+                found = _projected(part, shifted, site)
                 taken[place] = shifted - found
-            if (found - before).abs().amax() <= 1e-9 * (1 + found.abs().amax()) and self._holds(found, site, slack=64):
+            still = bool(((found - before).abs() <= 1e-9 * scale).all())
+            if still and self._settled(found.to(weight.dtype), site, 1) is not None:
                 break
-        return self._settled(found.to(weight.dtype), site)
+        found = found.to(weight.dtype)
+        settled = self._settled(found, site, _MOST_ROUNDS)
+        if settled is None:  # what shrinks without end is on its way to 0
+            settled = self._settled(found.masked_fill(found.abs() <= torch.finfo(found.dtype).eps * scale, 0), site, 1)
+        return found if settled is None else settled
 
-    def _settled(self, found: Tensor, site: Site) -> Tensor:
-        """The same point, with the rounding to the weight's dtype projected away."""
-        for _ in range(_MOST_ROUNDS):
+    def _settled(self, found: Tensor, site: Site, rounds: int) -> Tensor | None:
+        """The same point, with the rounding to the weight's dtype projected away, those sets last that take none."""
+        for _ in range(rounds):
             if self._holds(found, site):
-                break
-            for part in self.constraints:
-                found = part.project(found, site)
-        return found
+                return found
+            for part in sorted(self.constraints, key=lambda part: isinstance(part, _EXACT)):
+                found = _projected(part, found, site)
+        return found if self._holds(found, site) else None
 
-    def _holds(self, weight: Tensor, site: Site, slack: float = 1.0) -> bool:
-        """Whether it is in all the sets, to within the widest tolerance."""
-        widest = self.tolerance(weight, site)
-        return all(
-            bool(((part.project(weight, site) - weight).abs() <= slack * widest).all()) for part in self.constraints
-        )
+    def _holds(self, weight: Tensor, site: Site) -> bool:
+        """Whether it is in all the sets, each to within its own tolerance."""
+        return all(torch.equal(_projected(part, weight, site), weight) for part in self.constraints)
+
+
+def _projected(part: Constraint, weight: Tensor, site: Site) -> Tensor:
+    """As at an update: what is inside, to within the set's tolerance, stays bit for bit."""
+    found = weight.clone()
+    part.project_all_([found], [site])
+    return found
 
 
 def _nudged(weight: Tensor) -> Tensor:
     slope = torch.linspace(-1, 1, weight.numel(), dtype=weight.dtype, device=weight.device).reshape(weight.shape)
     return weight + slope * 1e-3 * weight.abs().amax().clamp(min=1e-3)
 
+
+_EXACT = (Clamp, NonNegative, LowerTriangular, TopK, NofM, Grid)
+"""Sets that leave no room for rounding."""
 
 _MOST_ROUNDS = 2000

@@ -29,13 +29,24 @@ class Orthonormal(Constraint):
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         matrices = _matrices(weight, site)
-        if torch.is_grad_enabled() and matrices.requires_grad:
-            return from_unit_matrices(_newton_schulz(matrices), weight, site.unit_dims)
+        if self.mode == "forward" or (torch.is_grad_enabled() and matrices.requires_grad):
+            found, converged = _newton_schulz(matrices)
+            if not converged:
+                raise ConfigurationError(
+                    f"{self!r}: weight {site.name!r} has too low a rank to have a nearest orthonormal one that a gradient "
+                    "could pass: start it otherwise, such as with Orthogonal()"
+                )
+            return from_unit_matrices(found, weight, site.unit_dims)
+        excess = _gram_excess(matrices)
+        if bool(excess.abs().amax() <= _rounding(weight)):
+            return weight.clone()
+        if bool(torch.linalg.matrix_norm(excess).amax() <= 0.5):  # near, as after an update: no singular values needed
+            return from_unit_matrices(_newton_schulz(matrices, normalized=True)[0], weight, site.unit_dims)
         left, _, right = torch.linalg.svd(matrices, full_matrices=False)
         return from_unit_matrices(left @ right, weight, site.unit_dims)
 
-    def tolerance(self, projected: Tensor, site: Site) -> Tensor | float:
-        return _tolerance(projected)
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0
 
     def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
         """Without the part that changes WWᵀ (or WᵀW): for rows, V − (VWᵀ + WVᵀ)W / 2."""
@@ -73,11 +84,13 @@ class SpectralBound(Constraint):
     def project(self, weight: Tensor, site: Site) -> Tensor:
         matrices = _matrices(weight, site)
         left, values, right = torch.linalg.svd(matrices, full_matrices=False)
+        if bool(values.amax() <= self.limit * (1 + _rounding(weight))):
+            return weight.clone()
         bounded = left * values.clamp(max=self.limit).unsqueeze(-2) @ right
         return from_unit_matrices(bounded, weight, site.unit_dims)
 
-    def tolerance(self, projected: Tensor, site: Site) -> Tensor | float:
-        return _tolerance(projected)
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0
 
 
 class LowRank(Constraint):
@@ -104,15 +117,18 @@ class LowRank(Constraint):
     def project(self, weight: Tensor, site: Site) -> Tensor:
         left, values, right = torch.linalg.svd(_matrices(weight, site), full_matrices=False)
         kept = int(self.rank)
+        if bool((values[..., kept:] <= values[..., :1] * _rounding(weight)).all()):
+            return weight.clone()
         low = left[..., :kept] * values[..., None, :kept] @ right[..., :kept, :]
         return from_unit_matrices(low, weight, site.unit_dims)
 
-    def tolerance(self, projected: Tensor, site: Site) -> Tensor | float:
-        return _tolerance(projected)
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0
 
 
 class PositiveDefinite(Constraint):
-    """W = Wᵀ with all eigenvalues ≥ floor; the nearest point is Q · max(Λ, floor) · Qᵀ of (W + Wᵀ) / 2 = QΛQᵀ.
+    """W = Wᵀ with all eigenvalues ≥ floor; the nearest point is Q · max(Λ, floor) · Qᵀ of (W + Wᵀ) / 2 = QΛQᵀ. What is
+    lifted is lifted by the rounding of the largest eigenvalue more, so that a Cholesky factor can be had.
 
     Higham (1988), "Computing a nearest symmetric positive semidefinite matrix".
 
@@ -137,44 +153,56 @@ class PositiveDefinite(Constraint):
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         require_square(self, weight, site)
-        accurate = weight.to(accurate_dtype(weight.dtype))
-        symmetric = accurate / 2 + accurate.mT / 2
+        half = weight.to(accurate_dtype(weight.dtype)) / 2
+        symmetric = half + half.mT
         values, vectors = torch.linalg.eigh(symmetric)
-        lacking = (self.floor - values).clamp(min=0)  # what is added, so that what is inside stays exact
-        lifted = symmetric + vectors * lacking @ vectors.mT
-        even: Tensor = lifted / 2 + lifted.mT / 2
-        return even.to(weight.dtype)
+        least, largest = float(values[0]), max(-float(values[0]), float(values[-1]))
+        if least >= self.floor:
+            return symmetric.to(weight.dtype)
+        floor = self.floor + (self.floor + largest) * _rounding(weight)
+        lifted = torch.addmm(symmetric, vectors * (floor - values).clamp_(min=0), vectors.mT).div_(2)
+        return (lifted + lifted.mT).to(weight.dtype)
 
-    def tolerance(self, projected: Tensor, site: Site) -> Tensor | float:
-        return _tolerance(projected)
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0
 
 
 def _matrices(weight: Tensor, site: Site) -> Tensor:
-    return unit_matrices(weight, site.unit_dims, site.gates).to(accurate_dtype(weight.dtype))
+    matrices = unit_matrices(weight, site.unit_dims, site.gates).to(accurate_dtype(weight.dtype))
+    return matrices.squeeze(0)  # one matrix on its own is faster than in a stack of one
 
 
-def _tolerance(projected: Tensor) -> Tensor:
-    """How far a projection may move a matrix of the set: decompositions are exact to within some units of rounding at
-    the largest value of the whole matrix; in half precisions the rounding of the result alone counts."""
-    limits = torch.finfo(projected.dtype)
-    units = 2 if accurate_dtype(projected.dtype) != projected.dtype else 64
-    return projected.detach().abs().amax().clamp(min=limits.tiny) * (units * limits.eps)
+def _rounding(weight: Tensor) -> float:
+    """How far singular values, relative to the largest, may be off by rounding: that of a decomposition, and in half
+    precisions that of the weight itself."""
+    units = 2 if accurate_dtype(weight.dtype) != weight.dtype else 32
+    return units * torch.finfo(weight.dtype).eps
 
 
-def _newton_schulz(matrices: Tensor) -> Tensor:
-    """The orthogonal polar factor, differentiable: X ← X(3I − XᵀX) / 2 from W / ‖W‖₂, until it is orthonormal."""
+def _gram_excess(matrices: Tensor) -> Tensor:
+    """WWᵀ − I, or WᵀW − I where there are more rows than columns."""
+    wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
+    return wide @ wide.mT - torch.eye(wide.shape[-2], dtype=wide.dtype, device=wide.device)
+
+
+def _newton_schulz(matrices: Tensor, *, normalized: bool = False) -> tuple[Tensor, bool]:
+    """The orthogonal polar factor, differentiable: X ← X(3I − XᵀX) / 2 from W / ‖W‖₂, or from W if its singular values
+    are between 0 and √3 as it is (``normalized``), until it is orthonormal; and whether it became so."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     turned = matrices.mT if tall else matrices
-    with torch.no_grad():
-        sizes = torch.linalg.matrix_norm(turned, 2, keepdim=True)
-    turned = turned / torch.where(sizes > 0, sizes, 1)
+    if not normalized:
+        with torch.no_grad():
+            sizes = torch.linalg.matrix_norm(turned, 2, keepdim=True)
+        turned = turned / torch.where(sizes > 0, sizes, 1)
     identity = torch.eye(turned.shape[-2], dtype=turned.dtype, device=turned.device)
+    room, excess = 8 * torch.finfo(turned.dtype).eps, torch.inf
     for _ in range(_MOST_STEPS):
         gram = turned @ turned.mT
-        if bool((gram.detach() - identity).abs().amax() <= 4 * torch.finfo(turned.dtype).eps):
+        excess = float((gram.detach() - identity).abs().amax())
+        if excess <= room:
             break
         turned = (3 * identity - gram) @ turned / 2
-    return turned.mT if tall else turned
+    return (turned.mT if tall else turned), excess <= 1000 * room
 
 
 _MOST_STEPS = 60

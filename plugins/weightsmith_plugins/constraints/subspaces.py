@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
+from weightsmith.weights import Weight
 
 __all__ = ["LowerTriangular", "SkewSymmetric", "Symmetric", "require_square"]
 
@@ -25,7 +27,11 @@ class Symmetric(Constraint):
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         require_square(self, weight, site)
-        return weight / 2 + weight.mT / 2
+        half = weight / 2
+        return half + half.mT
+
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0  # halves of equal values add up exactly
 
     def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
         return self.project(velocity, site)
@@ -45,7 +51,11 @@ class SkewSymmetric(Constraint):
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         require_square(self, weight, site)
-        return weight / 2 - weight.mT / 2
+        half = weight / 2
+        return half - half.mT
+
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0  # halves of equal values add up exactly
 
     def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
         return self.project(velocity, site)
@@ -68,12 +78,20 @@ class LowerTriangular(Constraint):
 
     diagonal: int = 0
 
+    def refuse(self, weights: Sequence[Weight]) -> None:
+        super().refuse(weights)
+        for weight in weights:
+            if weight.effective().ndim != 2:
+                raise ConfigurationError(
+                    f"{self!r}: weight {weight.name!r} has shape {tuple(weight.effective().shape)}: needed is a matrix"
+                )
+
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        if weight.ndim != 2:
-            raise ConfigurationError(
-                f"{self!r}: weight {site.name!r} has shape {tuple(weight.shape)}: needed is a matrix"
-            )
         return torch.tril(weight, self.diagonal)
+
+    def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        for weight in weights:
+            weight.tril_(self.diagonal)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # zeros are exact

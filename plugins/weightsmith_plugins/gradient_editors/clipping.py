@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, GradientEditor, Site
 from weightsmith.kinds import WeightPlugin
-from weightsmith.tensors import global_norm, scale_, unit_norms
+from weightsmith.kinds.base import as_it_is
+from weightsmith.tensors import clamp_, global_norm, scale_, unit_norms
 
 __all__ = ["AdaptiveClip", "ClipNorm", "ClipUnitNorm", "ClipValue", "require_positive"]
 
@@ -54,15 +56,25 @@ class ClipUnitNorm(GradientEditor):
             [0.3000, 0.4000]])
     """
 
+    unitwise: ClassVar[bool] = True
+
     max_norm: float
 
     def validate(self) -> None:
         require_positive(self, "max_norm", self.max_norm)
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return (gradient * self._factors(gradient, site)).to(gradient.dtype)
+
+    def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        self._unitwise(self._clip_, as_it_is, gradients, sites, gradients)
+
+    def _clip_(self, gradient: Tensor, site: Site) -> Tensor:
+        return gradient.mul_(self._factors(gradient, site))
+
+    def _factors(self, gradient: Tensor, site: Site) -> Tensor:
         norms = unit_norms(gradient, site.unit_dims)
-        factor = torch.where(norms > self.max_norm, self.max_norm / norms, 1.0)
-        return (gradient * factor).to(gradient.dtype)
+        return torch.where(norms > self.max_norm, self.max_norm / norms, 1.0)
 
 
 class ClipValue(GradientEditor):
@@ -83,6 +95,9 @@ class ClipValue(GradientEditor):
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         return gradient.clamp(-self.limit, self.limit)
 
+    def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        clamp_(gradients, -self.limit, self.limit)
+
 
 class AdaptiveClip(GradientEditor):
     """g_u ← g_u · min(1, ratio · max(‖w_u‖, eps) / ‖g_u‖) for every unit u: no step larger than a share of its weight.
@@ -97,6 +112,8 @@ class AdaptiveClip(GradientEditor):
     tensor([[0.1200, 0.1600]])
     """
 
+    unitwise: ClassVar[bool] = True
+
     ratio: float = 0.01
     eps: float = 1e-3
 
@@ -105,10 +122,18 @@ class AdaptiveClip(GradientEditor):
         require_positive(self, "eps", self.eps)
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return (gradient * self._factors(gradient, weight, site)).to(gradient.dtype)
+
+    def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        self._unitwise(self._clip_, as_it_is, gradients, sites, gradients, weights)
+
+    def _clip_(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return gradient.mul_(self._factors(gradient, weight, site))
+
+    def _factors(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         limits = self.ratio * unit_norms(weight, site.unit_dims).clamp(min=self.eps)
         norms = unit_norms(gradient, site.unit_dims)
-        factor = torch.where(norms > limits, limits / norms, 1.0)
-        return (gradient * factor).to(gradient.dtype)
+        return torch.where(norms > limits, limits / norms, 1.0)
 
 
 def require_positive(plugin: WeightPlugin, name: str, value: float) -> None:

@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, GradientEditor, Selector, Site, matrices
-from weightsmith.tensors import accurate_dtype, from_unit_matrices, scale_, unit_matrices
+from weightsmith.kinds.base import as_it_is
+from weightsmith.tensors import accurate_dtype, from_unit_matrices, normalize_, scale_, sign_, unit_matrices
 
 from weightsmith_plugins.gradient_editors.clipping import require_positive
 
@@ -26,9 +27,16 @@ class Centralize(GradientEditor):
     """
 
     default_where: ClassVar[Selector] = matrices
+    unitwise: ClassVar[bool] = True
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         return gradient - gradient.mean(dim=site.unit_dims, keepdim=True) if site.unit_dims else gradient
+
+    def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        self._unitwise(self._centralize_, as_it_is, gradients, sites, gradients)
+
+    def _centralize_(self, gradient: Tensor, site: Site) -> Tensor:
+        return gradient.sub_(gradient.mean(dim=site.unit_dims, keepdim=True)) if site.unit_dims else gradient
 
 
 class Normalize(GradientEditor):
@@ -52,6 +60,9 @@ class Normalize(GradientEditor):
         length = torch.linalg.vector_norm(gradient, dtype=accurate_dtype(gradient.dtype))
         return (gradient * (self.norm / torch.where(length > 0, length, 1))).to(gradient.dtype)
 
+    def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        normalize_(gradients, self.norm)
+
 
 class Sign(GradientEditor):
     """g ← sign(g), 0 at 0: only directions count.
@@ -64,6 +75,9 @@ class Sign(GradientEditor):
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         return gradient.sign()
+
+    def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        sign_(gradients)
 
 
 class Orthogonalize(GradientEditor):
@@ -89,14 +103,17 @@ class Orthogonalize(GradientEditor):
         require_positive(self, "steps", self.steps)
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
-        given = unit_matrices(gradient, site.unit_dims, site.gates).to(accurate_dtype(gradient.dtype))
+        given = unit_matrices(gradient, site.unit_dims, site.gates).to(accurate_dtype(gradient.dtype)).squeeze(0)
         tall = given.shape[-2] > given.shape[-1]
         turned = given.mT if tall else given
-        norms = torch.linalg.matrix_norm(turned, keepdim=True)
+        norms = torch.linalg.vector_norm(turned, dim=(-2, -1), keepdim=True)
         turned = turned / torch.where(norms > 0, norms, 1)
+        multiply_add = torch.addmm if turned.ndim == 2 else torch.baddbmm
         for _ in range(self.steps):
             gram = turned @ turned.mT
-            turned = 3.4445 * turned + (-4.7750 * gram + 2.0315 * gram @ gram) @ turned
+            turned = multiply_add(
+                turned, multiply_add(gram, gram, gram, beta=-4.7750, alpha=2.0315), turned, beta=3.4445
+            )
         scale = math.sqrt(max(1.0, given.shape[-2] / given.shape[-1]))
         return from_unit_matrices(scale * (turned.mT if tall else turned), gradient, site.unit_dims)
 
@@ -140,6 +157,14 @@ class Noise(GradientEditor):
             raise ConfigurationError(f"{self!r}: std must be at least 0, not {self.std}")
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return (gradient + self.std * self._noise(gradient, site)).to(gradient.dtype)
+
+    def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        self._singly(self._disturb_, as_it_is, gradients, sites, gradients)
+
+    def _disturb_(self, gradient: Tensor, site: Site) -> Tensor:
+        return gradient.add_(self._noise(gradient, site), alpha=self.std)
+
+    def _noise(self, gradient: Tensor, site: Site) -> Tensor:
         dtype = accurate_dtype(gradient.dtype)
-        noise = torch.randn(gradient.shape, generator=site.generator, dtype=dtype, device=gradient.device)
-        return (gradient + self.std * noise).to(gradient.dtype)
+        return torch.randn(gradient.shape, generator=site.generator, dtype=dtype, device=gradient.device)

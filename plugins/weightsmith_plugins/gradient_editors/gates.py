@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from weightsmith.binding import Binding
 from weightsmith.kinds import WeightPlugin
 from weightsmith.plugin import Subscription
 from weightsmith.selection import select
+from weightsmith.weights import Weight
 
 __all__ = ["Freeze", "SkipNonFinite", "Unfreeze"]
 
@@ -39,7 +40,7 @@ class Freeze(GradientEditor):
 
     def act(self, binding: Binding) -> None:
         for target in binding.targets():
-            target.weight.parameter.grad = None
+            target.drop_gradient()
 
 
 class Unfreeze(GradientEditor):
@@ -74,26 +75,27 @@ class Unfreeze(GradientEditor):
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
-        self._frozen(binding)
+        binding.once(self._places)
         yield self.event, binding.run
 
     def act(self, binding: Binding) -> None:
         targets = binding.targets()
         self._prepare(targets)
-        frozen = self._frozen(binding)
+        places, joined = binding.once(self._places), max(0, math.floor(self.count + 1e-6))
         for target in targets:
-            was_frozen = target.site.state["frozen"]
-            if target.weight.name in frozen:
-                target.weight.parameter.grad = None
-            elif was_frozen:
+            frozen = target.site.state["frozen"]
+            if places.get(target.weight.name, -1) >= joined:
+                target.drop_gradient()
+                if not frozen:
+                    frozen.fill_(True)
+            elif frozen:
                 binding.forget_moments(target)
-            was_frozen.fill_(target.weight.name in frozen)
+                frozen.fill_(False)
 
-    def _frozen(self, binding: Binding) -> set[str]:
-        joined = math.floor(self.count + 1e-6) if isinstance(self.count, (int, float)) else 0
-        layers = [[weight.name for weight in select(layer, binding.weights)] for layer in self.layers]
-        trained = {name for layer in layers[: max(joined, 0)] for name in layer}
-        return {name for layer in layers[max(joined, 0) :] for name in layer} - trained
+    def _places(self, weights: Sequence[Weight]) -> dict[str, int]:
+        """Name to the place of the first layer that it is in."""
+        layers = list(enumerate(self.layers))
+        return {weight.name: place for place, layer in reversed(layers) for weight in select(layer, weights)}
 
 
 class SkipNonFinite(WeightPlugin):
@@ -146,8 +148,9 @@ class SkipNonFinite(WeightPlugin):
             return
         finite = torch.stack([answer for _, answer in found])
         if bool(finite.all()):
-            for target in targets:
-                target.site.state["skipped"].zero_()
+            if int(targets[0].site.state["skipped"]):  # they count together
+                for target in targets:
+                    target.site.state["skipped"].zero_()
             return
         for target in targets:
             target.site.state["skipped"].add_(1)

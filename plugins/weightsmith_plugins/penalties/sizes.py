@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,8 @@ class L1(Penalty):
     >>> L1(0.1)(torch.tensor([[1.0, -2.0]]))
     tensor(0.3000)
     """
+
+    unitwise: ClassVar[bool] = True
 
     strength: float
 
@@ -53,6 +56,8 @@ class L2(Penalty):
     >>> L2(0.1)(torch.tensor([[1.0, -2.0]]))
     tensor(0.5000)
     """
+
+    unitwise: ClassVar[bool] = True
 
     strength: float
 
@@ -83,6 +88,8 @@ class ElasticNet(Penalty):
     tensor(0.3500)
     """
 
+    unitwise: ClassVar[bool] = True
+
     l1: float
     l2: float
 
@@ -112,6 +119,8 @@ class GroupLasso(Penalty):
     >>> GroupLasso(0.1)(torch.tensor([[3.0, 4.0], [0.0, 0.0]]))
     tensor(0.7071)
     """
+
+    unitwise: ClassVar[bool] = True
 
     strength: float
 

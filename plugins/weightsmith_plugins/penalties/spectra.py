@@ -99,21 +99,20 @@ class SpectralPenalty(Penalty):
 
     def cost(self, weight: Tensor, site: Site) -> Tensor:
         matrices = _matrices(weight, site)
-        left, right = top_singular_vectors(matrices.detach(), site.state["direction"])
+        left, right, _ = top_singular_vectors(matrices.detach(), site.state["direction"])
         top = (left.unsqueeze(-2) @ matrices @ right.unsqueeze(-1)).squeeze()
         return (self.strength * top.square().sum()).to(weight.dtype)
 
     def gradient(self, weight: Tensor, site: Site) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         matrices = _matrices(weight, site)
-        left, right = top_singular_vectors(matrices, site.state["direction"])
-        outer = left.unsqueeze(-1) * right.unsqueeze(-2)
-        top = (outer * matrices).sum((-2, -1), keepdim=True)
-        slope = from_unit_matrices((2 * self.strength) * top * outer, weight, site.unit_dims)
-        return slope, {"direction": right}
+        left, right, largest = top_singular_vectors(matrices, site.state["direction"])
+        slope = (2 * self.strength) * (largest * left).unsqueeze(-1) * right.unsqueeze(-2)
+        return from_unit_matrices(slope, weight, site.unit_dims), {"direction": right}
 
 
 def _matrices(weight: Tensor, site: Site) -> Tensor:
-    return unit_matrices(weight, site.unit_dims, site.gates).to(accurate_dtype(weight.dtype))
+    matrices = unit_matrices(weight, site.unit_dims, site.gates).to(accurate_dtype(weight.dtype))
+    return matrices.squeeze(0)  # one matrix on its own is faster than in a stack of one
 
 
 def _wide(matrices: Tensor) -> Tensor:

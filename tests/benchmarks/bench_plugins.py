@@ -1,0 +1,390 @@
+"""Milliseconds of every constraint, penalty and gradient editor against the loop that people write by hand, as ratios.
+
+The two alternate in one process on the same weights and gradients, which are put back before each; the figures are
+medians. Three networks: about 100 small tensors, the weights of a ResNet-18, and those of a transformer of 85 million.
+What decomposes matrices (marked *) meets one block of each network, lest it take hours.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
+
+import weightsmith_plugins as w  # noqa: E402
+from weightsmith import Constraint, GradientEditor, Penalty, Trainer, WeightEvents  # noqa: E402
+from weightsmith.files import write_tensors  # noqa: E402
+
+ByHand = Callable[[Sequence[nn.Parameter], dict[str, list[Tensor]]], object]
+
+
+# -------------------------------------------------------------------- networks
+
+
+def small() -> nn.Module:
+    return nn.Sequential(*(nn.Linear(64, 64) for _ in range(50)))
+
+
+def medium() -> nn.Module:
+    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, bias=False), nn.BatchNorm2d(64)]
+    for inputs, outputs in ((64, 64), (64, 128), (128, 256), (256, 512)):
+        for first, second in ((inputs, outputs), (outputs, outputs), (outputs, outputs), (outputs, outputs)):
+            layers += [nn.Conv2d(first, second, 3, bias=False), nn.BatchNorm2d(second)]
+    return nn.Sequential(*layers, nn.Linear(512, 1000))
+
+
+def large(blocks: int = 12) -> nn.Module:
+    sides = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
+    return nn.Sequential(*(nn.Sequential(nn.LayerNorm(768), *(nn.Linear(*s) for s in sides)) for _ in range(blocks)))
+
+
+NETWORKS = {"small": small, "medium": medium, "large": large}
+ONE_BLOCK = {
+    "small": lambda: nn.Sequential(*(nn.Linear(64, 64) for _ in range(50))),
+    "medium": lambda: nn.Sequential(*(nn.Conv2d(128, 128, 3, bias=False) for _ in range(3))),
+    "large": lambda: large(1),
+}
+
+
+# -------------------------------------------------------------------- the loops that people write
+
+
+def rows(weight: Tensor) -> tuple[int, ...]:
+    return tuple(range(1, weight.ndim))
+
+
+def each(edit: Callable[[Tensor], object]) -> ByHand:
+    """The loop over weights."""
+
+    def loop(weights: Sequence[nn.Parameter], _: object) -> None:
+        with torch.no_grad():
+            for weight in weights:
+                edit(weight)
+
+    return loop
+
+
+def each_gradient(edit: Callable[[Tensor, Tensor], object]) -> ByHand:
+    """The loop over gradients."""
+
+    def loop(weights: Sequence[nn.Parameter], _: object) -> None:
+        with torch.no_grad():
+            for weight in weights:
+                if weight.grad is not None:
+                    edit(weight.grad, weight)
+
+    return loop
+
+
+def charged(cost: Callable[[Tensor], Tensor]) -> ByHand:
+    """A cost written into the loss."""
+    return lambda weights, _: sum(cost(weight) for weight in weights).backward()
+
+
+def max_norm(weight: Tensor) -> None:
+    norms = weight.norm(dim=rows(weight), keepdim=True)
+    weight.mul_(norms.clamp(max=1.0) / (norms + 1e-7))
+
+
+def min_max_norm(weight: Tensor) -> None:
+    norms = weight.norm(dim=rows(weight), keepdim=True)
+    weight.mul_(norms.clamp(0.5, 1.0) / (norms + 1e-7))
+
+
+def threshold(values: Tensor, total: float) -> Tensor:
+    ordered, _ = values.sort(dim=1, descending=True)
+    thetas = (ordered.cumsum(1) - total) / torch.arange(1, values.shape[1] + 1)
+    return thetas.gather(1, (ordered > thetas).sum(1, keepdim=True) - 1)
+
+
+def l1_ball(weight: Tensor) -> None:
+    flat = weight.flatten(1)
+    shrunk = flat.sign() * (flat.abs() - threshold(flat.abs(), 1.0)).clamp(min=0)
+    outside = flat.abs().sum(1, keepdim=True) > 1.0
+    weight.copy_(torch.where(outside, shrunk, flat).view_as(weight))
+
+
+def simplex(weight: Tensor) -> None:
+    flat = weight.flatten(1)
+    weight.copy_((flat - threshold(flat, 1.0)).clamp(min=0).view_as(weight))
+
+
+def by_singular_values(change: Callable[[Tensor], Tensor]) -> Callable[[Tensor], None]:
+    def edit(weight: Tensor) -> None:
+        left, values, right = torch.linalg.svd(weight.flatten(1), full_matrices=False)
+        weight.copy_((left * change(values) @ right).view_as(weight))
+
+    return edit
+
+
+def positive_definite(weight: Tensor) -> None:
+    if weight.shape[0] == weight.shape[1]:
+        values, vectors = torch.linalg.eigh((weight + weight.mT) / 2)
+        weight.copy_(vectors * values.clamp(min=1e-6) @ vectors.mT)
+
+
+def top_k(weight: Tensor) -> None:
+    flat = weight.view(-1)
+    mask = torch.zeros_like(flat)
+    mask[flat.abs().topk(math.ceil(0.2 * flat.numel())).indices] = 1
+    flat.mul_(mask)
+
+
+def two_of_four(weight: Tensor) -> None:
+    groups = weight.movedim(1, -1).reshape(-1, 4)
+    mask = torch.zeros_like(groups).scatter_(1, groups.abs().topk(2, dim=1).indices, 1)
+    weight.copy_((groups * mask).view(weight.movedim(1, -1).shape).movedim(-1, 1))
+
+
+def grid(weight: Tensor) -> None:
+    scale = weight.abs().amax(dim=rows(weight), keepdim=True) / 7
+    weight.copy_((weight / scale).round() * scale)
+
+
+def in_both(weight: Tensor) -> None:
+    """Dykstra's algorithm, for as many rounds as people write."""
+    first, second = torch.zeros_like(weight), torch.zeros_like(weight)
+    found = weight.clone()
+    for _ in range(10):
+        shifted = found + first
+        found = shifted.clamp(min=0)
+        first = shifted - found
+        shifted = found + second
+        norms = shifted.norm(dim=rows(weight), keepdim=True)
+        found = shifted * (norms.clamp(max=1.0) / (norms + 1e-7))
+        second = shifted - found
+    weight.copy_(found)
+
+
+def prune_globally(weights: Sequence[nn.Parameter], _: object) -> None:
+    with torch.no_grad():
+        sizes = torch.cat([weight.abs().view(-1) for weight in weights])
+        limit = sizes.kthvalue(int(0.8 * sizes.numel())).values
+        for weight in weights:
+            weight.mul_(weight.abs() > limit)
+
+
+def clip_units(gradient: Tensor, _: Tensor) -> None:
+    norms = gradient.norm(dim=rows(gradient) or None, keepdim=True)
+    gradient.mul_((1.0 / (norms + 1e-6)).clamp(max=1.0))
+
+
+def clip_adaptively(gradient: Tensor, weight: Tensor) -> None:
+    dims = rows(gradient) or None
+    limits = weight.norm(dim=dims, keepdim=True).clamp(min=1e-3) * 0.01
+    norms = gradient.norm(dim=dims, keepdim=True)
+    clipped = gradient * (limits / norms.clamp(min=1e-6))
+    gradient.copy_(torch.where(norms < limits, gradient, clipped))
+
+
+def orthogonalize(gradient: Tensor, _: Tensor) -> None:
+    turned = gradient.flatten(1)
+    tall = turned.shape[0] > turned.shape[1]
+    turned = turned.mT if tall else turned
+    turned = turned / (turned.norm() + 1e-7)
+    for _ in range(5):
+        gram = turned @ turned.mT
+        turned = 3.4445 * turned + (-4.7750 * gram + 2.0315 * gram @ gram) @ turned
+    gradient.copy_((turned.mT if tall else turned).view_as(gradient))
+
+
+def skip_non_finite(weights: Sequence[nn.Parameter], _: object) -> bool:
+    return all(bool(weight.grad.isfinite().all()) for weight in weights if weight.grad is not None)
+
+
+def freeze(weights: Sequence[nn.Parameter], _: object) -> None:
+    for weight in weights:
+        weight.grad = None
+
+
+def spectral(weights: Sequence[nn.Parameter], kept: dict[str, list[Tensor]]) -> None:
+    total = 0.0
+    for place, weight in enumerate(weights):
+        matrix = weight.flatten(1)
+        if len(kept.setdefault("right", [])) <= place:
+            kept["right"].append(torch.randn(matrix.shape[1]))
+        with torch.no_grad():
+            left = nn.functional.normalize(matrix @ kept["right"][place], dim=0)
+            kept["right"][place] = nn.functional.normalize(matrix.mT @ left, dim=0)
+        total = total + 0.01 * (left @ matrix @ kept["right"][place]).square()
+    total.backward()
+
+
+def from_start(cost: Callable[[Tensor, Tensor], Tensor]) -> ByHand:
+    def loop(weights: Sequence[nn.Parameter], kept: dict[str, list[Tensor]]) -> None:
+        starts = kept.setdefault("start", [weight.detach().clone() for weight in weights])
+        sum(cost(weight, start) for weight, start in zip(weights, starts, strict=True)).backward()
+
+    return loop
+
+
+def orthogonality(weight: Tensor) -> Tensor:
+    matrix = weight.flatten(1)
+    matrix = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.mT
+    return 0.01 * (matrix @ matrix.mT - torch.eye(matrix.shape[0])).square().sum()
+
+
+def group_lasso(weight: Tensor) -> Tensor:
+    return 0.01 * math.sqrt(weight[0].numel()) * weight.norm(dim=rows(weight)).sum()
+
+
+@dataclass
+class Row:
+    """A plugin and the loop that people write."""
+
+    plugin: Constraint | Penalty | GradientEditor
+    by_hand: ByHand
+    on_one_block: bool = False
+    squares_only: bool = False
+
+
+def table(fisher: str) -> list[Row]:
+    return [
+        Row(w.Clamp(-0.02, 0.02), each(lambda x: x.clamp_(-0.02, 0.02))),
+        Row(w.NonNegative(), each(lambda x: x.clamp_(min=0))),
+        Row(w.MaxNorm(1.0), each(max_norm)),
+        Row(w.MinMaxNorm(0.5, 1.0), each(min_max_norm)),
+        Row(w.UnitNorm(), each(lambda x: x.div_(x.norm(dim=rows(x), keepdim=True) + 1e-7))),
+        Row(w.ZeroMean(), each(lambda x: x.sub_(x.mean(dim=rows(x), keepdim=True)))),
+        Row(w.L1Ball(1.0), each(l1_ball)),
+        Row(w.Simplex(), each(simplex)),
+        Row(w.Orthonormal(), each(by_singular_values(torch.ones_like)), True),
+        Row(w.SpectralBound(1.0), each(by_singular_values(lambda s: s.clamp(max=1.0))), True),
+        Row(w.LowRank(8), each(by_singular_values(lambda s: s * (torch.arange(len(s)) < 8))), True),
+        Row(w.Symmetric(), each(lambda x: x.copy_((x + x.mT) / 2)), squares_only=True),
+        Row(w.SkewSymmetric(), each(lambda x: x.copy_((x - x.mT) / 2)), squares_only=True),
+        Row(w.PositiveDefinite(), each(positive_definite), True, squares_only=True),
+        Row(w.LowerTriangular(), each(lambda x: x.tril_()), squares_only=True),
+        Row(w.TopK(0.2), each(top_k)),
+        Row(w.NofM(2, 4), each(two_of_four)),
+        Row(w.Grid(4), each(grid)),
+        Row(w.Intersection(w.NonNegative(), w.MaxNorm(1.0)), each(in_both)),
+        Row(w.MagnitudePruning(0.8), prune_globally),
+        Row(w.L1(0.01), charged(lambda x: 0.01 * x.abs().sum())),
+        Row(w.L2(0.01), charged(lambda x: 0.01 * x.square().sum())),
+        Row(w.ElasticNet(0.01, 0.01), charged(lambda x: 0.01 * x.abs().sum() + 0.01 * x.square().sum())),
+        Row(w.GroupLasso(0.01), charged(group_lasso)),
+        Row(w.Hoyer(0.01), charged(lambda x: 0.01 * x.abs().sum() / x.square().sum().sqrt())),
+        Row(w.NuclearNorm(0.01), charged(lambda x: 0.01 * torch.linalg.matrix_norm(x.flatten(1), "nuc")), True),
+        Row(w.Orthogonality(0.01), charged(orthogonality)),
+        Row(w.SpectralPenalty(0.01), spectral, True),
+        Row(w.L2SP(0.01), from_start(lambda x, start: 0.01 * (x - start).square().sum())),
+        Row(w.ElasticConsolidation(0.01, fisher), from_start(lambda x, s: 0.005 * ((x * 0 + 1) * (x - s) ** 2).sum())),
+        Row(w.ClipNorm(1.0), lambda weights, _: nn.utils.clip_grad_norm_(weights, 1.0)),
+        Row(w.ClipUnitNorm(1.0), each_gradient(clip_units)),
+        Row(w.ClipValue(0.5), lambda weights, _: nn.utils.clip_grad_value_(weights, 0.5)),
+        Row(w.AdaptiveClip(), each_gradient(clip_adaptively)),
+        Row(w.Centralize(), each_gradient(lambda g, _: g.ndim > 1 and g.sub_(g.mean(dim=rows(g), keepdim=True)))),
+        Row(w.Normalize(), each_gradient(lambda g, _: g.div_(g.norm() + 1e-7))),
+        Row(w.Sign(), each_gradient(lambda g, _: g.sign_())),
+        Row(w.Orthogonalize(), each_gradient(lambda g, x: g.ndim > 1 and orthogonalize(g, x)), True),
+        Row(w.ScaleGradient(0.5), each_gradient(lambda g, _: g.mul_(0.5))),
+        Row(w.Noise(0.01), each_gradient(lambda g, _: g.add_(torch.randn_like(g), alpha=0.01))),
+        Row(w.Freeze(), freeze),
+        Row(w.Unfreeze(["*"], 0.0), freeze),
+        Row(w.SkipNonFinite(), skip_non_finite),
+    ]
+
+
+# -------------------------------------------------------------------- measuring
+
+
+def measure(row: Row, network: nn.Module, least: float) -> tuple[float, float, float]:
+    """Median seconds by hand and by the plugin, and the median of their ratios."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    trainer = Trainer(network, optimizer, step=lambda t, b: None, plugins=[row.plugin], seed=0)
+    trainer._start()
+    trainer.state.optimizer, trainer.state.update, trainer.state.evaluation = "optimizer", 1, 1
+    event = WeightEvents[row.plugin.at or row.plugin.event.name]
+    parameters = list(trainer.weights(row.plugin.where).values())
+    everything = list(network.parameters())
+    generator = torch.Generator().manual_seed(0)
+    kept = [
+        (torch.randn(p.shape, generator=generator) * 0.05, torch.randn(p.shape, generator=generator))
+        for p in everything
+    ]
+    for _, gradient in kept:
+        gradient *= 0.05
+    if isinstance(row.plugin, Constraint):  # as at every update: a step away from the set
+        with torch.no_grad():
+            for parameter, (weight, _) in zip(everything, kept, strict=True):
+                parameter.copy_(weight)
+            trainer._fire_event(event)
+            for parameter, (weight, _) in zip(everything, kept, strict=True):
+                weight.copy_(parameter + 0.01 * parameter.std() * torch.randn(parameter.shape, generator=generator))
+    memory: dict[str, list[Tensor]] = {}
+
+    def timed(act: Callable[[], object]) -> float:
+        with torch.no_grad():
+            for parameter, (weight, gradient) in zip(everything, kept, strict=True):
+                parameter.copy_(weight)
+                parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.copy_(gradient)
+        start = time.perf_counter()
+        act()
+        return time.perf_counter() - start
+
+    ours, theirs = lambda: trainer._fire_event(event), lambda: row.by_hand(parameters, memory)
+    timed(ours), timed(theirs)
+    hand, plugin = [], []
+    end = time.perf_counter() + least
+    while len(hand) < 3 or (time.perf_counter() < end and len(hand) < 200):
+        trainer.state.update += 1
+        plugin.append(timed(ours))
+        hand.append(timed(theirs))
+    ratios = [mine / other for mine, other in zip(plugin, hand, strict=True)]
+    return statistics.median(hand), statistics.median(plugin), statistics.median(ratios)
+
+
+def network_for(row: Row, size: str) -> nn.Module | None:
+    torch.manual_seed(0)
+    network = (ONE_BLOCK if row.on_one_block else NETWORKS)[size]()
+    if row.squares_only:
+        squares = [m for m in network.modules() if isinstance(m, nn.Linear) and m.in_features == m.out_features]
+        return nn.Sequential(*squares) if squares else None
+    if isinstance(row.plugin, w.NofM) and size == "medium":
+        network[0] = nn.Conv2d(4, 64, 7, bias=False)
+    return network
+
+
+def main(sizes: list[str], only: str, seconds: float, threads: int, output: str | None) -> None:
+    torch.set_num_threads(threads)
+    found = []
+    print(f"{threads} thread(s); medians of alternating calls for {seconds} s each; * one block; ratio above 1: slower")
+    print(f"{'plugin':24s} {'network':8s} {'by hand':>10s} {'plugin':>10s} {'ratio':>7s}")
+    with tempfile.TemporaryDirectory() as folder:
+        for size in sizes:
+            fisher = Path(folder) / f"{size}.safetensors"
+            write_tensors(fisher, {name: torch.ones_like(p) for name, p in NETWORKS[size]().named_parameters()})
+            for row in table(str(fisher)):
+                name = type(row.plugin).__name__
+                network = network_for(row, size)
+                if only.lower() not in name.lower() or network is None:
+                    continue
+                hand, plugin, ratio = measure(row, network, seconds)
+                star = "*" if row.on_one_block else ""
+                print(
+                    f"{name + star:24s} {size:8s} {hand * 1e3:7.2f} ms {plugin * 1e3:7.2f} ms {ratio:7.2f}", flush=True
+                )
+                found.append({"plugin": name, "network": size, "by_hand": hand, "plugin_time": plugin, "ratio": ratio})
+    if output:
+        Path(output).write_text(json.dumps({"threads": threads, "rows": found}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="default all")
+    parser.add_argument("--only", default="", help="plugins whose name contains this")
+    parser.add_argument("--seconds", type=float, default=2.0, help="time per plugin and network (default 2)")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument("--output", help="a file for the same as JSON")
+    main(**vars(parser.parse_args()))

@@ -1,0 +1,187 @@
+"""Constraints where floating point is at its end: half precisions, huge and tiny units, exact zeros, long rows."""
+
+import pytest
+import torch
+import weightsmith_plugins as w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from weightsmith import ConfigurationError, Site, Trainer
+
+HALF = torch.bfloat16
+
+
+def held(weight, plugin):
+    """The weight of a layer at the start of a run, and what the trainer says of it."""
+    layer = nn.Linear(weight.shape[1], weight.shape[0], bias=False, dtype=weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(weight)
+    trainer = Trainer(layer, torch.optim.SGD(layer.parameters(), lr=0.0), nn.MSELoss(), plugins=[plugin], seed=0)
+    trainer._start()
+    return layer.weight.detach(), max(trainer.violations().values())
+
+
+def random(*shape, seed=0, dtype=torch.float32):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+# -------------------------------------------------------------------- half precision is no excuse
+
+
+def test_a_grid_is_kept_in_bfloat16():
+    weight, violation = held(random(4, 32, dtype=HALF), w.Grid(8))
+    places = weight.float() / weight.float().abs().amax(1, keepdim=True) * 127
+    assert violation == 0
+    assert ((places - places.round()).abs() <= 127 * torch.finfo(HALF).eps).all()
+    assert not torch.equal(weight, random(4, 32, dtype=HALF))
+
+
+def test_a_mean_is_taken_away_in_bfloat16():
+    start = (0.1 * random(4, 1024) + 0.013).to(HALF)
+    weight, _ = held(start, w.ZeroMean())
+    assert (weight.float().mean(1).abs() <= 1e-4).all()
+
+
+@pytest.mark.parametrize("plugin", [w.L1Ball(1.0), w.Simplex()], ids=repr)
+def test_a_sum_of_many_small_values_is_bounded_in_bfloat16(plugin):
+    start = torch.full((1, 1001), 0.003)
+    start[0, 0] = 0.5
+    weight, _ = held(start.to(HALF), plugin)
+    assert weight.float().abs().sum().item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_largest_singular_value_is_bounded_in_bfloat16():
+    start = random(128, 128)
+    start = (start * 1.05 / torch.linalg.matrix_norm(start, 2)).to(HALF)
+    weight, _ = held(start, w.SpectralBound(1.0))
+    assert torch.linalg.matrix_norm(weight.float(), 2) <= 1.02
+
+
+def test_momentum_at_the_limit_loses_its_outward_part_in_bfloat16():
+    plugin = w.MaxNorm(1.0, momentum="tangent")
+    weight = plugin(random(50, 40, dtype=HALF))
+    tangent = plugin.tangent(weight.clone(), weight, Site.alone(weight))
+    assert (tangent.float().norm(dim=1) <= 0.02).all()
+
+
+# -------------------------------------------------------------------- values far from 1
+
+
+def test_a_positive_definite_matrix_has_a_cholesky_factor():
+    weight, violation = held(torch.tensor([[1.0, 0.0], [0.0, -5e-6]]), w.PositiveDefinite())
+    assert torch.linalg.cholesky_ex(weight).info == 0
+    assert violation == 0
+
+
+@pytest.mark.parametrize("scale", [1e6, 1e8])
+def test_a_simplex_is_reached_from_afar(scale):
+    found = w.Simplex()(torch.tensor([[scale, scale, 0.0]]))
+    assert torch.equal(found, torch.tensor([[0.5, 0.5, 0.0]]))
+    assert w.L1Ball(1.0)(torch.tensor([[scale, -scale, 0.0]])).abs().sum() == 1
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e25, 1e37])
+@pytest.mark.parametrize("plugin", [w.UnitNorm(), w.MinMaxNorm(0.5, 1.0), w.MaxNorm(1e-3)], ids=repr)
+def test_units_whose_squares_leave_the_float_range(plugin, scale):
+    direction = torch.tensor([[3.0, 4.0], [5.0, 12.0]]) / torch.tensor([[5.0], [13.0]])
+    (found,) = [direction * scale]
+    plugin.project_all_([found], [Site.alone(found)])
+    norms = (direction.double() * scale).norm(dim=1)
+    wanted = plugin.bounded(norms).float()
+    torch.testing.assert_close(found.double().norm(dim=1).float(), wanted, rtol=1e-2 if scale < 1e-38 else 1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("density", "kept"), [(0.07, 7), (0.55, 55), (0.14, 14), (0.28, 28), (0.071, 8)])
+def test_top_k_keeps_as_many_as_it_says(density, kept):
+    assert w.TopK(density)(random(10, 10)).count_nonzero() == kept
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from([w.MaxNorm(0.7), w.UnitNorm(), w.MinMaxNorm(0.5, 0.9), w.ZeroMean(), w.L1Ball(1.0), w.Simplex()]),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
+    st.integers(1, 40),
+    st.integers(1, 3000),
+    st.integers(0, 10**6),
+)
+def test_projecting_again_changes_no_bit(plugin, dtype, units, size, seed):
+    weight = random(units, size, seed=seed, dtype=dtype)
+    site = Site.alone(weight)
+    plugin.project_all_([weight], [site])
+    once = weight.clone()
+    for _ in range(3):
+        plugin.project_all_([weight], [site])
+    assert torch.equal(weight, once)
+
+
+@pytest.mark.parametrize(
+    "plugin", [w.MaxNorm(0.5), w.UnitNorm(), w.ZeroMean(), w.Grid(4), w.L1Ball(1.0), w.Clamp(-0.1)]
+)
+def test_many_small_weights_at_once_are_projected_as_each_alone(plugin):
+    shapes = [(8, 16), (3, 16), (4, 4, 2, 2), (16,), (5, 7), (5, 7), (300, 200), (2, 16)]
+    weights = [random(*shape, seed=seed) for seed, shape in enumerate(shapes)]
+    wanted = [plugin(weight) for weight in weights]
+    plugin.project_all_(weights, [Site.alone(weight) for weight in weights])
+    for found, one in zip(weights, wanted, strict=True):
+        torch.testing.assert_close(found, one, rtol=1e-6, atol=1e-7)
+
+
+def test_the_largest_of_a_long_row_are_found_exactly_with_ties_and_in_any_order():
+    values = random(2**20 + 77, seed=3)
+    values[1000:400_000] = values[1000]  # many equal ones
+    for row in (values, values.sort().values, values.abs().bfloat16().float()):
+        magnitudes = row.abs().unsqueeze(0)
+        for density in (0.001, 0.2, 0.6, 0.999):
+            count = int(density * magnitudes.numel())
+            found = w.TopK(count / magnitudes.numel())(row.unsqueeze(0))
+            order = magnitudes[0].argsort(descending=True, stable=True)[:count]
+            mask = torch.zeros_like(row, dtype=torch.bool).index_fill_(0, order, True)
+            assert torch.equal(found[0], row.masked_fill(~mask, 0))
+
+
+# -------------------------------------------------------------------- intersections
+
+
+@pytest.mark.parametrize(
+    ("parts", "holds"),
+    [
+        ((w.TopK(0.1), w.SpectralBound(0.5)), lambda x: x.count_nonzero() <= 410),
+        ((w.TopK(0.1), w.ZeroMean()), lambda x: x.count_nonzero() <= 410),
+        ((w.NofM(2, 4), w.MaxNorm(0.5)), lambda x: (x.reshape(-1, 4) != 0).sum(1) <= 2),
+        ((w.NonNegative(), w.SpectralBound(1.0)), lambda x: x >= 0),
+        ((w.LowerTriangular(), w.MaxNorm(0.5)), lambda x: x == x.tril()),
+        ((w.LowerTriangular(), w.ZeroMean()), lambda x: (x == x.tril()) & (x.mean(1).abs() <= 1e-6)),
+        ((w.NonNegative(), w.ZeroMean()), lambda x: x == 0),
+    ],
+    ids=lambda value: " and ".join(map(repr, value)) if isinstance(value, tuple) else "",
+)
+def test_an_intersection_keeps_its_exact_sets_exactly(parts, holds):
+    weight, violation = held(random(64, 64), w.Intersection(*parts))
+    assert bool(holds(weight).all())
+    assert violation == 0
+
+
+def test_an_intersection_acts_in_bfloat16():
+    weight, _ = held(torch.tensor([[0.9, -0.02]], dtype=HALF), w.Intersection(w.NonNegative(), w.MaxNorm(1.0)))
+    assert (weight >= 0).all()
+
+
+# -------------------------------------------------------------------- in the forward pass
+
+
+@pytest.mark.parametrize("limit", [{"after": "10 epochs"}, {"before": 5}, {"every": 2}, {"at": "EPOCH_COMPLETED"}])
+def test_a_forward_pass_has_no_times(limit):
+    with pytest.raises(ConfigurationError, match="in every forward pass"):
+        held(random(3, 4), w.MaxNorm(0.1, mode="forward", **limit))
+
+
+def test_orthonormal_computes_the_same_layer_with_and_without_gradients():
+    layer = nn.Linear(6, 4, bias=False)
+    Trainer(layer, torch.optim.SGD(layer.parameters(), lr=0.1), nn.MSELoss(), plugins=[w.Orthonormal(mode="forward")])
+    trained = layer.weight.detach()
+    with torch.no_grad():
+        assert torch.equal(layer.weight, trained)
+    lame = nn.Linear(6, 4, bias=False)
+    nn.init.zeros_(lame.weight)
+    with pytest.raises(ConfigurationError, match="'weight' has too low a rank"):
+        Trainer(lame, torch.optim.SGD(lame.parameters()), nn.MSELoss(), plugins=[w.Orthonormal(mode="forward")])
