@@ -185,3 +185,14 @@ def test_orthonormal_computes_the_same_layer_with_and_without_gradients():
     nn.init.zeros_(lame.weight)
     with pytest.raises(ConfigurationError, match="'weight' has too low a rank"):
         Trainer(lame, torch.optim.SGD(lame.parameters()), nn.MSELoss(), plugins=[w.Orthonormal(mode="forward")])
+
+
+@pytest.mark.parametrize("plugin", [w.UnitNorm(), w.Simplex(), w.Orthonormal()], ids=repr)
+def test_the_vector_of_padding_stays_as_it_is(plugin):
+    layer = nn.Embedding(4, 6, padding_idx=1)
+    trainer = Trainer(layer, torch.optim.SGD(layer.parameters(), lr=0.0), nn.MSELoss(), plugins=[plugin])
+    trainer._start()
+    assert not layer.weight[1].any()
+    others = layer.weight[[0, 2, 3]].detach()
+    torch.testing.assert_close(plugin(others), others)
+    assert max(trainer.violations().values()) == 0

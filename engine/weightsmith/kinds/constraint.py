@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from ignite.engine.events import EventEnum
-from torch import Tensor
+from torch import Tensor, nn
 
 from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError, UnsupportedWeightError
@@ -103,8 +103,16 @@ class Constraint(WeightPlugin, abstract=True):
         projected = self._ask(self.project, weight, site=site)
         return bool(_within(weight, projected, self.tolerance(projected, site)))
 
+    def _without_padding(self, weight: Tensor, site: Site) -> Tensor:
+        """The units that stand for something: an embedding's vector of padding is none, and is left alone."""
+        padding = _padding(site)
+        if padding is None or self._remembers():
+            return weight
+        return torch.cat([weight[:padding], weight[padding + 1 :]])
+
     def measured_violation(self, weight: Tensor, site: Site) -> float:
         """:meth:`violation`, but 0.0 for a weight that is inside to within the tolerance."""
+        weight = self._without_padding(weight, site)
         return 0.0 if self.holds(weight, site) else float(self.violation(weight, site))
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
@@ -142,7 +150,13 @@ class Constraint(WeightPlugin, abstract=True):
     def act(self, binding: Binding) -> None:
         targets = binding.targets()
         self._prepare(targets)
-        self.project_all_([t.tensor for t in targets], [t.site for t in targets])
+        weights = [self._without_padding(t.tensor, t.site) for t in targets]
+        self.project_all_(weights, [t.site for t in targets])
+        for target, weight in zip(targets, weights, strict=True):
+            padding = _padding(target.site)
+            if weight is not target.tensor and padding is not None:
+                target.tensor[:padding] = weight[:padding]
+                target.tensor[padding + 1 :] = weight[padding:]
         if self.momentum == "tangent":
             for target in targets:
                 for momentum in binding.momenta(target):  # the optimizer moves the weight against it
@@ -156,6 +170,10 @@ class Constraint(WeightPlugin, abstract=True):
         """The projected weight, outside a trainer; differentiable where the projection is."""
         projected: Tensor = self._call("project", [weight], site)
         return projected
+
+
+def _padding(site: Site) -> int | None:
+    return site.module.padding_idx if isinstance(site.module, nn.Embedding) else None
 
 
 def _within(weight: Tensor, projected: Tensor, tolerance: Tensor | float) -> Tensor:

@@ -52,8 +52,8 @@ class UnitScaling(Constraint, abstract=True):
         """Whether a unit's norm is right to within the rounding of its values."""
         if torch.is_grad_enabled() and weight.requires_grad:
             return norms == wanted if self._has_inside() else torch.zeros_like(norms, dtype=torch.bool)
-        half = accurate_dtype(weight.dtype) != weight.dtype
-        room = (0.75 if half else 2.0) * torch.finfo(weight.dtype).eps
+        units = {torch.float32: 4.0, torch.float64: 16.0}.get(weight.dtype, 0.75)
+        room = units * torch.finfo(weight.dtype).eps
         return (norms - wanted).abs() <= room * wanted
 
     def _has_inside(self) -> bool:

@@ -33,8 +33,8 @@ class Orthonormal(Constraint):
             found, converged = _newton_schulz(matrices)
             if not converged:
                 raise ConfigurationError(
-                    f"{self!r}: weight {site.name!r} has too low a rank to have a nearest orthonormal one that a gradient "
-                    "could pass: start it otherwise, such as with Orthogonal()"
+                    f"{self!r}: weight {site.name!r} has too low a rank to have a nearest orthonormal one that a "
+                    "gradient could pass: start it otherwise, such as with Orthogonal()"
                 )
             return from_unit_matrices(found, weight, site.unit_dims)
         excess = _gram_excess(matrices)
