@@ -320,14 +320,12 @@ def normalize_(tensors: Sequence[Tensor], norm: float) -> None:
     """Scale every tensor to an L2 norm, in place; zeros stay zero."""
     if not tensors:
         return
-    if _are_large(tensors) or any(accurate_dtype(tensor.dtype) != tensor.dtype for tensor in tensors):
-        lengths = [torch.linalg.vector_norm(tensor, dtype=accurate_dtype(tensor.dtype)) for tensor in tensors]
-    else:
-        lengths = list(torch._foreach_norm(list(tensors), 2.0))
-    together = torch.stack([length.to(lengths[0].device) for length in lengths])
-    factors = torch.where(together > 0, norm / together, 1.0).unbind()
-    for tensor, factor in zip(tensors, factors, strict=True):
-        tensor.mul_(factor)
+    lengths: Sequence[Tensor] = []
+    if not _are_large(tensors) and all(accurate_dtype(tensor.dtype) == tensor.dtype for tensor in tensors):
+        lengths = torch._foreach_norm(list(tensors), 2.0)
+    for place, tensor in enumerate(tensors):  # a large one is still in the cache when it is scaled
+        length = lengths[place] if lengths else torch.linalg.vector_norm(tensor, dtype=accurate_dtype(tensor.dtype))
+        tensor.mul_(torch.where(length > 0, norm / length, 1.0))
 
 
 def divide_(tensors: Sequence[Tensor], divisor: float) -> None:

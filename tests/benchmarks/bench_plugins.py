@@ -63,6 +63,10 @@ def rows(weight: Tensor) -> tuple[int, ...]:
     return tuple(range(1, weight.ndim))
 
 
+def lengths(tensor: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(tensor, dim=rows(tensor) or None, keepdim=True)
+
+
 def each(edit: Callable[[Tensor], object]) -> ByHand:
     """The loop over weights."""
 
@@ -92,12 +96,12 @@ def charged(cost: Callable[[Tensor], Tensor]) -> ByHand:
 
 
 def max_norm(weight: Tensor) -> None:
-    norms = weight.norm(dim=rows(weight), keepdim=True)
+    norms = lengths(weight)
     weight.mul_(norms.clamp(max=1.0) / (norms + 1e-7))
 
 
 def min_max_norm(weight: Tensor) -> None:
-    norms = weight.norm(dim=rows(weight), keepdim=True)
+    norms = lengths(weight)
     weight.mul_(norms.clamp(0.5, 1.0) / (norms + 1e-7))
 
 
@@ -160,7 +164,7 @@ def in_both(weight: Tensor) -> None:
         found = shifted.clamp(min=0)
         first = shifted - found
         shifted = found + second
-        norms = shifted.norm(dim=rows(weight), keepdim=True)
+        norms = lengths(shifted)
         found = shifted * (norms.clamp(max=1.0) / (norms + 1e-7))
         second = shifted - found
     weight.copy_(found)
@@ -175,14 +179,13 @@ def prune_globally(weights: Sequence[nn.Parameter], _: object) -> None:
 
 
 def clip_units(gradient: Tensor, _: Tensor) -> None:
-    norms = gradient.norm(dim=rows(gradient) or None, keepdim=True)
+    norms = lengths(gradient)
     gradient.mul_((1.0 / (norms + 1e-6)).clamp(max=1.0))
 
 
 def clip_adaptively(gradient: Tensor, weight: Tensor) -> None:
-    dims = rows(gradient) or None
-    limits = weight.norm(dim=dims, keepdim=True).clamp(min=1e-3) * 0.01
-    norms = gradient.norm(dim=dims, keepdim=True)
+    limits = lengths(weight).clamp(min=1e-3) * 0.01
+    norms = lengths(gradient)
     clipped = gradient * (limits / norms.clamp(min=1e-6))
     gradient.copy_(torch.where(norms < limits, gradient, clipped))
 
@@ -235,7 +238,7 @@ def orthogonality(weight: Tensor) -> Tensor:
 
 
 def group_lasso(weight: Tensor) -> Tensor:
-    return 0.01 * math.sqrt(weight[0].numel()) * weight.norm(dim=rows(weight)).sum()
+    return 0.01 * math.sqrt(weight[0].numel()) * lengths(weight).sum()
 
 
 @dataclass
@@ -254,7 +257,7 @@ def table(fisher: str) -> list[Row]:
         Row(w.NonNegative(), each(lambda x: x.clamp_(min=0))),
         Row(w.MaxNorm(1.0), each(max_norm)),
         Row(w.MinMaxNorm(0.5, 1.0), each(min_max_norm)),
-        Row(w.UnitNorm(), each(lambda x: x.div_(x.norm(dim=rows(x), keepdim=True) + 1e-7))),
+        Row(w.UnitNorm(), each(lambda x: x.div_(lengths(x) + 1e-7))),
         Row(w.ZeroMean(), each(lambda x: x.sub_(x.mean(dim=rows(x), keepdim=True)))),
         Row(w.L1Ball(1.0), each(l1_ball)),
         Row(w.Simplex(), each(simplex)),

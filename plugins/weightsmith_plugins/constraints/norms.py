@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -39,22 +40,23 @@ class UnitScaling(Constraint, abstract=True):
         self._unitwise(self._scale_, as_it_is, weights, sites, weights)
 
     def _scale_(self, weight: Tensor, site: Site) -> Tensor:
-        """As :meth:`project`, in place, in one pass over the weight for its norms and one to scale it if need be. Units
-        whose squares leave the float range, and devices for which nothing may wait, go the long way."""
+        """As :meth:`project`, in place: one pass over the weight for its norms, and one to scale it if need be. Units
+        whose squares may leave the float range, and devices for which nothing may wait, go the long way."""
         norms = unit_norms(weight, site.unit_dims)
-        if not (weight.is_cpu and bool(norms.amin() >= 1e-15) and bool(norms.amax() <= 1e15)):
+        factors = self.bounded(norms).div_(norms)
+        changes = (factors - 1).abs_()
+        largest = float(changes.amax()) if weight.is_cpu else math.nan
+        if largest <= _room(weight.dtype):
+            return weight
+        if not (largest < 0.99 or (weight.is_cpu and _is_moderate(factors))):
             return weight.copy_(self.project(weight, site))
-        wanted = self.bounded(norms)
-        stays = self._stays(norms, wanted, weight)
-        return weight if bool(stays.all()) else weight.mul_(wanted.div(norms).masked_fill_(stays, 1.0))
+        return weight.mul_(factors.masked_fill_(changes <= _room(weight.dtype), 1.0))
 
     def _stays(self, norms: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
         """Whether a unit's norm is right to within the rounding of its values."""
         if torch.is_grad_enabled() and weight.requires_grad:
             return norms == wanted if self._has_inside() else torch.zeros_like(norms, dtype=torch.bool)
-        units = {torch.float32: 4.0, torch.float64: 16.0}.get(weight.dtype, 0.75)
-        room = units * torch.finfo(weight.dtype).eps
-        return (norms - wanted).abs() <= room * wanted
+        return (norms - wanted).abs() <= _room(weight.dtype) * wanted
 
     def _has_inside(self) -> bool:
         """Whether the set has an inside, in which a gradient reaches the raw weight as it is."""
@@ -143,6 +145,16 @@ class UnitNorm(UnitScaling):
 
     def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
         return (velocity - _along(velocity, weight, site) * _unit(weight, site)).to(velocity.dtype)
+
+
+def _is_moderate(factors: Tensor) -> bool:
+    return float(factors.amin()) > 1e-15 and float(factors.amax()) < 1e15
+
+
+def _room(dtype: torch.dtype) -> float:
+    """How far, relative to it, the norm of a unit is off by the rounding of its values and of its own sum."""
+    units = {torch.float32: 4.0, torch.float64: 16.0}.get(dtype, 0.75)
+    return units * torch.finfo(dtype).eps
 
 
 def _along(velocity: Tensor, weight: Tensor, site: Site) -> Tensor:

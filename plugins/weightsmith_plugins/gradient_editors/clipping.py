@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, GradientEditor, Site
 from weightsmith.kinds import WeightPlugin
@@ -73,8 +72,7 @@ class ClipUnitNorm(GradientEditor):
         return gradient.mul_(self._factors(gradient, site))
 
     def _factors(self, gradient: Tensor, site: Site) -> Tensor:
-        norms = unit_norms(gradient, site.unit_dims)
-        return torch.where(norms > self.max_norm, self.max_norm / norms, 1.0)
+        return (self.max_norm / unit_norms(gradient, site.unit_dims)).clamp_(max=1.0)
 
 
 class ClipValue(GradientEditor):
@@ -133,7 +131,7 @@ class AdaptiveClip(GradientEditor):
     def _factors(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         limits = self.ratio * unit_norms(weight, site.unit_dims).clamp(min=self.eps)
         norms = unit_norms(gradient, site.unit_dims)
-        return torch.where(norms > limits, limits / norms, 1.0)
+        return limits.div_(norms).clamp_(max=1.0)
 
 
 def require_positive(plugin: WeightPlugin, name: str, value: float) -> None:
