@@ -247,3 +247,42 @@ def test_hoyer_keeps_its_value_at_every_scale(squared, scale):
     torch.testing.assert_close(plugin(weight * scale), plugin(weight))
     site = Site.alone(weight)
     torch.testing.assert_close(plugin.gradient(weight * scale, site) * scale, plugin.gradient(weight, site))
+
+
+@pytest.mark.parametrize("line_search", [None, "strong_wolfe"])
+@pytest.mark.parametrize(
+    ("plugin", "cost"),
+    [
+        (w.L1(0.05), lambda x: 0.05 * x.abs().sum()),
+        (w.L2(0.05), lambda x: 0.05 * x.square().sum()),
+        (w.ElasticNet(0.02, 0.03), lambda x: 0.02 * x.abs().sum() + 0.03 * x.square().sum()),
+    ],
+    ids=["L1", "L2", "ElasticNet"],
+)
+def test_lbfgs_finds_the_minimum_that_it_finds_with_the_penalty_in_the_loss(plugin, cost, line_search):
+    generator = torch.Generator().manual_seed(4)
+    inputs = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+    targets = inputs @ torch.tensor([[1.5, -2.0, 0.7, 3.0, -0.4, 0.9]], dtype=torch.float64).T
+
+    def least(plugins, extra):
+        model = nn.Linear(6, 1, dtype=torch.float64)
+        nn.init.zeros_(model.weight)
+        nn.init.zeros_(model.bias)
+        optimizer = torch.optim.LBFGS(model.parameters(), lr=0.5, max_iter=20, line_search_fn=line_search)
+
+        def step(trainer, batch):
+            return trainer.update(lambda: nn.functional.mse_loss(model(inputs), targets) + extra(model.weight))
+
+        Trainer(model, optimizer, step=step, plugins=plugins).run([0] * 30, max_epochs=1)
+        return model.weight.detach()
+
+    ours, theirs = least([plugin], lambda _: 0.0), least([], cost)
+    assert (ours - theirs).abs().max() <= 1e-4
+    weight = torch.cat([inputs, torch.ones(40, 1, dtype=torch.float64)], 1).numpy()
+
+    def objective(x):
+        residual = weight @ x - targets.numpy()[:, 0]
+        return (residual**2).mean() + float(cost(torch.as_tensor(x[:6])))
+
+    nearest = scipy.optimize.minimize(objective, np.append(ours.numpy()[0], 0.0), method="Nelder-Mead", tol=1e-12)
+    assert np.abs(nearest.x[:6] - ours.numpy()[0]).max() <= 1e-4, "SciPy finds a lower point elsewhere"
