@@ -25,7 +25,11 @@ def evaluator(trainer: Trainer, metrics: Mapping[str, Metric], step: EvaluationS
 
     def process(_: Engine, batch: Any) -> Any:
         with evaluating(trainer.models), torch.no_grad(), trainer._autocast():
-            return chosen(trainer, batch)
+            trainer._forget_casts()  # inside a step: of other weights perhaps, as a handler may have changed them
+            try:
+                return chosen(trainer, batch)
+            finally:
+                trainer._forget_casts()  # made here, they have no graph to train by
 
     engine = Engine(process)
     for name, metric in metrics.items():

@@ -4,42 +4,109 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from weightsmith.binding import Binding
+from weightsmith.binding import Binding, Target
 from weightsmith.errors import ConfigurationError
-from weightsmith.weights import persistent_buffers
+from weightsmith.faults import blaming
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["lending"]
+__all__ = ["lendable", "lending", "renew_statistics"]
+
+
+def lendable(average: Binding) -> list[Target]:
+    """The weights of which an average has a mean to lend: of all optimizers, but of none that is frozen now."""
+    return [t for t in average.all_targets() if "mean" in t.site.state and t.weight.trainable]
 
 
 @contextlib.contextmanager
 def lending(trainer: Trainer, average: Binding, constraints: Iterable[Binding]) -> Iterator[None]:
-    """Put an average's means in the weights' place, let the constraints have the last word, and put everything back.
+    """Put an average's means in the weights' place, let the constraints have the last word on them, and put everything
+    back: these weights, and all buffers.
 
     Raises:
         ConfigurationError: the average has not seen a weight yet.
     """
-    targets = average.targets()
-    for target in targets:
-        if "mean" not in target.site.state:
-            raise ConfigurationError(f"{average.plugin!r} has no mean of {target.weight.name!r} yet: run first")
-    buffers = [(buffer, buffer.clone()) for buffer in persistent_buffers(trainer.models).values()]
+    targets = lendable(average)
+    if not targets:
+        raise ConfigurationError(f"{average.plugin!r} has no mean of any weight yet: run first")
     weights = [(target.tensor, target.tensor.detach().clone()) for target in targets]
+    with _keeping_buffers(trainer):
+        try:
+            with torch.no_grad():
+                for target in targets:
+                    target.tensor.copy_(target.site.state["mean"])
+            for constraint in constraints:
+                _enforce(constraint, targets)
+            trainer._forget_casts()
+            yield
+        finally:
+            with torch.no_grad():
+                for tensor, value in weights:
+                    tensor.copy_(value)
+            trainer._forget_casts()
+
+
+def _enforce(constraint: Binding, lent: list[Target]) -> None:
+    if constraint.to_parametrize():  # the layer computes with a point of the set already
+        return
+    raw = {id(target.weight.parameter) for target in lent}
+    targets = [t for t in constraint.all_targets() if id(t.weight.raw[0]) in raw and t.weight.raw[0].numel()]
+    if targets:
+        with blaming(constraint.plugin, "on the means that an average lends"):
+            constraint.current().enforce(constraint, targets)
+
+
+def renew_statistics(trainer: Trainer, data: Iterable[Any]) -> None:
+    """Compute the running statistics of a model's batch norms anew, as the mean over batches; of those in training
+    mode, for the others were frozen. Every module stays in its own mode.
+
+    Raises:
+        ConfigurationError: ``data`` has no batch, or there are several models.
+    """
+    model = trainer.model
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None]
+    if not norms:
+        trainer.logger.warning("statistics_from: no batch norm in training mode keeps statistics, so none are renewed")
+        return
+    momenta = [norm.momentum for norm in norms]
+    batches = 0
     try:
-        with torch.no_grad():
-            for target in targets:
-                target.tensor.copy_(target.site.state["mean"])
-        for constraint in constraints:
-            if not constraint.to_parametrize():
-                constraint.current().enforce(constraint)
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # torch's word for a mean in which all batches count alike
+        for batch in data:
+            inputs = batch[0] if isinstance(batch, (list, tuple)) else batch
+            with torch.no_grad(), trainer._autocast():
+                model(trainer.to_device(inputs))
+            batches += 1
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+    if not batches:
+        raise ConfigurationError(
+            "statistics_from gave no batch: a generator can be gone through once only, so give a list or a DataLoader"
+        )
+
+
+@contextlib.contextmanager
+def _keeping_buffers(trainer: Trainer) -> Iterator[None]:
+    """Put every buffer back afterwards, whether it was written to or replaced."""
+    kept = [
+        (module, name, buffer, buffer.clone())
+        for model in trainer.models.values()
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    try:
         yield
     finally:
         with torch.no_grad():
-            for tensor, value in [*weights, *buffers]:
-                tensor.copy_(value)
+            for module, name, buffer, value in kept:
+                module._buffers[name] = buffer.copy_(value)

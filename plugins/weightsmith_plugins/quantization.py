@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import logging
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,10 +18,12 @@ from weightsmith.tensors import accurate_dtype, unit_dims, unit_peaks
 
 __all__ = ["FakeQuantize", "to_int8"]
 
+logger = logging.getLogger(__name__)
+
 
 class FakeQuantize(Parametrization):
     """The layer computes with s · clamp(round(w / s), −q, q), q = 2^(bits − 1) − 1: the weight as it will be with so
-    few bits. The gradient goes straight through, and is 0 where the clamp acts.
+    few bits. The gradient goes straight through, and is 0 where the clamp acts, that is where |round(w / s)| > q.
 
     Jacob et al. (2018), "Quantization and training of neural networks for efficient integer-arithmetic-only inference",
     arXiv:1712.05877; Bengio, Léonard & Courville (2013), arXiv:1308.3432, for the gradient. Symmetric, without a zero
@@ -28,7 +33,8 @@ class FakeQuantize(Parametrization):
         bits: bits per value, the sign among them, at least 2; a schedule may lower it, rounded. Default 8.
         per_unit: whether every unit has a scale s of its own, or the weight one. Default true.
         observer: how s is found from the weight, anew in every forward pass: ``"minmax"`` (default), max|w| / q; or
-            ``"mse"``, the one of 32 fractions of that with the least squared error.
+            ``"mse"``, the one of 32 fractions of that with the least squared error. Never below the least normal
+            number.
 
     >>> FakeQuantize(2)(torch.tensor([[0.9, -1.0, 0.4]]))
     tensor([[ 1., -1.,  0.]])
@@ -47,26 +53,27 @@ class FakeQuantize(Parametrization):
     def forward(self, weight: Tensor, site: Site) -> Tensor:
         accurate = weight.to(accurate_dtype(weight.dtype))
         scale, most = self.scale(accurate, site.unit_dims), self._most()
-        clamped = torch.clamp(accurate, -most * scale, most * scale)
-        rounded = (clamped / scale).round() * scale
-        return (clamped + (rounded - clamped).detach()).to(weight.dtype)
+        whole = (accurate.detach() / scale).round()
+        passed = accurate * (whole.abs() <= most)
+        return ((whole.clamp(-most, most) * scale) + (passed - passed.detach())).to(weight.dtype)
 
     def right_inverse(self, weight: Tensor, site: Site) -> Tensor:
         return weight
 
     @torch.no_grad()
     def scale(self, weight: Tensor, dims: tuple[int, ...]) -> Tensor:
-        """s, with the axes over which it is shared kept; above 0."""
+        """s, with the axes over which it is shared kept; above 0; float32 for half precisions."""
+        weight = weight.to(accurate_dtype(weight.dtype))
         if not self.per_unit:
             dims = tuple(range(weight.ndim))
         peaks = unit_peaks(weight, dims)
-        widest = torch.where(peaks > 0, peaks, 1) / self._most()
+        widest = _normal(torch.where(peaks > 0, peaks, 1) / self._most())
         return widest if self.observer == "minmax" else self._least_error(weight, widest, dims)
 
     def _least_error(self, weight: Tensor, widest: Tensor, dims: tuple[int, ...]) -> Tensor:
         best, least = widest, torch.full_like(widest, torch.inf)
         for part in range(32, 0, -1):
-            scale = widest * (part / 32)
+            scale = _normal(widest * (part / 32))
             error = (weight - (weight / scale).round().clamp(-self._most(), self._most()) * scale).square()
             error = error.sum(dim=dims, keepdim=True) if dims else error
             best = torch.where(error < least, scale, best)
@@ -78,72 +85,152 @@ class FakeQuantize(Parametrization):
 
 
 def to_int8(trainer: Trainer) -> nn.Module:
-    """A copy of a trainer's model whose fake-quantized layers hold their weights as 8-bit integers.
+    """A copy of a trainer's model, in float32, whose fake-quantized layers hold their weights as 8-bit integers.
 
     By the dynamic quantization of the installed torch (``torch.ao.nn.quantized.dynamic``): activations are quantized as
     they come, which torch calls inaccurate for convolutions: compare before you rely on it. The integers times their
-    scales are exactly the weights that the model was trained with. For the CPU, in evaluation only; the other layers
-    stay as they are.
+    scales are the weights that the model was trained with, to within the rounding of its own dtype. For the CPU, in
+    evaluation only.
+
+    Linear layers, and convolutions with zero padding, become integers, subclasses with code of their own excepted.
+    Other layers stay as they are; a warning names those of them that are fake-quantized.
 
     Raises:
-        ConfigurationError: no layer is fake-quantized to 8 bits or fewer, or one is neither linear nor a convolution
-            with zero padding.
+        ConfigurationError: no layer can be made of integers of 8 bits or fewer, or another parametrization stands after
+            a FakeQuantize, so that the layer computes with something else.
     """
-    model = copy.deepcopy(trainer.model).cpu().eval()
-    found = [(name, layer, plugin) for name, layer in model.named_modules() if (plugin := _quantizer(layer))]
-    if not found:
-        raise ConfigurationError("to_int8: no layer has its weight under a FakeQuantize with 8 bits or fewer")
+    model = _copied(trainer.model).cpu().eval()
+    found = list(_fake_quantized(model))
+    problems = {fake.name: problem for fake in found if (problem := fake.problem())}
+    if len(problems) == len(found):
+        raise ConfigurationError(
+            "to_int8: no layer has its weight under a FakeQuantize with 8 bits or fewer"
+            + "".join(f"; {name!r} {problem}" for name, problem in problems.items())
+        )
+    if problems:
+        logger.warning("to_int8: these weights stay as they are: %s", problems)
     with warnings.catch_warnings():  # deprecated in favour of a package of its own, but there in every torch so far
         warnings.filterwarnings("ignore", message="torch.ao.quantization is deprecated")
         warnings.filterwarnings("ignore", message="torch.quantize_per")
         warnings.filterwarnings("ignore", message=".*has poor numerical accuracy")
-        for name, layer, plugin in found:
-            integers = _integers(name, layer, plugin)
-            if not name:
-                return integers
-            model.set_submodule(name, integers)
-    return model
+        integers = {fake.layer_name: fake.integers() for fake in found if fake.name not in problems}
+    for name, layer in integers.items():
+        if not name:
+            return layer
+        model.set_submodule(name, layer)
+    return model.float()
 
 
-def _quantizer(layer: nn.Module) -> Any:
-    """The plugin that quantizes a layer's weight; it may be at another number of bits by now."""
-    if not parametrize.is_parametrized(layer, "weight"):
-        return None
-    for parametrization in layer.parametrizations["weight"]:  # type: ignore[index]
-        if isinstance(parametrization, Parametrized) and isinstance(parametrization.binding.plugin, FakeQuantize):
-            plugin = parametrization.binding.current()
-            return plugin if round(plugin.bits) <= 8 else None
-    return None
+def _copied(model: nn.Module) -> nn.Module:
+    """A deep copy. What layers keep of their last forward pass, as an LSTM does its computed weights, is no leaf of a
+    graph, which torch refuses to copy: the copy gets the values."""
+    kept = [value for layer in model.modules() for value in vars(layer).values()]
+    tensors = [t for value in kept for t in (value if isinstance(value, list) else [value]) if isinstance(t, Tensor)]
+    return copy.deepcopy(model, {id(tensor): tensor.detach().clone() for tensor in tensors if not tensor.is_leaf})
 
 
-def _integers(name: str, layer: Any, plugin: FakeQuantize) -> nn.Module:
-    from torch.ao.nn.quantized import dynamic
+@dataclass(frozen=True)
+class _Fake:
+    """A weight under a FakeQuantize.
 
-    kinds: dict[type[nn.Module], Any] = {
-        nn.Conv1d: dynamic.Conv1d,
-        nn.Conv2d: dynamic.Conv2d,
-        nn.Conv3d: dynamic.Conv3d,
-    }
-    kind = nn.Conv1d
-    if not isinstance(layer, nn.Linear):
-        kind = next((kind for kind in kinds if isinstance(layer, kind)), None)  # type: ignore[assignment]
-        if kind is None or layer.padding_mode != "zeros" or isinstance(layer.padding, str):
-            raise ConfigurationError(
-                f"to_int8: {name or 'the model'!r} is a {layer}: only linear layers and convolutions with zero padding "
-                "can be made of integers"
+    Attributes:
+        layer_name: its layer's name in the model.
+        layer: its layer.
+        owner: the module of which that is a part.
+        leaf: what the layer calls it.
+        place: where in the stack of its parametrizations the FakeQuantize stands.
+    """
+
+    layer_name: str
+    layer: Any
+    owner: nn.Module
+    leaf: str
+    place: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.layer_name}.{self.leaf}" if self.layer_name else self.leaf
+
+    @property
+    def plugin(self) -> FakeQuantize:
+        """As it is now: it may be at another number of bits than at the start."""
+        plugin: FakeQuantize = self._stack()[self.place].binding.current()
+        return plugin
+
+    def problem(self) -> str:
+        """Why the layer stays as it is; empty if it need not."""
+        kind = parametrize.type_before_parametrizations(self.layer)
+        if round(self.plugin.bits) > 8:
+            return f"has {round(self.plugin.bits)} bits"
+        if self.leaf != "weight" or kind not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d):
+            return f"is in a {kind.__name__}, and only linear layers and convolutions can be made of integers"
+        if kind is not nn.Linear and (self.layer.padding_mode != "zeros" or isinstance(self.layer.padding, str)):
+            return f"is in a {kind.__name__} whose padding is not a number of zeros"
+        if isinstance(self.owner, nn.TransformerEncoderLayer):
+            return "is in a TransformerEncoderLayer, which reads the weights of its layers as floats when it evaluates"
+        return ""
+
+    @torch.no_grad()
+    def integers(self) -> nn.Module:
+        """The layer with integers for weights."""
+        from torch.ao.nn.quantized import dynamic
+
+        layer = self.layer
+        kind = parametrize.type_before_parametrizations(layer)
+        scales = self.plugin.scale(self._input(), unit_dims(layer.weight.ndim, layer))
+        scales = scales.expand(layer.weight.shape[0], *[1] * (layer.weight.ndim - 1)).flatten().double()
+        zeros = torch.zeros_like(scales, dtype=torch.long)
+        quantized = torch.quantize_per_channel(layer.weight.float(), scales, zeros, 0, torch.qint8)
+        bias = None if layer.bias is None else layer.bias.detach().float()
+        make: Any = getattr(dynamic, kind.__name__)
+        if kind is nn.Linear:
+            made: Any = make(layer.in_features, layer.out_features, bias is not None)
+        else:
+            made = make(
+                layer.in_channels,
+                layer.out_channels,
+                layer.kernel_size,
+                layer.stride,
+                layer.padding,
+                layer.dilation,
+                layer.groups,
+                bias is not None,
             )
-    raw = layer.parametrizations["weight"].original.detach()
-    dims = unit_dims(raw.ndim, layer)
-    scales = plugin.scale(raw, dims).expand(raw.shape[0], *[1] * (raw.ndim - 1)).flatten().double()
-    zeros = torch.zeros(raw.shape[0], dtype=torch.long)
-    quantized = torch.quantize_per_channel(layer.weight.detach().float(), scales, zeros, 0, torch.qint8)
-    bias = None if layer.bias is None else layer.bias.detach().float()
-    if isinstance(layer, nn.Linear):
-        make: Any = dynamic.Linear
-        integers: Any = make(layer.in_features, layer.out_features, bias is not None)
-    else:
-        sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-        integers = kinds[kind](*sizes, layer.groups, bias is not None)
-    integers.set_weight_bias(quantized, bias)
-    made: nn.Module = integers
-    return made
+        made.set_weight_bias(quantized, bias)
+        module: nn.Module = made
+        return module
+
+    def _stack(self) -> Any:
+        return self.layer.parametrizations[self.leaf]
+
+    def _input(self) -> Tensor:
+        """What the FakeQuantize is given: the raw parameter, as the parametrizations before it make it."""
+        stack = self._stack()
+        originals = list(stack.parameters(recurse=False))
+        for parametrization in list(stack)[: self.place]:
+            originals = [parametrization(*originals)]
+        given: Tensor = originals[0]
+        return given
+
+
+def _fake_quantized(model: nn.Module) -> Iterator[_Fake]:
+    for name, layer in model.named_modules():
+        if not parametrize.is_parametrized(layer):
+            continue
+        owner = model.get_submodule(name.rpartition(".")[0])
+        for leaf, stack in layer.parametrizations.items():
+            for place, part in enumerate(stack):
+                if not (isinstance(part, Parametrized) and isinstance(part.binding.plugin, FakeQuantize)):
+                    continue
+                fake = _Fake(name, layer, owner, leaf, place)
+                if place < len(stack) - 1:
+                    raise ConfigurationError(
+                        f"to_int8: in the weight {fake.name!r}, {stack[place + 1]} stands after {part}: attach "
+                        "FakeQuantize last, so that the layer computes with what it gives"
+                    )
+                yield fake
+
+
+def _normal(scale: Tensor) -> Tensor:
+    """At least the smallest normal number, so that nothing is divided by 0."""
+    return scale.clamp(min=torch.finfo(scale.dtype).tiny)

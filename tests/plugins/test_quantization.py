@@ -6,15 +6,22 @@ import pytest
 import torch
 import weightsmith_plugins as w
 from torch import nn
+from torch.nn.utils import parametrizations
 from weightsmith import ConfigurationError, Trainer, piecewise
 from weightsmith_plugins.quantization import to_int8
 
 
-def trained(model, plugin, inputs, epochs=5):
+def trained(model, plugins, inputs, epochs=5):
     def step(trainer, batch):
         return trainer.update(lambda: (model(batch) - 1).square().mean())
 
-    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.05), step=step, plugins=[plugin], seed=0)
+    trainer = Trainer(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.05),
+        step=step,
+        plugins=plugins if isinstance(plugins, list) else [plugins],
+        seed=0,
+    )
     trainer.run([inputs] * 4, max_epochs=epochs)
     return trainer
 
@@ -86,5 +93,84 @@ def test_what_cannot_be_made_of_integers_is_named():
     with pytest.raises(ConfigurationError, match="no layer has its weight under a FakeQuantize"):
         to_int8(trainer)
     model = nn.Sequential(nn.ConvTranspose1d(3, 2, 2))
-    with pytest.raises(ConfigurationError, match="'0' is a"):
+    with pytest.raises(ConfigurationError, match=r"'0\.weight' is in a ConvTranspose1d"):
         to_int8(trained(model, w.FakeQuantize(8), torch.randn(2, 3, 5), epochs=1))
+
+
+def assert_integers_are_the_weights(integers, layer, atol=1e-7):
+    assert torch.allclose(integers.weight().dequantize(), layer.weight.float(), atol=atol)
+
+
+def test_the_scale_is_that_of_what_the_quantizer_is_given():
+    torch.manual_seed(0)
+    clamped, normed, torchs = (nn.Sequential(nn.Linear(16, 4)) for _ in range(3))
+    inputs = torch.randn(8, 16)
+    run = trained(clamped, [w.Clamp(-0.1, 0.1, mode="forward"), w.FakeQuantize()], inputs)
+    assert_integers_are_the_weights(to_int8(run)[0], clamped[0])
+    run = trained(normed, [w.WeightNorm(), w.FakeQuantize()], inputs)
+    assert_integers_are_the_weights(to_int8(run)[0], normed[0])
+    parametrizations.weight_norm(torchs[0])
+    run = trained(torchs, w.FakeQuantize(), inputs)
+    assert_integers_are_the_weights(to_int8(run)[0], torchs[0])
+
+
+def test_what_stands_after_the_quantizer_is_refused():
+    run = trained(nn.Linear(16, 4), [w.FakeQuantize(), w.Clamp(-0.1, 0.1, mode="forward")], torch.randn(8, 16))
+    with pytest.raises(ConfigurationError, match=r"'weight'.*stands after"):
+        to_int8(run)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_models_of_another_dtype_become_float32_with_the_same_integers(dtype):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 32), nn.LayerNorm(32), nn.Linear(32, 4)).to(dtype)
+    inputs = torch.randn(8, 64, dtype=dtype)
+    run = trained(model, w.FakeQuantize(where="0"), inputs)
+    raw = run.weights()["0.weight"].detach()
+    scales = raw.to(torch.promote_types(dtype, torch.float32)).abs().amax(1) / 127
+    integers = to_int8(run)
+    assert torch.allclose(integers[0].weight().q_per_channel_scales(), scales.double(), rtol=1e-7)
+    assert torch.equal(integers[0].weight().int_repr(), (raw / scales[:, None]).round().to(torch.int8))
+    found, wanted = integers(inputs.float()), model(inputs).detach().float()
+    assert (found - wanted).abs().max() <= 0.1 * wanted.abs().max()
+
+
+class Attentive(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.recurrent = nn.LSTM(8, 8, batch_first=True)
+        self.encoder = nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True)
+        self.last = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.last(self.encoder(self.recurrent(self.attention(x, x, x)[0])[0]))
+
+
+def test_layers_that_stay_as_they_are_are_named_and_the_model_works(caplog):
+    torch.manual_seed(0)
+    model, inputs = Attentive(), torch.randn(3, 5, 8)
+    integers = to_int8(trained(model, w.FakeQuantize(), inputs, epochs=1))
+    names = (
+        "attention.in_proj_weight",
+        "attention.out_proj.weight",
+        "recurrent.weight_hh_l0",
+        "encoder.linear1.weight",
+    )
+    assert all(repr(name) in caplog.text for name in names)
+    assert "'last.weight'" not in caplog.text
+    with torch.no_grad():
+        found, wanted = integers(inputs), model.eval()(inputs)
+    assert (found - wanted).abs().max() <= 0.05 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_gradient_reaches_the_largest_weight_of_every_unit(bits):
+    weight = torch.randn(5000, 6, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    w.FakeQuantize(bits)(weight).sum().backward()
+    assert torch.equal(weight.grad, torch.ones_like(weight))
+
+
+@pytest.mark.parametrize("observer", ["minmax", "mse"])
+def test_a_scale_that_would_underflow_gives_numbers(observer):
+    assert w.FakeQuantize(observer=observer)(torch.tensor([[1e-44, 0.0]])).abs().max() <= 1e-43

@@ -1,13 +1,23 @@
 """Pruning: exact, permanent, clean where weights grow again; against torch's own pruning."""
 
 import copy
+import math
 
 import pytest
 import torch
 import weightsmith_plugins as w
 from torch import nn
 from torch.nn.utils import prune
-from weightsmith import ConfigurationError, Trainer, WeightEvents, cubic, linear, piecewise
+from weightsmith import (
+    ConfigurationError,
+    Plugin,
+    Trainer,
+    UnsupportedWeightError,
+    WeightEvents,
+    cubic,
+    linear,
+    piecewise,
+)
 from weightsmith_plugins.sparsity import finalise, sparsity_report
 
 BATCHES = [(torch.randn(16, 8, generator=torch.Generator().manual_seed(s)), torch.arange(16) % 4) for s in range(10)]
@@ -214,3 +224,196 @@ def test_finalise_keeps_the_zeros_and_reports():
 def test_what_cannot_be_is_told(make, message):
     with pytest.raises(ConfigurationError, match=message):
         make()
+
+
+def mask_of(trainer, plugin, weight="0.weight"):
+    return trainer.state_dict()["weightsmith"]["plugins"][f"weightsmith_plugins.{plugin}"][weight]["mask"].clone()
+
+
+def test_a_skipped_update_teaches_nothing():
+    bad = (BATCHES[1][0] * float("nan"), BATCHES[1][1])
+    for plugin, batches in ((w.MovementPruning(0.5, after=3), [BATCHES[0], bad]), (w.SNIP(0.5), [bad, BATCHES[0]])):
+        model = network()
+        trainer = trainer_of(model, w.SkipNonFinite(), plugin)
+        trainer.run([*batches, *BATCHES[2:8]])
+        assert sparsity_report(trainer).total == pytest.approx(0.5, abs=1 / 144)
+        assert all(weight.isfinite().all() for weight in trainer.weights().values())
+
+
+class Spoiling(Plugin):
+    """Makes one gradient of an update infinite while masks look at it, as an overflow would."""
+
+    order = 45
+
+    def subscriptions(self, trainer):
+        def spoil():
+            if trainer.state.update == 1:
+                trainer.model[0].weight.grad[0] = math.inf
+
+        def mend():
+            trainer.model[0].weight.grad.nan_to_num_(0, 0, 0)
+
+        yield WeightEvents.GRADIENTS_COMPUTED, spoil
+        yield WeightEvents.GRADIENTS_READY, mend
+
+
+@pytest.mark.parametrize("plugin", [w.SNIP(0.5), w.MovementPruning(0.5, every=3)], ids=repr)
+def test_a_gradient_that_is_not_finite_chooses_no_mask(plugin):
+    model = network()
+    trainer = trainer_of(model, Spoiling(), plugin)
+    trainer.run(BATCHES[:3])
+    assert sparsity_report(trainer).total == pytest.approx(0.5, abs=1 / 144)
+    memory = trainer.state_dict()["weightsmith"]["plugins"][f"weightsmith_plugins.{type(plugin).__name__}"]
+    assert all(value.isfinite().all() for entries in memory.values() for value in entries.values())
+
+
+def test_rigl_keeps_its_mask_where_the_gradient_is_not_finite():
+    model = network()
+    trainer = trainer_of(model, Spoiling(), w.RigL(0.5, 0.5, where="0"))
+    trainer._event_handlers[WeightEvents.GRADIENTS_READY].clear()
+    masks = []
+    trainer.add_event_handler(WeightEvents.WEIGHTS_EDITED, lambda: masks.append(mask_of(trainer, "RigL")))
+    trainer.run(BATCHES[:1])
+    assert torch.equal(masks[0], masks[1])
+
+
+def test_a_run_that_goes_on_goes_on_with_its_masks():
+    trainer = trainer_of(network(), w.RigL(0.5, 0.3, before=2))
+    trainer.run(BATCHES[:5])
+    mask = mask_of(trainer, "RigL")
+    trainer.run(BATCHES[:1])
+    assert torch.equal(mask_of(trainer, "RigL"), mask)
+    trainer = trainer_of(network(), w.MagnitudePruning(linear(0, 0.9, over=20), before=3))
+    trainer.run(BATCHES)
+    before = sparsity_report(trainer).total
+    trainer.run(BATCHES)
+    assert sparsity_report(trainer).total == before == pytest.approx(0.09, abs=1 / 144)
+
+
+def test_weights_of_two_optimizers_are_ranked_apart_from_the_start():
+    models = {"large": nn.Linear(8, 8, bias=False), "small": nn.Linear(8, 8, bias=False)}
+    with torch.no_grad():
+        models["small"].weight.mul_(0.01)
+    large = models["large"].weight.abs() > models["large"].weight.abs().median()
+    optimizers = {name: torch.optim.SGD(model.parameters(), lr=1e-3) for name, model in models.items()}
+
+    def step(trainer, batch):
+        for name, model in models.items():
+            trainer.update(model(batch[0]).square().mean(), name)
+
+    trainer = Trainer(models, optimizers, step=step, plugins=[w.MagnitudePruning(0.5)])
+    found = []
+    trainer.add_event_handler(
+        WeightEvents.WEIGHTS_EDITED, lambda: found.append([int((m.weight == 0).sum()) for m in models.values()])
+    )
+    trainer.run(BATCHES[:2])
+    assert found == [[32, 32]] * 5
+    assert torch.equal(models["large"].weight != 0, large)
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.unused, self.frozen = (nn.Linear(8, 8, bias=False) for _ in range(3))
+        self.frozen.requires_grad_(False)
+
+    def forward(self, x):
+        return self.used(self.frozen(x))
+
+
+@pytest.mark.parametrize("plugin", [w.SNIP(0.5), w.MovementPruning(0.5)], ids=repr)
+def test_weights_without_a_gradient_are_not_ranked_and_are_named(plugin, caplog):
+    trainer = trainer_of(Branches(), plugin)
+    trainer.run(BATCHES)
+    assert sparsity_report(trainer).zeros == {"used.weight": 32, "unused.weight": 0, "frozen.weight": 0}
+    assert caplog.text.count("no gradient reached ['unused.weight', 'frozen.weight']") == 1
+
+
+def scores_of(plugins, optimizer):
+    model = network()
+    trainer = Trainer(model, optimizer(model.parameters()), nn.CrossEntropyLoss(), plugins=plugins, seed=0)
+    before, products = model[0].weight.detach().clone(), []
+
+    def look():
+        if trainer.state.evaluation <= 1:
+            products.append(before * model[0].weight.grad)
+
+    trainer.add_event_handler(WeightEvents.GRADIENTS_COMPUTED, look)
+    trainer.run(BATCHES[:1])
+    memory = trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.MovementPruning"]["0.weight"]
+    return memory["score"], -products[-1]
+
+
+@pytest.mark.parametrize(
+    ("plugins", "optimizer"),
+    [
+        ([w.SharpnessAware(0.5)], lambda held: torch.optim.SGD(held, lr=0.1)),
+        ([], lambda held: torch.optim.LBFGS(held, max_iter=5)),
+    ],
+    ids=["sharpness-aware", "LBFGS"],
+)
+def test_an_update_is_counted_once_however_often_it_is_evaluated(plugins, optimizer):
+    found, wanted = scores_of([*plugins, w.MovementPruning(linear(0.0, 0.5, over=100), after=50)], optimizer)
+    assert torch.equal(found, wanted)
+
+
+def test_what_rigl_drops_and_grows_at_once_has_clean_optimizer_state():
+    model = network()
+    trainer = trainer_of(model, w.RigL(0.5, 1.0, every=4, where="0"), kind="SGD")
+    seen = {}
+
+    def look():
+        seen.update(mask=mask_of(trainer, "RigL"), there=model[0].weight != 0)
+
+    trainer.add_event_handler(WeightEvents.STEP_COMPLETED(once=4), look)
+    trainer.run(BATCHES[:4])
+    reborn = seen["mask"] & seen["there"] & mask_of(trainer, "RigL") & (model[0].weight == 0)
+    momentum = trainer.optimizers["optimizer"].state[model[0].weight]["momentum_buffer"]
+    assert reborn.any()
+    assert not momentum[reborn].any()
+
+
+@pytest.mark.parametrize("limits", [{"after": 5}, {"at": "EPOCH_COMPLETED"}, {"after": 5, "every": 3}], ids=repr)
+def test_rigl_is_sparse_from_the_start(limits):
+    trainer = trainer_of(network(), w.RigL(0.75, **limits))
+    found = []
+    trainer.add_event_handler(WeightEvents.WEIGHTS_EDITED, lambda: found.append(sparsity_report(trainer).total))
+    trainer.run(BATCHES)
+    assert set(found[:6]) == {0.75}
+    assert min(found) == 0.75
+
+
+@pytest.mark.parametrize("plugin", [w.RigL(0.5), w.SNIP(0.5), w.MovementPruning(0.5)], ids=repr)
+def test_sparse_gradients_are_refused_before_the_first_step(plugin):
+    model = nn.Sequential(nn.Embedding(5, 4, sparse=True))
+    with pytest.raises(UnsupportedWeightError, match="gets sparse gradients"):
+        Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), plugins=[plugin])
+
+
+def test_a_share_that_floating_point_rounds_is_a_share():
+    assert (w.MagnitudePruning(2 / 3, scope="1:3")(torch.randn(4, 6)) != 0).sum() == 8
+    assert (w.MagnitudePruning(0.9, scope="1:10")(torch.randn(2, 10)) != 0).sum() == 2
+
+
+@pytest.mark.parametrize("plugin", [w.MagnitudePruning(0.5, after=1, before=3), w.KeepZeros(), w.RigL(0.5)], ids=repr)
+def test_a_pruned_weight_that_became_infinite_is_zero_again(plugin):
+    model = network()
+    with torch.no_grad():
+        model[0].weight[:, :4] = 0
+    trainer = trainer_of(model, plugin)
+
+    def overflow():
+        if trainer.state.update == 6:
+            name = type(plugin).__name__
+            with torch.no_grad():
+                model[0].weight[~mask_of(trainer, name)] = math.inf
+
+    trainer.add_event_handler(WeightEvents.STEP_COMPLETED, overflow)
+    trainer.run(BATCHES)
+    assert all(weight.isfinite().all() for weight in trainer.weights().values())
+    assert (model[0].weight == 0).sum() >= 40
+
+
+def test_the_report_counts_what_layers_compute_with():
+    trainer = trainer_of(network(), w.TopK(0.25, mode="forward"))
+    assert sparsity_report(trainer).total == pytest.approx(0.75, abs=0.01)

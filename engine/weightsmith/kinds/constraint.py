@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import field
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from ignite.engine.events import EventEnum
 from torch import Tensor, nn
 
-from weightsmith.binding import Binding
+from weightsmith.binding import Binding, Target
 from weightsmith.errors import ConfigurationError, UnsupportedWeightError
 from weightsmith.events import WeightEvents
 from weightsmith.kinds.base import WeightPlugin
@@ -162,9 +162,21 @@ class Constraint(WeightPlugin, abstract=True):
                 for momentum in binding.momenta(target):  # the optimizer moves the weight against it
                     momentum.copy_(-self.tangent(-momentum, target.tensor, target.site))
 
-    def enforce(self, binding: Binding) -> None:
-        """Put whatever stands in the weights' place (an average) into the set, without looking for a new set."""
-        self.act(binding)
+    @torch.no_grad()
+    def enforce(self, binding: Binding, targets: Sequence[Target]) -> None:
+        """Put what stands in these weights' place for a while (an average) into the set, if the constraint is in force
+        now. Neither the plugin's memory nor the optimizer's changes."""
+        if not replace(self, every=1).due(binding.count(), binding.trainer.state.update, binding.trainer.state.epoch):
+            return
+        sites = [site for _, site in targets]
+        memories = [{name: entry.clone() for name, entry in site.state.items()} for site in sites]
+        self._prepare(targets)
+        try:
+            self.project_all_([target.tensor for target in targets], sites)
+        finally:
+            for site, memory in zip(sites, memories, strict=True):
+                site._forget()
+                site._begin(memory)
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The projected weight, outside a trainer; differentiable where the projection is."""

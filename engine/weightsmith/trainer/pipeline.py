@@ -113,9 +113,9 @@ class UpdatePipeline(Engine):
 
     def _complete(self, window: Window) -> None:
         self.state.updates[window.name] = self.state.update
-        self._fire_event(WeightEvents.STEP_COMPLETED)
-        self._fire_event(WeightEvents.WEIGHTS_EDITED)
-        self._fire_event(WeightEvents.UPDATE_COMPLETED)
+        for event in (WeightEvents.STEP_COMPLETED, WeightEvents.WEIGHTS_EDITED, WeightEvents.UPDATE_COMPLETED):
+            self._forget_casts()  # of the weights as they were before
+            self._fire_event(event)
         self._forget_casts()
 
     def _update_by_closure(self, window: Window, closure: Any) -> Tensor:
@@ -290,7 +290,7 @@ class UpdatePipeline(Engine):
             return self._step(self, batch)
 
     def _forget_casts(self) -> None:
-        """Autocast keeps its half-precision copies of the weights until the step ends, and they have changed."""
+        """Autocast keeps its half-precision copies of the weights until the step ends; call it where they change."""
         if _AUTOCAST[self.precision] is not None:
             torch.clear_autocast_cache()
 

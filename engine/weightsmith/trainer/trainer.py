@@ -13,7 +13,6 @@ from ignite.metrics import Metric
 from ignite.utils import convert_tensor, manual_seed
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.swa_utils import update_bn
 
 from weightsmith.attachments import Attachments
 from weightsmith.binding import Binding
@@ -23,7 +22,7 @@ from weightsmith.evaluation import EvaluationStep, evaluator
 from weightsmith.events import WeightEvents
 from weightsmith.faults import blaming
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
-from weightsmith.lending import lending
+from weightsmith.lending import lendable, lending, renew_statistics
 from weightsmith.measurements import Measurement, Measurements
 from weightsmith.plan import Plan
 from weightsmith.plugin import Plugin
@@ -257,16 +256,25 @@ class Trainer(UpdatePipeline):
             every: epochs from one evaluation to the next. Default 1.
             step: as for :meth:`evaluate`.
             averaged: whether to evaluate the means of the average that is attached, or which average's. Default false.
-            statistics_from: as for :meth:`averaged`.
+                As long as it has no mean yet, the weights in training are evaluated, and the log says so.
+            statistics_from: as for :meth:`averaged`; batches that can be gone through again.
 
         Returns:
-            The evaluator, an Ignite engine: attach early stopping or checkpoints to its ``COMPLETED``.
+            The evaluator, an Ignite engine: attach early stopping or checkpoints to its ``COMPLETED``. With
+            ``averaged`` that event fires while the means are lent, so a model saved there holds the means, which is
+            often what one wants. To save the weights in training, save on the trainer's ``EPOCH_COMPLETED`` in a
+            handler added after this call: it finds this validation's numbers in ``trainer.state.metrics``.
         """
         engine = evaluator(self, metrics, step)
+        average, said = averaged if isinstance(averaged, Average) else None, False
 
         def validate() -> None:
-            average = averaged if isinstance(averaged, Average) else None
-            with self.averaged(average, statistics_from=statistics_from) if averaged else contextlib.nullcontext():
+            nonlocal said
+            lends = bool(averaged and lendable(self._attachments.the(Average, average)))
+            if averaged and not lends and not said:
+                said = True
+                self.logger.warning("validate_on: there is no mean yet, so the weights in training are evaluated")
+            with self.averaged(average, statistics_from=statistics_from) if lends else contextlib.nullcontext():
                 engine.run(data)
             self.state.metrics.update(engine.state.metrics)
             self.publish(_scalars(engine.state.metrics), step=self.state.epoch)
@@ -283,18 +291,20 @@ class Trainer(UpdatePipeline):
         Args:
             average: which; may be left out if only one is attached.
             statistics_from: batches from which to compute the running statistics of batch norm anew, for the means;
-                by default those of the weights in training are used. They come back with the weights.
+                by default those of the weights in training are used. They come back with the weights, as all buffers
+                do. A batch norm in evaluation mode keeps its own.
 
-        A mean of points of a convex set is in it; of other sets (unit norms) it need not be, so the constraints have
-        the last word here too. Frozen weights, which are not averaged, stay as they are.
+        A mean of points of a convex set is in it; of other sets (unit norms) it need not be, so the constraints that
+        are in force now have the last word here too. Weights of which there is no mean, frozen ones among them, stay
+        as they are. Inside an update, the means of all optimizers' weights are lent.
 
         Raises:
-            ConfigurationError: no such average is attached, it has not seen the weights yet, or statistics are asked
-                of several models.
+            ConfigurationError: no such average is attached, it has not seen a weight yet, ``statistics_from`` has no
+                batch, or statistics are asked of several models.
         """
         with lending(self, self._attachments.the(Average, average), self._attachments.bindings(Constraint)):
             if statistics_from is not None:
-                update_bn(statistics_from, self.model, self.device)
+                renew_statistics(self, statistics_from)
             yield
 
     # ---------------------------------------------------------------- state

@@ -1,0 +1,121 @@
+"""What all prunings share: a mask that lasts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+from weightsmith import Constraint, Site, Trainer
+from weightsmith.binding import Binding, Target
+from weightsmith.plugin import Subscription
+
+__all__ = ["KeepZeros", "Pruning", "count_kept", "masked"]
+
+
+class Pruning(Constraint, abstract=True):
+    """What all prunings share: the mask, applied after every update, and a clean start for what grows again."""
+
+    forward_gradient: ClassVar[Literal["autograd", "straight-through", "none"]] = "none"
+
+    def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
+        return {"mask": torch.ones_like(weight, dtype=torch.bool)}
+
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0  # zeros are exact
+
+    def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
+        binding = trainer.bind(self)
+
+        def run() -> None:
+            if _begins(binding) if binding.at_start() else binding.due():
+                binding.current().act(binding)
+            else:
+                keep()
+
+        def keep() -> None:
+            if self.remembers_start:
+                binding.begin()
+            _apply_masks(binding.targets())
+
+        yield self.at or self.event, run
+        if self.at:
+            yield self.event, keep
+        yield from self._further_subscriptions(binding)
+
+    def _further_subscriptions(self, binding: Binding) -> Iterator[Subscription]:
+        yield from ()
+
+    def violation(self, weight: Tensor, site: Site) -> Tensor:
+        """The largest magnitude of a weight that is pruned."""
+        mask = site.state.get("mask")
+        return torch.zeros(()) if mask is None else weight.masked_fill(mask, 0).abs().amax()
+
+    def measured_violation(self, weight: Tensor, site: Site) -> float:
+        return float(self.violation(weight, site)) if weight.numel() else 0.0
+
+    @torch.no_grad()
+    def act(self, binding: Binding) -> None:
+        targets = binding.targets()
+        self._prepare(targets)
+        before = [(target.site.state["mask"].clone(), target.tensor != 0) for target in targets]
+        renewed = self._renewed(targets)
+        self.project_all_([target.tensor for target in renewed], [target.site for target in renewed])
+        for target, (mask, was_there) in zip(targets, before, strict=True):
+            grown = target.site.state["mask"] & (~mask | (was_there & (target.tensor == 0)))  # dropped just now, too
+            if grown.any():
+                binding.forget_moments(target, grown)
+
+    def _renewed(self, targets: Sequence[Target]) -> Sequence[Target]:
+        """Those whose masks are renewed; the others keep theirs."""
+        return targets
+
+    def enforce(self, binding: Binding, targets: Sequence[Target]) -> None:
+        """Apply the masks that there are, whether or not they are renewed any more."""
+        _apply_masks(targets)
+
+
+class KeepZeros(Pruning):
+    """w ← mask ⊙ w with the mask of what was not zero when the run began, or the plugin was attached: goes on training
+    a sparse model as sparse as it is.
+
+    >>> KeepZeros()(torch.tensor([[3.0, 0.0]]))
+    tensor([[3., 0.]])
+    """
+
+    remembers_start: ClassVar[bool] = True
+
+    def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
+        return {"mask": weight != 0}
+
+    def project(self, weight: Tensor, site: Site) -> Tensor:
+        return masked(weight, site)
+
+
+def masked(weight: Tensor, site: Site) -> Tensor:
+    """The weight with zeros where it is pruned, whatever it held there, an infinity included."""
+    return weight.masked_fill(~site.state["mask"], 0)
+
+
+def count_kept(size: int, sparsity: float) -> int:
+    """How many of ``size`` weights are left: all but ⌊sparsity · size⌋.
+
+    >>> count_kept(10, 0.35)
+    7
+    """
+    return size - math.floor(sparsity * size + 1e-9)
+
+
+@torch.no_grad()
+def _apply_masks(targets: Sequence[Target]) -> None:
+    for target in targets:
+        if target.site.state:
+            target.tensor.masked_fill_(~target.site.state["mask"], 0)
+
+
+def _begins(binding: Binding) -> bool:
+    """Whether masks are to be made now that a run starts: not if it goes on with those that there are."""
+    goes_on = any(binding.trainer.state.updates.values()) and any(site.state for _, site in binding.targets())
+    return not binding.plugin.after and not goes_on

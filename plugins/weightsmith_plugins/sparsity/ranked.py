@@ -1,0 +1,129 @@
+"""Prunings that keep the weights with the highest scores."""
+
+from __future__ import annotations
+
+import math
+import re
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from weightsmith import ConfigurationError, Site
+from weightsmith.kinds.base import copy_to
+from weightsmith.tensors import accurate_dtype, from_unit_matrices, largest, unit_matrices
+
+from weightsmith_plugins.sparsity.masks import Pruning, count_kept, masked
+
+__all__ = ["MagnitudePruning", "RankedPruning"]
+
+
+class RankedPruning(Pruning, abstract=True):
+    """Keeps the weights with the highest scores.
+
+    Args:
+        sparsity: the share of weights that are zero, from 0 to below 1; usually a schedule such as
+            ``cubic(0.0, 0.9, over="10 epochs")``.
+        scope: among which weights the least are sought: ``"global"`` (default), all that are selected and that one
+            optimizer holds; ``"layer"``, each weight on its own; ``"unit"``, each unit on its own; ``"2:4"`` and the
+            like, two of every four consecutive inputs, for which sparsity is a constant 0.5.
+    """
+
+    sparsity: float
+    scope: str = "global"
+
+    def validate(self) -> None:
+        if not 0 <= self.sparsity < 1:
+            raise ConfigurationError(f"{self!r}: sparsity must be from 0 to below 1, not {self.sparsity}")
+        pattern = _pattern(self.scope)
+        if self.scope not in ("global", "layer", "unit") and pattern is None:
+            raise ConfigurationError(f"{self!r}: scope must be 'global', 'layer', 'unit' or a pattern such as '2:4'")
+        if pattern and not (pattern[0] <= pattern[1] and math.isclose(self.sparsity, 1 - pattern[0] / pattern[1])):
+            raise ConfigurationError(f"{self!r}: with scope={self.scope!r} sparsity is 1 - n / m, and constant")
+
+    def project(self, weight: Tensor, site: Site) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
+        return self._ranked(weight, site)
+
+    def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        self._rank_all_(weights, sites)
+
+    def _ranked(self, weight: Tensor, site: Site) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weight with the least taken out, and the new mask."""
+        alive = masked(weight, site)
+        mask = self._mask(self._scores(alive, site), site)
+        return alive.masked_fill(~mask, 0), {"mask": mask}
+
+    def _rank_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        """Take the least out of all weights, in place, and renew their masks."""
+        if self.scope != "global":
+            self._singly(self._ranked, copy_to, weights, sites, weights)
+            return
+        groups: dict[str | None, list[tuple[Tensor, Site]]] = {}
+        for weight, site in zip(weights, sites, strict=True):
+            groups.setdefault(site.optimizer, []).append((weight, site))
+        for group in groups.values():
+            self._rank_together_(group)
+
+    def _rank_together_(self, group: Sequence[tuple[Tensor, Site]]) -> None:
+        alive = [masked(weight, site) for weight, site in group]
+        scores = [self._scores(values, site).flatten() for values, (_, site) in zip(alive, group, strict=True)]
+        together = torch.cat([score.to(scores[0].device, accurate_dtype(score.dtype)) for score in scores])
+        kept = largest(together.unsqueeze(0), count_kept(together.numel(), self.sparsity))[0]
+        masks = torch.split(kept, [score.numel() for score in scores])
+        for (weight, site), values, flat in zip(group, alive, masks, strict=True):
+            mask = flat.reshape(weight.shape).to(weight.device)
+            site.state["mask"].copy_(mask)
+            weight.copy_(values.masked_fill(~mask, 0))
+
+    @abstractmethod
+    def _scores(self, alive: Tensor, site: Site) -> Tensor:
+        """How much each weight matters, given the weight with zeros where it is pruned; the same shape."""
+
+    def _mask(self, scores: Tensor, site: Site) -> Tensor:
+        pattern = _pattern(self.scope)
+        if pattern is not None:
+            return _pattern_mask(self, scores, pattern, site)
+        if self.scope == "unit":
+            rows = unit_matrices(scores, site.unit_dims)[0]
+            kept = largest(rows, count_kept(rows.shape[1], self.sparsity))
+            return from_unit_matrices(kept, scores, site.unit_dims).bool()
+        return largest(scores.reshape(1, -1), count_kept(scores.numel(), self.sparsity)).reshape(scores.shape)
+
+
+class MagnitudePruning(RankedPruning):
+    """w ← mask ⊙ w, with the largest magnitudes kept: of n weights ⌊sparsity · n⌋ are zero, of equal ones the last.
+
+    Han et al. (2015), "Learning both weights and connections for efficient neural networks", arXiv:1506.02626; Zhu &
+    Gupta (2017), "To prune, or not to prune", arXiv:1710.01878, for growing sparsity. What is pruned stays pruned while
+    sparsity grows; where it falls, weights come back from zero, with clean optimizer state.
+
+    Args:
+        sparsity: the share of weights that are zero, from 0 to below 1; usually a schedule such as
+            ``cubic(0.0, 0.9, over="10 epochs")``.
+        scope: among which weights the least are sought: ``"global"`` (default), all that are selected and that one
+            optimizer holds; ``"layer"``, each weight on its own; ``"unit"``, each unit on its own; ``"2:4"`` and the
+            like, two of every four consecutive inputs, for which sparsity is a constant 0.5.
+
+    >>> MagnitudePruning(0.5)(torch.tensor([[3.0, -4.0], [0.5, 1.0]]))
+    tensor([[ 3., -4.],
+            [ 0.,  0.]])
+    """
+
+    def _scores(self, alive: Tensor, site: Site) -> Tensor:
+        return alive.abs()
+
+
+def _pattern(scope: str) -> tuple[int, int] | None:
+    found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", scope)
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
+def _pattern_mask(plugin: RankedPruning, scores: Tensor, pattern: tuple[int, int], site: Site) -> Tensor:
+    inputs, (kept, of) = next(iter(site.unit_dims), 0), pattern
+    if scores.ndim < 2 or scores.shape[inputs] % of:
+        raise ConfigurationError(
+            f"{plugin!r}: weight {site.name!r} has shape {tuple(scores.shape)}: needed is a number of inputs (axis "
+            f"{inputs}) that {of} divides"
+        )
+    last = scores.movedim(inputs, -1)
+    return largest(last.reshape(-1, of), kept).reshape(last.shape).movedim(-1, inputs)
