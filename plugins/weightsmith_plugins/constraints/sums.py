@@ -135,13 +135,12 @@ def _sum_rounding(weight: Tensor) -> float:
 
 
 def _mean_rounding(weight: Tensor, site: Site) -> Tensor:
-    """How far a mean is off by the rounding of its terms: 8 units of rounding at their root mean square, by √size. The
-    root mean square is that of about 64 values of each: a pass over all would cost more than the projection."""
+    """How far a mean may be off by the rounding of its terms, 16 units at their root mean square by √size, and of
+    adding them up, 0.3 units (a third more than was seen of up to 3 million terms). The root mean square is that of about 64
+    values of each unit: a pass over all would cost more than the projection."""
     axis = site.unit_dims[0]
     per_place = math.prod(weight.shape[other] for other in site.unit_dims[1:])
     some = weight.narrow(axis, 0, min(weight.shape[axis], max(1, 64 // max(1, per_place))))
-    size, seen = weight.numel(), some.numel()
     norms = unit_norms(some, site.unit_dims)
-    units = norms.numel()
-    rounding: Tensor = norms * (8 * torch.finfo(weight.dtype).eps * (units / seen) ** 0.5 * (units / size) ** 0.5)
-    return rounding
+    size, seen = weight.numel() // norms.numel(), some.numel() // norms.numel()
+    return norms.mul_((16 / math.sqrt(size) + 0.3) / math.sqrt(seen) * torch.finfo(weight.dtype).eps)
