@@ -216,10 +216,14 @@ def _least_of_largest(rows: Tensor, count: int) -> Tensor:
         place, room = count * len(sample) // size, 1024
         high = sample[max(0, place - room)]
         low = sample[min(len(sample) - 1, place + room)]
-        above = int((values > high).sum())
-        between = values[(values <= high) & (values >= low)]
-        if above < count <= above + len(between):
-            return between.kthvalue(len(between) - (count - above) + 1).values.reshape(1, 1)
+        above_low, above_high = values > low, int((values > high).sum())
+        reached = int(above_low.sum())
+        if above_high < count <= reached:
+            candidates = values[above_low]
+            between = candidates[candidates <= high]
+            return between.kthvalue(len(between) - (count - above_high) + 1).values.reshape(1, 1)
+        if reached < count <= int((values >= low).sum()):  # many equal ones, such as zeros
+            return low.reshape(1, 1)
     return rows.kthvalue(size - count + 1, dim=1, keepdim=True).values
 
 

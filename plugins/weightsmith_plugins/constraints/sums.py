@@ -136,8 +136,8 @@ def _sum_rounding(weight: Tensor) -> float:
 
 def _mean_rounding(weight: Tensor, site: Site) -> Tensor:
     """How far a mean may be off by the rounding of its terms, 16 units at their root mean square by √size, and of
-    adding them up, 0.3 units (a third more than was seen of up to 3 million terms). The root mean square is that of about 64
-    values of each unit: a pass over all would cost more than the projection."""
+    adding them up, 0.3 units (a third more than was seen of up to 3 million terms). The root mean square is that of
+    about 64 values of each unit: a pass over all would cost more than the projection."""
     axis = site.unit_dims[0]
     per_place = math.prod(weight.shape[other] for other in site.unit_dims[1:])
     some = weight.narrow(axis, 0, min(weight.shape[axis], max(1, 64 // max(1, per_place))))

@@ -65,15 +65,16 @@ class RankedPruning(Pruning, abstract=True):
             self._rank_together_(group)
 
     def _rank_together_(self, group: Sequence[tuple[Tensor, Site]]) -> None:
-        alive = [masked(weight, site) for weight, site in group]
-        scores = [self._scores(values, site).flatten() for values, (_, site) in zip(alive, group, strict=True)]
+        for weight, site in group:
+            weight.masked_fill_(~site.state["mask"], 0)
+        scores = [self._scores(weight, site).flatten() for weight, site in group]
         together = torch.cat([score.to(scores[0].device, accurate_dtype(score.dtype)) for score in scores])
         kept = largest(together.unsqueeze(0), count_kept(together.numel(), self.sparsity))[0]
         masks = torch.split(kept, [score.numel() for score in scores])
-        for (weight, site), values, flat in zip(group, alive, masks, strict=True):
+        for (weight, site), flat in zip(group, masks, strict=True):
             mask = flat.reshape(weight.shape).to(weight.device)
             site.state["mask"].copy_(mask)
-            weight.copy_(values.masked_fill(~mask, 0))
+            weight.masked_fill_(~mask, 0)
 
     @abstractmethod
     def _scores(self, alive: Tensor, site: Site) -> Tensor:
