@@ -34,7 +34,8 @@ def lending(trainer: Trainer, average: Binding, constraints: Iterable[Binding]) 
     """
     targets = lendable(average)
     if not targets:
-        raise ConfigurationError(f"{average.plugin!r} has no mean of any weight yet: run first")
+        first = average.weights[0].name
+        raise ConfigurationError(f"{average.plugin!r} has no mean of {first!r} yet, or of another weight: run first")
     weights = [(target.tensor, target.tensor.detach().clone()) for target in targets]
     with _keeping_buffers(trainer):
         try:
