@@ -197,7 +197,7 @@ def largest(rows: Tensor, count: int) -> Tensor:
     least = _least_of_largest(rows, count)
     if rows.is_cpu:
         kept = rows >= least
-        if int(kept.sum()) == count * len(rows):
+        if int(kept.count_nonzero()) == count * len(rows):
             return kept
     above, equal = rows > least, rows == least
     room = count - above.sum(dim=1, keepdim=True)
@@ -216,13 +216,12 @@ def _least_of_largest(rows: Tensor, count: int) -> Tensor:
         place, room = count * len(sample) // size, 1024
         high = sample[max(0, place - room)]
         low = sample[min(len(sample) - 1, place + room)]
-        above_low, above_high = values > low, int((values > high).sum())
-        reached = int(above_low.sum())
+        above_low, above_high = values > low, int((values > high).count_nonzero())
+        reached = int(above_low.count_nonzero())
         if above_high < count <= reached:
-            candidates = values[above_low]
-            between = candidates[candidates <= high]
+            between = values[above_low & (values <= high)]
             return between.kthvalue(len(between) - (count - above_high) + 1).values.reshape(1, 1)
-        if reached < count <= int((values >= low).sum()):  # many equal ones, such as zeros
+        if reached < count <= int((values >= low).count_nonzero()):  # many equal ones, such as zeros
             return low.reshape(1, 1)
     return rows.kthvalue(size - count + 1, dim=1, keepdim=True).values
 
