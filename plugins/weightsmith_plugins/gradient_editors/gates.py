@@ -26,8 +26,8 @@ class Freeze(GradientEditor):
     """Takes the gradient away, so that the optimizer leaves the weight alone: a zero gradient would still move it under
     momentum and weight decay. With ``before="5 epochs"`` it trains from then on.
 
-    Penalties with another mode than ``"loss"``, weight editors and constraints that select it still act, and the running
-    statistics of batch norm, which are no weights, still move.
+    Penalties with another mode than ``"loss"``, weight editors and constraints that select it still act; and batch
+    norm's running statistics, which are no weights, still move.
     Outside a trainer the result is zero.
 
     >>> Freeze()(torch.tensor([2.0]), torch.zeros(1))
