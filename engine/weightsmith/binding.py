@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from weightsmith.errors import ConfigurationError, PluginContractError, UnsupportedWeightError
+from weightsmith.errors import ConfigurationError, PluginContractError, SelectionError, UnsupportedWeightError
 from weightsmith.events import TrainingState, WeightEvents
 from weightsmith.optimizers import forget, join, leave, momenta
 from weightsmith.parametrization import Map, Parametrized, refuse_remove, register, remembering, remove
@@ -115,7 +115,10 @@ class Binding:
             UnsupportedWeightError: the plugin cannot act correctly on a weight that it selects.
         """
         candidates = inventory if self.plugin.sees_effective_weights else raw_weights(inventory)
-        self.weights = select(self.plugin.where, candidates)
+        try:
+            self.weights = select(self.plugin.where, candidates)
+        except SelectionError as error:
+            raise SelectionError(f"{self.plugin!r}: {error}") from None
         for weight in self.weights:
             self._refuse_unsupported(weight)
         self.plugin.refuse(self.weights)
