@@ -1,7 +1,8 @@
-"""Write docs/plugins.md: every built-in plugin in one line, from its docstring."""
+"""Write docs/plugins.md: every built-in plugin and function in one line, from its docstring."""
 
 import argparse
 import inspect
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -24,13 +25,21 @@ KINDS = [Initializer, Penalty, GradientEditor, WeightEditor, Constraint, Paramet
 
 def page() -> str:
     """The page's text."""
-    plugins = [getattr(weightsmith_plugins, name) for name in weightsmith_plugins.__all__]
+    exported = [getattr(weightsmith_plugins, name) for name in weightsmith_plugins.__all__]
+    plugins = [found for found in exported if isinstance(found, type)]
+    functions = sorted((found for found in exported if inspect.isfunction(found)), key=lambda found: found.__name__)
     lines = ["# The built-in plugins", "", "Made by `scripts/list_plugins.py`; the docstrings say more.", ""]
     for kind in KINDS:
         mine = sorted((p for p in plugins if kind_of(p) is kind), key=lambda plugin: plugin.__name__)
         if mine:
             lines += [f"## {kind.__name__ if kind is not Plugin else 'Other plugins'}", ""]
             lines += [f"- `{call(plugin)}` — {first_sentence(plugin)}" for plugin in mine] + [""]
+    lines += [
+        "## Functions",
+        "",
+        *(f"- `{called(function)}` — {first_sentence(function)}" for function in functions),
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -43,8 +52,12 @@ def call(plugin: type[Plugin]) -> str:
     return f"{plugin.__name__}({', '.join(field.name for field in fields(plugin) if not field.kw_only)})"
 
 
-def first_sentence(plugin: type[Plugin]) -> str:
-    paragraph = " ".join(inspect.getdoc(plugin).partition("\n\n")[0].split())
+def called(function: Callable[..., object]) -> str:
+    return f"{function.__name__}({', '.join(inspect.signature(function).parameters)})"
+
+
+def first_sentence(found: object) -> str:
+    paragraph = " ".join(inspect.getdoc(found).partition("\n\n")[0].split())
     return paragraph.partition(". ")[0].rstrip(".").replace("|", "\\|")
 
 

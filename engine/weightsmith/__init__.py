@@ -25,7 +25,7 @@ from weightsmith.plain import load_plain_state_dict, plain_state_dict
 from weightsmith.plan import Plan, PlanRow
 from weightsmith.plugin import Plugin
 from weightsmith.schedules import Progress, Schedule, cosine, cubic, exponential, function, linear, piecewise
-from weightsmith.selection import Selector, biases, everything, matrices, named, norms, of_type
+from weightsmith.selection import Selector, added, biases, everything, matrices, named, norms, of_type
 from weightsmith.site import Site
 from weightsmith.trainer import Trainer
 
@@ -58,6 +58,7 @@ __all__ = [
     "WeightEditor",
     "WeightEvents",
     "WeightsmithError",
+    "added",
     "biases",
     "cosine",
     "cubic",

@@ -5,21 +5,22 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Events
 from ignite.engine.events import EventsList
 
 from weightsmith.binding import Binding
-from weightsmith.errors import ConfigurationError, ConflictError
+from weightsmith.errors import ConfigurationError, ConflictError, SelectionError
 from weightsmith.events import WeightEvents
 from weightsmith.faults import PluginHandler, blaming
 from weightsmith.kinds import Constraint, Initializer, WeightPlugin
 from weightsmith.optimizers import held_by
 from weightsmith.plan import Plan, PlanRow
 from weightsmith.plugin import Plugin, class_path
-from weightsmith.weights import Weight, inventory
+from weightsmith.selection import select
+from weightsmith.weights import Weight, inventory, raw_weights
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
@@ -75,8 +76,10 @@ class Attachments:
         found = [binding for binding in self.bindings(kind) if plugin is None or binding.plugin == plugin]
         if len(found) == 1:
             return found[0]
+        attached = ", ".join(repr(binding.plugin) for binding in self.bindings(kind))
+        if not attached:
+            raise ConfigurationError(f"no plugin of the kind {kind.__name__} is attached: attach one before the run")
         wanted = f"an {kind.__name__}" if plugin is None else repr(plugin)
-        attached = ", ".join(repr(binding.plugin) for binding in self.bindings(kind)) or "none"
         raise ConfigurationError(f"{len(found)} attached plugins are {wanted}: name one of those attached, {attached}")
 
     # ---------------------------------------------------------------- attaching
@@ -118,6 +121,7 @@ class Attachments:
         attachment = same[0]
         if attachment.binding is not None:
             attachment.binding.refuse_release()
+            self._refuse_to_strand_others(attachment.binding)
         self._listed.remove(attachment)
         self._soon(lambda: self._end(attachment))
 
@@ -205,11 +209,27 @@ class Attachments:
         """A plugin that parametrizes a weight must not take it away from a plugin that needs it plain."""
         if attachment.binding is None:
             return
-        taken = {id(weight.raw[0]) for weight in attachment.binding.to_parametrize()}
+        binding = attachment.binding
+        taken = {id(weight.raw[0]) for weight in binding.to_parametrize()}
         for other in _bindings(self._listed, Plugin):
-            after = [replace(weight, parametrized=True) for weight in other.weights if id(weight.raw[0]) in taken]
+            after = [binding.as_parametrized(weight) for weight in other.weights if id(weight.raw[0]) in taken]
             if after and other.plugin.sees_effective_weights:
                 other.plugin.refuse(after)
+
+    def _refuse_to_strand_others(self, binding: Binding) -> None:
+        """A plugin must not take parameters of its own away that are all that another selects."""
+        gone = binding.added()
+        remaining = [weight for weight in raw_weights(self._inventory()) if id(weight.parameter) not in gone]
+        for other in _bindings(self._listed, Plugin) if gone else ():
+            if other is binding or other.plugin.sees_effective_weights:
+                continue
+            try:
+                select(other.plugin.where, remaining)
+            except SelectionError as error:
+                raise ConfigurationError(
+                    f"{binding.plugin!r} cannot be detached before {other.plugin!r}, which selects parameters that "
+                    f"would go with it: {error}"
+                ) from None
 
     def _refuse_idle(self, binding: Binding) -> None:
         idle = [weight.name for weight in binding.weights if weight.optimizer is None]

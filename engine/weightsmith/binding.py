@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
@@ -135,7 +136,11 @@ class Binding:
         if known is not None:
             known.site._follow(weight, optimizer)
             return Target(weight, known.site)
-        return Target(weight, Site(weight, self._state, optimizer, self._seed()))
+        target = Target(weight, Site(weight, self._state, optimizer, self._seed()))
+        if weight.raw[0].numel():
+            plugin: Any = self.current()
+            plugin.refuse_misfit(plugin._seen(target).detach(), target.site)
+        return target
 
     def call(self, label: str) -> None:
         """Give it its label."""
@@ -227,6 +232,16 @@ class Binding:
     def to_parametrize(self) -> list[Weight]:
         """The weights whose layers will compute, or do compute, with something else."""
         return self.weights if self._maps is not None else []
+
+    def as_parametrized(self, weight: Weight) -> Weight:
+        """One of these weights as it will be."""
+        assert self._maps is not None
+        coming = Parametrized(self, self._targets[weight.name].site, *self._maps, {})
+        return replace(weight, parametrizations=(*weight.parametrizations, coming))
+
+    def added(self) -> set[int]:
+        """The ids of the parameters that are trained besides, and go with it."""
+        return {id(p) for registration in self._parametrized.values() for p in registration.parametrized.parameters()}
 
     def register(self) -> None:
         """Carry out :meth:`parametrize`."""

@@ -11,10 +11,12 @@ from ignite.engine import Engine
 from ignite.metrics import Metric
 from torch import nn
 
+from weightsmith.errors import ConfigurationError
+
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["EvaluationStep", "evaluating", "evaluator"]
+__all__ = ["EvaluationStep", "evaluating", "evaluator", "pair"]
 
 EvaluationStep: TypeAlias = "Callable[[Trainer, Any], Any]"
 
@@ -31,6 +33,9 @@ def evaluator(trainer: Trainer, metrics: Mapping[str, Metric], step: EvaluationS
             finally:
                 trainer._forget_casts()  # made here, they have no graph to train by
 
+    for name, metric in metrics.items():
+        if not isinstance(metric, Metric):
+            raise ConfigurationError(f"the metric {name!r} is {metric!r}: give an Ignite metric, such as Accuracy()")
     engine = Engine(process)
     for name, metric in metrics.items():
         metric.attach(engine, name)
@@ -39,8 +44,18 @@ def evaluator(trainer: Trainer, metrics: Mapping[str, Metric], step: EvaluationS
 
 def predict(trainer: Trainer, batch: Any) -> Any:
     """The default step: ``(model(inputs), targets)`` for a batch ``(inputs, targets)``."""
-    inputs, targets = trainer.to_device(batch)
+    inputs, targets = trainer.to_device(pair(batch))
     return trainer.model(inputs), targets
+
+
+def pair(batch: Any) -> tuple[Any, Any]:
+    """``(inputs, targets)``, or an error that says that another step is needed."""
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+        raise ConfigurationError(
+            f"the default step takes batches (inputs, targets), not a {type(batch).__name__}: give one of your own, step=…"
+        )
+    inputs, targets = batch
+    return inputs, targets
 
 
 @contextlib.contextmanager

@@ -47,6 +47,11 @@ class Parametrized(nn.Module):
         for name, value in parameters.items():
             self.register_parameter(name, nn.Parameter(value.detach().clone()))
 
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether the plugin says that zeros stay zeros."""
+        return getattr(self.binding.plugin, "keeps_zeros", False)
+
     def forward(self, raw: Tensor) -> Tensor:
         return self._mapped(self._forward, raw, remember=self.remembering)[0]
 

@@ -45,7 +45,7 @@ def load_plain_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
     buffers = persistent_buffers({"": model})
     _refuse_misfits({**{n: w.effective() for n, w in weights.items()}, **buffers}, state)
     for name, weight in weights.items():
-        if weight.parametrized and not all(hasattr(part, "right_inverse") for part in weight.parametrizations()):
+        if weight.parametrized and not all(hasattr(part, "right_inverse") for part in weight.parametrizations):
             raise ConfigurationError(f"weight {name!r} is parametrized by something without a right_inverse")
     before = [(tensor, tensor.clone()) for weight in weights.values() for tensor in weight.raw]
     try:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import inspect
 import os
 import re
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
 import numpy as np
 from torch import Tensor
 
+from weightsmith.definition import (
+    refuse_missing_methods,
+    refuse_near_misses,
+    refuse_unannotated_fields,
+    refuse_wrong_signatures,
+)
 from weightsmith.errors import ConfigurationError, PluginDefinitionError
 from weightsmith.importing import import_path, imported
 from weightsmith.schedules import Function, Progress, Schedule
@@ -36,14 +43,14 @@ class PluginType(ABCMeta):
     def __new__(mcls, name: str, bases: tuple[type, ...], namespace: dict[str, Any], *, abstract: bool = False) -> Any:
         cls: Any = super().__new__(mcls, name, bases, namespace)
         if bases:
-            _refuse_unannotated_fields(cls, namespace)
+            refuse_unannotated_fields(cls, namespace)
         dataclass(frozen=True, repr=False)(cls)
         if bases:
             _refuse_defaults_that_cannot_be_written(cls)
         if not abstract:
-            _refuse_near_misses(cls, namespace)
-            _refuse_missing_methods(cls)
-            _refuse_wrong_signatures(cls, namespace)
+            refuse_near_misses(cls, namespace)
+            refuse_missing_methods(cls)
+            refuse_wrong_signatures(cls, namespace)
         cls._is_made = True
         return cls
 
@@ -55,8 +62,17 @@ class PluginType(ABCMeta):
                 if name not in known:
                     raise ConfigurationError(f"{cls.__name__} has no field {name!r}{nearest(name, known)}")
             if cls.gathers is not None and args:
-                args, settings = (), {cls.gathers: args, **settings}
+                gathered = tuple(args[0]) if len(args) == 1 and isinstance(args[0], (list, tuple)) else args
+                args, settings = (), {cls.gathers: gathered, **settings}
+            _refuse_wrong_count(cls, args, settings)
             return super().__call__(*args, **settings)
+
+        @property
+        def __signature__(cls) -> inspect.Signature:
+            """What ``help()`` shows: the fields."""
+            _, *parameters = inspect.signature(cls.__init__).parameters.values()
+            gathered = [p.replace(kind=p.VAR_POSITIONAL) for p in parameters if p.name == cls.gathers]
+            return inspect.Signature([*gathered, *(p for p in parameters if p.name != cls.gathers)])
 
     def __setattr__(cls, name: str, value: Any) -> None:
         if name == "__dataclass_params__" and cls.__dict__.get("_is_made"):
@@ -124,6 +140,8 @@ class Plugin(metaclass=PluginType, abstract=True):
             value = os.fspath(value)
         if isinstance(value, np.generic):
             value = value.item()
+        if isinstance(value, Mapping) and not takes_number(field_):
+            value = tuple(value.items())
         if isinstance(value, list):
             value = _as_tuple(value)
         if inspect.isroutine(value) and takes_number(field_):
@@ -245,7 +263,13 @@ def takes_number(field_: Field[Any]) -> bool:
 
 
 def _refuse_other_types(field_: Field[Any], value: Any) -> None:
-    """Where a field is annotated with simple types alone, a value of another would fail far from here."""
+    """Where a field is annotated with simple types or words alone, another value would fail far from here."""
+    annotation = str(field_.type).removeprefix("typing.")
+    if annotation.startswith("Literal["):
+        words = ast.literal_eval(f"({annotation[len('Literal[') : -1]},)")
+        if value not in words:
+            raise ConfigurationError(f"{value!r} is not one of {', '.join(map(repr, words))}")
+        return
     names = _type_names(field_)
     if not names <= _SIMPLE_TYPES.keys() or isinstance(value, Schedule):
         return
@@ -304,33 +328,20 @@ def class_path(cls: type) -> str:
     return short if is_exported else f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _hooks(cls: type) -> dict[str, Any]:
-    """The public methods that a kind declares for its subclasses to write."""
-    declared: dict[str, Any] = {}
-    for base in reversed(cls.__mro__[1:]):
-        if isinstance(base, PluginType):
-            declared |= {n: m for n, m in vars(base).items() if inspect.isfunction(m) and not n.startswith("_")}
-    return declared
-
-
-def _refuse_unannotated_fields(cls: type, namespace: dict[str, Any]) -> None:
-    annotations = inspect.get_annotations(cls)
-    inherited = {name: text for base in cls.__mro__[1:] for name, text in inspect.get_annotations(base).items()}
-    class_variables = {name for name, text in inherited.items() if "ClassVar" in str(text)}
-    for name, text in annotations.items():
-        if name in class_variables and "ClassVar" not in str(text):
-            raise PluginDefinitionError(
-                f"{cls.__name__}.{name} is a name that the engine uses for itself: choose another name for the field"
-            )
-    for name, value in namespace.items():
-        is_data = not (callable(value) or hasattr(type(value), "__get__"))
-        if not name.startswith("_") and is_data and name not in annotations and name not in class_variables:
-            raise PluginDefinitionError(
-                f"{cls.__name__}.{name} = {value!r} makes no field: annotate it, `{name}: {type(value).__name__} = "
-                f"{value!r}`, or `{name}: ClassVar = …` if it is no part of the configuration"
-            )
-    if "__post_init__" in namespace and cls.__mro__[1] is not object:
-        raise PluginDefinitionError(f"{cls.__name__} defines __post_init__: check values in `validate(self)` instead")
+def _refuse_wrong_count(cls: Any, args: tuple[Any, ...], settings: dict[str, Any]) -> None:
+    """Say which values are missing, or that there are too many."""
+    positional = [field_.name for field_ in fields(cls) if not field_.kw_only]
+    if len(args) > len(positional):
+        takes = f"takes {', '.join(positional)}" if positional else "takes none"
+        raise ConfigurationError(f"{cls.__name__} was given {len(args)} values, and {takes}; name the others: where=…")
+    given = {*positional[: len(args)], *settings}
+    missing = [
+        field_.name
+        for field_ in fields(cls)
+        if field_.default is MISSING and field_.default_factory is MISSING and field_.name not in given
+    ]
+    if missing:
+        raise ConfigurationError(f"{cls.__name__} needs {', '.join(missing)}: {cls.__name__}({missing[0]}=…)")
 
 
 def _refuse_defaults_that_cannot_be_written(cls: Any) -> None:
@@ -341,51 +352,3 @@ def _refuse_defaults_that_cannot_be_written(cls: Any) -> None:
             plain(field_.default)
         except ConfigurationError as error:
             raise PluginDefinitionError(f"{cls.__name__}.{field_.name}: {error}") from None
-
-
-def _refuse_near_misses(cls: type, namespace: dict[str, Any]) -> None:
-    hooks = _hooks(cls).keys() - _ENGINE_SIDE
-    for name, value in namespace.items():
-        if not inspect.isfunction(value) or name.startswith("_") or name in hooks:
-            continue
-        close = difflib.get_close_matches(name, hooks, n=1, cutoff=0.8)
-        if close:
-            raise PluginDefinitionError(
-                f"{cls.__name__}.{name} is never called: did you mean `{close[0]}`? "
-                f"If it is a helper of your own, name it `_{name}`"
-            )
-
-
-# Public methods that authors do not write, so that a name of their own may resemble them.
-_ENGINE_SIDE = {"act", "due", "limits", "measured_violation", "refuse", "refuse_event", "resolved", "to_plain"}
-
-
-def _refuse_missing_methods(cls: Any) -> None:
-    if cls.__abstractmethods__:
-        missing = ", ".join(f"`{name}`" for name in sorted(cls.__abstractmethods__))
-        kind = cls.__mro__[1].__name__
-        raise PluginDefinitionError(
-            f"{cls.__name__} does not define {missing}, which a {kind} must; "
-            f"write `class {cls.__name__}({kind}, abstract=True)` if it is a base for others"
-        )
-
-
-def _refuse_wrong_signatures(cls: type, namespace: dict[str, Any]) -> None:
-    for name, declared in _hooks(cls).items():
-        written = namespace.get(name)
-        if not inspect.isfunction(written):
-            continue
-        wanted = list(inspect.signature(declared).parameters)
-        named = list(inspect.signature(written).parameters)
-        if named != wanted and sorted(named) == sorted(wanted):
-            raise PluginDefinitionError(
-                f"{cls.__name__}.{name}({', '.join(named)}) has its arguments in another order than the engine gives "
-                f"them: write `def {name}({', '.join(wanted)})`"
-            )
-        try:
-            inspect.signature(written).bind(*wanted)
-        except TypeError:
-            raise PluginDefinitionError(
-                f"{cls.__name__}.{name}{inspect.signature(written)} cannot be called as the engine calls it: "
-                f"write `def {name}({', '.join(wanted)})`"
-            ) from None

@@ -17,7 +17,7 @@ from weightsmith.errors import SelectionError
 from weightsmith.importing import import_path, imported
 from weightsmith.weights import Weight, is_lazy
 
-__all__ = ["Selector", "Where", "biases", "everything", "matrices", "named", "norms", "of_type", "select"]
+__all__ = ["Selector", "Where", "added", "biases", "everything", "matrices", "named", "norms", "of_type", "select"]
 
 
 class Selector(ABC):
@@ -40,6 +40,12 @@ class Selector(ABC):
 
     def __or__(self, other: Where) -> Selector:
         return AnyOf((self, selector(other)))
+
+    def __rand__(self, other: Where) -> Selector:
+        return AllOf((selector(other), self))
+
+    def __ror__(self, other: Where) -> Selector:
+        return AnyOf((selector(other), self))
 
     def __invert__(self) -> Selector:
         return Not(self)
@@ -208,16 +214,21 @@ _FAMILIES: dict[str, Callable[[Weight], bool]] = {
     "matrices": lambda weight: _is_matrix(weight),
     "biases": lambda weight: weight.leaf.startswith("bias"),
     "norms": lambda weight: isinstance(weight.module, _NORM_LAYERS),
+    "added": lambda weight: weight.is_added,
 }
 
 everything: Selector = Family("everything")
 """Every weight."""
 matrices: Selector = Family("matrices")
-"""Weights with two axes or more: linear, convolution, embedding, recurrent; no biases, no normalisation scales."""
+"""Weights with two axes or more, whatever they are called: linear, convolution, embedding, recurrent, and parameters of
+your own; no biases, no normalisation scales."""
 biases: Selector = Family("biases")
 """Parameters whose own name begins with ``bias``."""
 norms: Selector = Family("norms")
 """The parameters of normalisation layers."""
+added: Selector = Family("added")
+"""What parametrizations train besides the raw parameter, such as the factors of a low-rank adapter: seen by gradient
+editors, weight editors, averages and probes."""
 
 
 def named(*patterns: str) -> Selector:
@@ -255,6 +266,10 @@ def selector(where: Where) -> Selector:
         return _from_plain(where)
     if isinstance(where, type) and issubclass(where, nn.Module):
         return OfType(where)
+    if isinstance(where, (Tensor, nn.Module)):
+        raise SelectionError(
+            f"where= was given a {type(where).__name__} itself: give its name, such as 'encoder.fc', or a module type"
+        )
     if isinstance(where, Iterable):
         parts = tuple(selector(part) for part in where)
         if not parts:

@@ -30,7 +30,8 @@ class Weight:
         module: the module that owns it.
         leaf: the attribute under which the module computes with it: ``"weight"``.
         raw: the parameters behind it: one, unless a parametrization computes it from several (weight normalisation).
-        parametrized: whether the layer computes with a function of ``raw`` instead of with ``raw`` itself.
+        parametrizations: what the layer computes its weight by from ``raw``, in turn; empty if it computes with ``raw``
+            itself.
         endings: what each raw parameter's own name adds to ``name``: nothing for the one that stood there before, then
             such as ``".up"`` for what a parametrization adds.
         holders: for each raw parameter, the name of the optimizer that holds it, or ``None``.
@@ -43,7 +44,7 @@ class Weight:
     module: nn.Module
     leaf: str
     raw: tuple[nn.Parameter, ...]
-    parametrized: bool = False
+    parametrizations: tuple[nn.Module, ...] = ()
     endings: tuple[str, ...] = ("",)
     holders: tuple[str | None, ...] = ()
     is_part: bool = False
@@ -58,6 +59,16 @@ class Weight:
         """The one raw parameter. (Weights with several are taken apart by :func:`raw_weights` first.)"""
         (parameter,) = self.raw
         return parameter
+
+    @property
+    def parametrized(self) -> bool:
+        """Whether the layer computes with a function of the raw parameters instead of with them."""
+        return bool(self.parametrizations)
+
+    @property
+    def keeps_zeros(self) -> bool:
+        """Whether the layer computes with 0 wherever the raw parameter is 0."""
+        return all(getattr(part, "keeps_zeros", False) for part in self.parametrizations)
 
     @property
     def optimizer(self) -> str | None:
@@ -81,7 +92,7 @@ class Weight:
         """
         if not self.parametrized:
             return self.parameter
-        training = [part for part in self.parametrizations().modules() if part.training]
+        training = [part for whole in self.parametrizations for part in whole.modules() if part.training]
         try:
             for part in training:
                 part.training = False
@@ -90,11 +101,6 @@ class Weight:
             for part in training:
                 part.training = True
         return value
-
-    def parametrizations(self) -> nn.ModuleList:
-        """What the layer's weight is computed by, in turn; empty if it stands for itself."""
-        found = _parametrization_lists(self.module).get(self.leaf)
-        return found if isinstance(found, nn.ModuleList) else nn.ModuleList()
 
     def effective_units(self) -> Tensor:
         """The effective weight, as its plugins see it (:func:`~weightsmith.tensors.unit_view`)."""
@@ -158,7 +164,7 @@ def _parts(weight: Weight) -> list[Weight]:
             raw=(parameter,),
             endings=("",),
             holders=(holder,),
-            parametrized=False,
+            parametrizations=(),
             is_part=True,
             is_added=bool(ending) and not ending.startswith(".original"),
         )
@@ -214,14 +220,14 @@ def _walk(prefix: str, model: nn.Module) -> Iterator[Weight]:
         for leaf, parameter in module._parameters.items():
             if parameter is not None:
                 yield Weight(dotted + leaf, (), module, leaf, (parameter,))
-        for leaf, parametrizations in _parametrization_lists(module).items():
-            raw = _originals(parametrizations)
+        for leaf, parts in _parametrization_lists(module).items():
+            raw = _originals(parts)
             if raw:
-                raw |= _added(parametrizations)
-                yield Weight(dotted + leaf, (), module, leaf, tuple(raw.values()), True, tuple(raw))
+                raw |= _added(parts)
+                yield Weight(dotted + leaf, (), module, leaf, tuple(raw.values()), tuple(parts), tuple(raw))
 
 
-def _originals(parametrizations: nn.Module) -> dict[str, nn.Parameter]:
+def _originals(parametrizations: Any) -> dict[str, nn.Parameter]:
     """What stood in the weight's place, by the ending of its name: one parameter, or several after a right inverse that
     takes the weight apart, as torch's weight normalisation does."""
     found = {key: p for key, p in parametrizations._parameters.items() if p is not None}
@@ -237,7 +243,7 @@ def _added(parametrizations: Any) -> dict[str, nn.Parameter]:
     return found
 
 
-def _parametrization_lists(module: nn.Module) -> Mapping[str, nn.Module]:
+def _parametrization_lists(module: nn.Module) -> Mapping[str, Any]:
     """Attribute to torch's parametrizations of it; empty for a user's own folder that happens to have their name."""
     found = module._modules.get("parametrizations")
     if isinstance(found, nn.ModuleDict) and all(isinstance(v, parametrize.ParametrizationList) for v in found.values()):

@@ -73,6 +73,7 @@ from weightsmith_plugins.penalties import (
     NuclearNorm,
     Orthogonality,
     SpectralPenalty,
+    fisher_information,
 )
 from weightsmith_plugins.pretrained import Pretrained
 from weightsmith_plugins.probes import (
@@ -83,8 +84,16 @@ from weightsmith_plugins.probes import (
     Violations,
     WeightHistograms,
 )
-from weightsmith_plugins.quantization import FakeQuantize
-from weightsmith_plugins.sparsity import SNIP, KeepZeros, MagnitudePruning, MovementPruning, RigL
+from weightsmith_plugins.quantization import FakeQuantize, stored_bytes, to_int8
+from weightsmith_plugins.sparsity import (
+    SNIP,
+    KeepZeros,
+    MagnitudePruning,
+    MovementPruning,
+    RigL,
+    finalise,
+    sparsity_report,
+)
 from weightsmith_plugins.tensorboard import TensorBoard
 from weightsmith_plugins.weight_editors import (
     Decay,
@@ -187,4 +196,9 @@ __all__ = [
     "XavierUniform",
     "ZeroMean",
     "Zeros",
+    "finalise",
+    "fisher_information",
+    "sparsity_report",
+    "stored_bytes",
+    "to_int8",
 ]

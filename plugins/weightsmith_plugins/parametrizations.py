@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from weightsmith import ConfigurationError, Parametrization, Site, UnsupportedWeightError
+from weightsmith import ConfigurationError, Parametrization, Site
 from weightsmith.tensors import accurate_dtype, from_unit_matrices, top_singular_vectors, unit_matrices, unit_norms
-from weightsmith.weights import Weight
+
+from weightsmith_plugins.shapes import no_units
 
 __all__ = ["LowRankAdapter", "SpectralNorm", "WeightNorm"]
 
@@ -18,14 +18,8 @@ __all__ = ["LowRankAdapter", "SpectralNorm", "WeightNorm"]
 class MatrixParametrization(Parametrization, abstract=True):
     """A parametrization of weights whose units have values of their own: not of biases and scales."""
 
-    def refuse(self, weights: Sequence[Weight]) -> None:
-        super().refuse(weights)
-        for weight in weights:
-            if weight.effective().ndim < 2:
-                raise UnsupportedWeightError(
-                    f"{self!r}: weight {weight.name!r} has the shape {tuple(weight.effective().shape)}, which has no "
-                    "units to act on: leave it out, as by where=named(…) & matrices"
-                )
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        return no_units(weight)
 
 
 class WeightNorm(MatrixParametrization):
@@ -128,14 +122,14 @@ class LowRankAdapter(MatrixParametrization):
         if not self.rank >= 1:
             raise ConfigurationError(f"{self!r}: rank must be at least 1")
 
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        if no_units(weight):
+            return no_units(weight)
+        most = min(unit_matrices(weight, site.unit_dims)[0].shape)
+        return f"its rank is at most {most}: give a lower one" if self.rank > most else ""
+
     def parameters(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
-        (matrix,) = unit_matrices(weight, site.unit_dims)
-        units, values = matrix.shape
-        if self.rank > min(units, values):
-            raise ConfigurationError(
-                f"{self!r}: weight {site.name!r} is a matrix of {units} by {values}, whose rank is at most "
-                f"{min(units, values)}: give a lower rank, or leave it out with `where`"
-            )
+        units, values = unit_matrices(weight, site.unit_dims)[0].shape
         drawn = torch.rand(self.rank, values, generator=site.generator, device=weight.device, dtype=torch.float32)
         down = ((2 * drawn - 1) / math.sqrt(values)).to(weight.dtype)
         return {"down": down, "up": weight.new_zeros(units, self.rank)}

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+import weightsmith_plugins as w
+from ignite.metrics import Accuracy, Loss
 from torch import nn
-from weightsmith import ConfigurationError, Plugin, Trainer, WeightEvents
+from weightsmith import ConfigurationError, Plugin, Trainer, UnsupportedWeightError, WeightEvents
 from weightsmith_plugins import L2, MaxNorm
 
 
@@ -105,9 +107,65 @@ def test_subscribing_to_no_event_is_refused_and_nothing_is_attached():
         (lambda: L2(None), "L2.strength: None is a NoneType"),
         (lambda: one(plugins=[MaxNorm]), r"MaxNorm is a class: attach a plugin made of it, MaxNorm\(…\)"),
         (lambda: one().detach(L2(0.1)), r"L2\(strength=0.1\) is not attached; attached is nothing"),
-        (lambda: one().run([torch.ones(2)]), r"takes batches \(inputs, targets\), not a Tensor: give .* step="),
+        (lambda: one().run([torch.ones(2)]), r"takes batches \(inputs, targets\), not a Tensor: give one of your own, step="),
     ],
 )
 def test_common_mistakes_are_answered_with_the_mend(attempt, message):
     with pytest.raises(ConfigurationError, match=message):
         attempt()
+
+
+def test_an_optimizer_that_is_never_updated_is_named(caplog):
+    trainer = two(lambda trainer, batch: trainer.update(loss_of(trainer), "one"))
+    trainer.run([None], max_epochs=1)
+    assert "optimizer 'two' was not updated in this run" in caplog.text
+
+
+def test_means_without_an_average_are_refused_by_the_kind():
+    trainer = one()
+    with pytest.raises(ConfigurationError, match="no plugin of the kind Average is attached"), trainer.averaged():
+        pass
+
+
+def test_a_metric_that_is_a_class_is_named():
+    with pytest.raises(ConfigurationError, match=r"the metric 'accuracy' is <class .*: give an Ignite metric"):
+        one().evaluate([], {"accuracy": Accuracy})
+
+
+@pytest.mark.parametrize("data", [[torch.ones(2, 3)], [(torch.ones(2, 3),)], [{"x": 1, "y": 2}]])
+def test_the_default_evaluation_takes_pairs(data):
+    with pytest.raises(ConfigurationError, match=r"takes batches \(inputs, targets\), not a (Tensor|tuple|dict)"):
+        one().evaluate(data, {"loss": Loss(nn.MSELoss())})
+
+
+SQUARE, MATRIX, GROUPS = "needed is a square matrix", "needed are two axes", "that 4 divides"
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        (w.Symmetric(), SQUARE),
+        (w.SkewSymmetric(), SQUARE),
+        (w.PositiveDefinite(), SQUARE),
+        (w.LowerTriangular(where="2"), MATRIX),
+        (w.NofM(), GROUPS),
+        (w.MagnitudePruning(0.5, "2:4"), GROUPS),
+        (w.Intersection(w.NonNegative(), w.Symmetric()), SQUARE),
+        (w.Orthogonal(where=nn.Conv2d), MATRIX),
+        (w.XavierNormal(where=nn.Conv2d), MATRIX),
+        (w.Orthogonal(gates=2), "its rows are not 2 equal gates"),
+        (w.Identity(), "Dirac is the identity for convolutions"),
+        (w.Dirac(), "needed is a convolution"),
+        (w.DeltaOrthogonal(), "odd kernel sizes"),
+        (w.Sparse(0.5), MATRIX),
+        (w.Values([[1.0]]), r"the values have \(1, 1\)"),
+        (w.WeightNorm(where="2"), MATRIX),
+        (w.LowRankAdapter(4), "its rank is at most 3"),
+    ],
+)
+def test_a_shape_that_does_not_fit_is_refused_when_the_plugin_is_attached(plugin, message):
+    model = nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Conv2d(3, 3, 2))
+    trainer = Trainer(model, sgd(model), nn.MSELoss())
+    with pytest.raises(UnsupportedWeightError, match=rf"{type(plugin).__name__}.*weight '.*' has shape .*{message}"):
+        trainer.attach(plugin)
+    assert trainer.plugins == ()

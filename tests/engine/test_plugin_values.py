@@ -1,6 +1,7 @@
 """Plugins are values: compared, hashed, printed, pickled, written to YAML; and act when their settings say."""
 
 import dataclasses
+import inspect
 import pickle
 from collections.abc import Callable
 
@@ -187,3 +188,46 @@ def test_a_plain_plugin_hears_what_it_subscribes_to():
 
     make_trainer(Listen(), Start()).run(batches(5))
     assert seen == [2, 4, "done"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: MaxNorm(), r"^MaxNorm needs limit: MaxNorm\(limit=…\)"),
+        (lambda: L2(0.1, 0.2), r"^L2 was given 2 values, and takes strength"),
+        (lambda: L2(0.1, mode="weighed"), r"L2\.mode: 'weighed' is not one of 'loss', 'decoupled', 'proximal'"),
+        (lambda: MaxNorm(1.0, mode="sideways"), r"MaxNorm\.mode: 'sideways' is not one of 'project', 'forward'"),
+        (lambda: MaxNorm(1.0, momentum="zero"), r"MaxNorm\.momentum: 'zero' is not one of"),
+        (lambda: KaimingNormal("fan_avg"), r"KaimingNormal\.mode: 'fan_avg' is not one of 'fan_in', 'fan_out'"),
+        (lambda: weightsmith_plugins.FakeQuantize(observer="max"), "observer: 'max' is not one of 'minmax', 'mse'"),
+        (lambda: weightsmith_plugins.Unfreeze(["a"], 2), "count must be from 0 to 1, the number of layers"),
+        (lambda: L2(0.1, where=nn.Linear(1, 1).weight), "was given a Parameter itself: give its name"),
+        (lambda: L2(0.1, where=nn.Linear(1, 1)), "was given a Linear itself: give its name"),
+        (lambda: weightsmith_plugins.Intersection(MaxNorm(1.0)), "give two constraints or more"),
+    ],
+)
+def test_a_plugin_that_cannot_be_is_refused_when_it_is_made(make, message):
+    with pytest.raises(ConfigurationError, match=message):
+        make()
+
+
+def test_help_shows_the_fields():
+    assert str(inspect.signature(MaxNorm)).startswith("(limit: 'float', *, where: ")
+    assert str(inspect.signature(weightsmith_plugins.Intersection)).startswith("(*constraints: ")
+
+
+def test_pairs_may_be_written_as_a_dict():
+    pairs = weightsmith_plugins.Pretrained("a.pt", rename=[["^old", "new"]], adapt=[["head", "leave"], ["*", "refuse"]])
+    assert pairs == weightsmith_plugins.Pretrained(
+        "a.pt", rename={"^old": "new"}, adapt={"head": "leave", "*": "refuse"}
+    )
+
+
+def test_many_may_be_given_as_a_list():
+    two = [MaxNorm(1.0), Clamp(0.0)]
+    assert weightsmith_plugins.Intersection(two) == weightsmith_plugins.Intersection(*two)
+
+
+def test_a_text_may_stand_on_either_side_of_a_selector():
+    assert "fc" & matrices == named("fc") & matrices
+    assert "fc" | biases == named("fc") | biases

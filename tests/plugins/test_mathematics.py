@@ -67,7 +67,7 @@ class TestInitializers:
         assert torch.allclose(rows @ rows.T, torch.eye(4), atol=1e-5)
 
     def test_impossible_gates_are_named(self):
-        with pytest.raises(ConfigurationError, match="has 7 rows, not 2 equal gates"):
+        with pytest.raises(ConfigurationError, match=r"has shape \(7, 3\): its rows are not 2 equal gates"):
             w.Orthogonal(gates=2)(torch.empty(7, 3))
 
     def test_a_vector_has_no_fans(self):
@@ -350,7 +350,7 @@ class TestDrawnWeights:
             w.Values(str(path))(torch.empty(2, 2))
 
     def test_values_of_another_shape_are_refused(self):
-        with pytest.raises(ConfigurationError, match=r"has shape \(2, 2\), the values have \(1, 2\)"):
+        with pytest.raises(ConfigurationError, match=r"has shape \(2, 2\): the values have \(1, 2\)"):
             w.Values([[1.0, 2.0]])(torch.empty(2, 2))
 
     def test_an_initializer_acts_on_the_effective_weight_where_torchs_do_nothing(self):

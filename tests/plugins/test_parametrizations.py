@@ -12,7 +12,10 @@ from weightsmith import (
     Parametrization,
     Trainer,
     UnsupportedWeightError,
+    added,
+    biases,
     load_plain_state_dict,
+    named,
     plain_state_dict,
 )
 from weightsmith_plugins import (
@@ -182,7 +185,10 @@ def test_a_rank_that_a_weight_does_not_have_is_refused_and_nothing_is_changed():
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     trainer = Trainer(model, optimizer, nn.MSELoss())
     before = list(model.state_dict())
-    with pytest.raises(ConfigurationError, match=r"LowRankAdapter\(rank=4.*'2\.weight' is a matrix of 3 by 5.*where"):
+    with pytest.raises(
+        ConfigurationError,
+        match=r"LowRankAdapter\(rank=4.*'2\.weight' has shape \(3, 5\): its rank is at most 3.*where",
+    ):
         trainer.attach(LowRankAdapter(4))
     assert list(model.state_dict()) == before
     assert len(optimizer.param_groups[0]["params"]) == 4
@@ -296,7 +302,7 @@ def test_a_copied_model_has_adapters_of_its_own():
 
 @pytest.mark.parametrize("plugin", [WeightNorm(where="0"), SpectralNorm(where="0"), LowRankAdapter(1, where="0")])
 def test_biases_have_no_units_and_are_refused(plugin):
-    with pytest.raises(UnsupportedWeightError, match=r"'0\.bias' has the shape \(5,\).*matrices"):
+    with pytest.raises(UnsupportedWeightError, match=r"'0\.bias' has shape \(5,\): needed are two axes.*matrices"):
         trained(network(), plugin)
 
 
@@ -360,3 +366,33 @@ def test_a_plain_value_that_a_parametrization_cannot_give_leaves_everything_as_i
         with pytest.raises(ConfigurationError, match=message):
             load_plain_state_dict(model, state)
         assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+
+
+# -------------------------------------------------------------------- beside other plugins
+
+
+def test_what_is_added_has_a_selector_so_that_the_rest_can_be_frozen():
+    model = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    adapter = LowRankAdapter(1, where="0.weight")
+    trainer = trained(model, adapter, Freeze(where=~added))
+    assert list(trainer.weights(added)) == ["0.weight.down", "0.weight.up"]
+    trainer.detach(adapter)
+    moved = [name for name, value in model.state_dict().items() if not torch.equal(value, before[name])]
+    assert moved == ["0.weight"]
+    run_on(trainer, 1)  # nothing is added any more, which ~added allows
+
+
+@pytest.mark.parametrize("where", ["*.up", ~named("*.up", "*.down"), named("*.up") | biases])
+def test_detaching_what_another_plugin_selects_is_refused_before_anything_changes(where):
+    model = network()
+    adapter, freeze = LowRankAdapter(1, where="0.weight"), Freeze(where=where)
+    trainer = trained(model, adapter, freeze)
+    with pytest.raises(ConfigurationError, match=r"LowRankAdapter.*cannot be detached before Freeze"):
+        trainer.detach(adapter)
+    run_on(trainer, 1)
+    assert trainer.plugins == (adapter, freeze)
+    trainer.detach(freeze)
+    trainer.detach(adapter)
+    run_on(trainer, 1)
+    assert not torch.nn.utils.parametrize.is_parametrized(model[0])

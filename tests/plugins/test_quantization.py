@@ -1,7 +1,5 @@
 """Quantization against torch's own fake quantization, and real integers."""
 
-import io
-
 import pytest
 import torch
 import weightsmith_plugins as w
@@ -24,12 +22,6 @@ def trained(model, plugins, inputs, epochs=5):
     )
     trainer.run([inputs] * 4, max_epochs=epochs)
     return trainer
-
-
-def stored(model):
-    buffer = io.BytesIO()
-    torch.save(model.state_dict(), buffer)
-    return buffer.tell()
 
 
 @pytest.mark.parametrize("bits", [2, 4, 8])
@@ -74,15 +66,15 @@ def test_real_integers_are_exactly_the_weights_that_were_trained(per_unit):
     wanted = model(inputs).detach()
     assert (integers(inputs) - wanted).abs().max() <= 0.05 * wanted.abs().max()  # activations have 8 bits as well
     plain = nn.Sequential(nn.Linear(128, 256), nn.ReLU(), nn.Linear(256, 4))
-    assert stored(integers) < 0.35 * stored(plain)
+    assert w.stored_bytes(integers) < 0.35 * w.stored_bytes(plain)
 
 
 def test_convolutions_become_integers_too():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 3))
     inputs = torch.randn(8, 4, 6, 6)
-    integers = to_int8(trained(model, w.FakeQuantize(8), inputs))
-    assert torch.allclose(integers[0].weight().dequantize(), model[0].weight, atol=1e-7)
+    integers = to_int8(trained(model, w.FakeQuantize(8), inputs), [inputs])
+    assert torch.allclose(integers[0][1].weight().dequantize(), model[0].weight, atol=1e-7)
     wanted = model(inputs).detach()
     assert (integers(inputs) - wanted).abs().max() <= 0.05 * wanted.abs().max()
 
@@ -174,3 +166,68 @@ def test_the_gradient_reaches_the_largest_weight_of_every_unit(bits):
 @pytest.mark.parametrize("observer", ["minmax", "mse"])
 def test_a_scale_that_would_underflow_gives_numbers(observer):
     assert w.FakeQuantize(observer=observer)(torch.tensor([[1e-44, 0.0]])).abs().max() <= 1e-43
+
+
+class Digits(nn.Module):
+    """A convolutional network on scikit-learn's scanned digits, as people write it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Conv2d(1, 16, 3, padding=1), nn.Conv2d(16, 32, 3, stride=2, padding=1, groups=2)
+        self.head = nn.Linear(32 * 16, 10)
+
+    def forward(self, x):
+        x = torch.relu(self.first(x))
+        return self.head(torch.relu(self.second(x)).flatten(1))
+
+
+@pytest.fixture(scope="module")
+def digits():
+    datasets = pytest.importorskip("sklearn.datasets")
+    pixels, labels = datasets.load_digits(return_X_y=True)
+    inputs = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16
+    targets = torch.tensor(labels)
+    torch.manual_seed(0)
+    model = Digits()
+    batches = [(inputs[i : i + 64], targets[i : i + 64]) for i in range(0, 1408, 64)]
+    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
+    trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), plugins=[w.FakeQuantize(8)], seed=0)
+    trainer.run(batches, max_epochs=12)
+    return trainer, batches, inputs[1408:], targets[1408:]
+
+
+def accuracy(model, inputs, targets):
+    with torch.no_grad():
+        return (model.eval()(inputs).argmax(1) == targets).float().mean().item()
+
+
+def test_integers_recognise_digits_as_well_as_floats_in_less_room(digits):
+    trainer, batches, inputs, targets = digits
+    integers = w.to_int8(trainer, batches)
+    assert all(layer.weight().dtype is torch.qint8 for layer in (integers.first[1], integers.second[1], integers.head))
+    floats = accuracy(trainer.model, inputs, targets)
+    assert floats > 0.9
+    assert abs(accuracy(integers, inputs, targets) - floats) <= 0.01
+    plain = Digits()
+    assert w.stored_bytes(integers) < 0.6 * w.stored_bytes(plain)  # names and ranges have a size, too
+    assert w.stored_bytes(integers.head) < 0.4 * w.stored_bytes(plain.head)
+
+
+def test_convolutions_compute_with_the_weights_that_were_trained(digits):
+    trainer, batches, inputs, _ = digits
+    made = w.to_int8(trainer, batches).second[1]
+    assert torch.allclose(made.weight().dequantize(), trainer.model.second.weight, atol=1e-7)
+    x = torch.relu(trainer.model.first(inputs)).detach()
+    wanted = trainer.model.second(x).detach()
+    found = w.to_int8(trainer, batches).second(x)
+    assert (found - wanted).norm() <= 0.05 * wanted.norm()
+
+
+def test_convolutions_stay_as_they_are_where_no_batch_says_their_ranges(digits, caplog):
+    trainer, _, inputs, targets = digits
+    integers = w.to_int8(trainer)
+    assert "'first.weight'" in caplog.text
+    assert "give to_int8 batches" in caplog.text
+    assert torch.equal(integers.first.weight, trainer.model.first.weight)
+    assert integers.head.weight().dtype is torch.qint8
+    assert abs(accuracy(integers, inputs, targets) - accuracy(trainer.model, inputs, targets)) <= 0.01

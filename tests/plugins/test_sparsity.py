@@ -217,7 +217,7 @@ def test_finalise_keeps_the_zeros_and_reports():
     [
         (lambda: w.MagnitudePruning(1.0), "from 0 to below 1"),
         (lambda: w.MagnitudePruning(0.5, "row"), "scope must be"),
-        (lambda: w.MagnitudePruning(0.6, "2:4"), "sparsity is 1 - n / m"),
+        (lambda: w.MagnitudePruning(0.6, "2:4"), r"write sparsity=1 - 2 / 4"),
         (lambda: w.MagnitudePruning(0.5, "2:4")(torch.ones(3, 6)), "that 4 divides"),
     ],
 )
@@ -419,3 +419,59 @@ def test_a_pruned_weight_that_became_infinite_is_zero_again(plugin):
 def test_the_report_counts_what_layers_compute_with():
     trainer = trainer_of(network(), w.TopK(0.25, mode="forward"))
     assert sparsity_report(trainer).total == pytest.approx(0.75, abs=0.01)
+
+
+# -------------------------------------------------------------------- together with quantization
+
+
+def test_a_pruned_model_is_finalised_quantized_and_stays_sparse():
+    model = network()
+    trainer = trainer_of(model, w.MagnitudePruning(0.5))
+    trainer.run(BATCHES, max_epochs=1)
+    finalise(trainer)
+    before = {f"{name}.weight": model[int(name)].weight == 0 for name in "02"}
+    trainer.attach(w.FakeQuantize(4))
+    trainer.run(BATCHES, max_epochs=3)
+    for name, was_zero in before.items():
+        layer = model.get_submodule(name.rpartition(".")[0])
+        assert (layer.weight[was_zero] == 0).all()  # what it computes with
+        assert (layer.parametrizations.weight.original[was_zero] == 0).all()
+        assert (layer.parametrizations.weight.original[~was_zero] != 0).all()
+    assert all(violation == 0 for violation in trainer.violations().values())
+    integers = w.to_int8(trainer)
+    assert (integers[0].weight().int_repr()[before["0.weight"]] == 0).all()
+
+
+def test_sparsity_may_grow_while_the_layer_computes_with_few_bits():
+    model = network()
+    trainer = trainer_of(model, w.FakeQuantize(8), w.MagnitudePruning(linear(0.0, 0.75, over=10), "layer"))
+    trainer.run(BATCHES, max_epochs=3)
+    raw = trainer.weights("0")["0.weight"]
+    assert int((raw == 0).sum()) == 72
+    assert torch.equal(model[0].weight == 0, raw == 0)
+
+
+def test_zeros_are_those_of_the_raw_weight_whatever_few_bits_make_of_small_ones():
+    model = network()
+    with torch.no_grad():
+        model[0].weight[0, :4] = 0
+    trainer = trainer_of(model, w.KeepZeros(where="0.weight"), w.FakeQuantize(2, where="0.weight"))
+    trainer.run(BATCHES, max_epochs=1)
+    assert int((trainer.weights()["0.weight"] == 0).sum()) == 4
+    assert int((model[0].weight == 0).sum()) > 4
+
+
+@pytest.mark.parametrize("made", [w.WeightNorm(), w.SpectralNorm(), w.LowRankAdapter(1)])
+def test_a_parametrization_that_would_move_zeros_is_refused(made):
+    trainer = trainer_of(network(), w.MagnitudePruning(0.5))
+    with pytest.raises(UnsupportedWeightError, match="parametrized"):
+        trainer.attach(made)
+
+
+def test_snip_may_wait():
+    model = network()
+    trainer = trainer_of(model, w.SNIP(0.5, after=3))
+    found = []
+    trainer.add_event_handler(WeightEvents.UPDATE_COMPLETED, lambda: found.append(sparsity_report(trainer).total))
+    trainer.run(BATCHES, max_epochs=1)
+    assert found == [0, 0, 0] + [0.5] * 7

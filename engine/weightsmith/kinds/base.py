@@ -83,8 +83,21 @@ class WeightPlugin(Plugin, abstract=True):
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         yield self.at or self.event, trainer.bind(self).run
 
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        """What this weight's shape lacks, in words such as "needed is a square matrix"; empty if it can be acted on.
+        Asked once, when the plugin is attached, and when it is called outside a trainer."""
+        return ""
+
     def refuse(self, weights: Sequence[Weight]) -> None:
         """Raise for a weight that the kind cannot act on."""
+
+    def refuse_misfit(self, weight: Tensor, site: Site) -> None:
+        """Raise for a weight of which :meth:`misfit` finds that it lacks something."""
+        problem = self.misfit(weight, site)
+        if problem:
+            raise UnsupportedWeightError(
+                f"{self!r}: weight {site.name!r} has shape {tuple(weight.shape)}: {problem}; leave it out with `where`"
+            )
 
     @property
     def writes(self) -> frozenset[str]:
@@ -152,10 +165,13 @@ class WeightPlugin(Plugin, abstract=True):
         """Let a plugin with memory begin to remember weights that it sees for the first time."""
         if not self._remembers():
             return
-        for weight, site in targets:
-            if not site.state:
-                seen = weight.effective_units() if self.sees_effective_weights else weight.units()
-                site._begin(self._first_entries(seen.detach(), site))
+        for target in targets:
+            if not target.site.state:
+                target.site._begin(self._first_entries(self._seen(target).detach(), target.site))
+
+    def _seen(self, target: Target) -> Tensor:
+        """The weight as the plugin sees it."""
+        return target.weight.effective_units() if self.sees_effective_weights else target.weight.units()
 
     def _remembers(self) -> bool:
         kind = type(self)
@@ -242,6 +258,7 @@ class WeightPlugin(Plugin, abstract=True):
         """Outside a trainer: the singular method on one tensor, schedules at their start."""
         plugin = self.resolved(Progress())
         site = Site.alone(tensors[self.weight_argument]) if site is None else site
+        plugin.refuse_misfit(tensors[self.weight_argument], site)
         return plugin._ask(getattr(plugin, method), *tensors, site=site, remember=True)
 
 

@@ -123,10 +123,6 @@ class Constraint(WeightPlugin, abstract=True):
         binding.parametrize(_project_forward, _keep)
 
     def refuse(self, weights: Sequence[Weight]) -> None:
-        if self.mode not in ("project", "forward"):
-            raise ConfigurationError(f"{self!r}: mode must be 'project' or 'forward'")
-        if self.momentum not in ("keep", "tangent"):
-            raise ConfigurationError(f"{self!r}: momentum must be 'keep' or 'tangent'")
         if self.momentum == "tangent" and (self.mode == "forward" or type(self).tangent is Constraint.tangent):
             raise ConfigurationError(
                 f"{self!r}: momentum='tangent' is for mode='project' and for sets whose tangents are known, such as "

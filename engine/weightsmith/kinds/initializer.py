@@ -48,8 +48,7 @@ class Initializer(WeightPlugin, abstract=True):
 
     def refuse(self, weights: Sequence[Weight]) -> None:
         for weight in weights:
-            # Those that stand already; one that a plugin is about to add has a right inverse.
-            if weight.parametrized and not all(hasattr(part, "right_inverse") for part in weight.parametrizations()):
+            if weight.parametrized and not all(hasattr(part, "right_inverse") for part in weight.parametrizations):
                 raise UnsupportedWeightError(
                     f"{self!r}: weight {weight.name!r} is parametrized by something without a right_inverse, so no "
                     "value can be given to it: initialise before parametrizing, or leave it out with `where`"

@@ -45,6 +45,10 @@ class Parametrization(WeightPlugin, abstract=True):
     trains_raw: ClassVar[bool] = True
     """Whether the raw parameter is trained. If not, it is frozen until the plugin is detached."""
 
+    keeps_zeros: ClassVar[bool] = False
+    """Whether it computes with 0 wherever the raw parameter is 0, and with the largest magnitudes where that has them:
+    then a pruning may act on the raw parameter."""
+
     @abstractmethod
     def forward(self, weight: Tensor, site: Site) -> Tensor:
         """What the layer computes with, given the raw parameter; same shape, differentiable."""

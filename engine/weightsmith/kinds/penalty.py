@@ -84,8 +84,6 @@ class Penalty(WeightPlugin, abstract=True):
         yield self.at or _EVENTS[self.mode], binding.run
 
     def refuse(self, weights: Sequence[Weight]) -> None:
-        if self.mode not in _EVENTS:
-            raise ConfigurationError(f"{self!r}: mode must be one of {', '.join(map(repr, _EVENTS))}")
         if self.mode == "proximal" and type(self).proximal is Penalty.proximal:
             raise ConfigurationError(f"{self!r}: {type(self).__name__} has no proximal form; use mode='loss'")
         for weight in weights:

@@ -269,10 +269,16 @@ class UpdatePipeline(Engine):
         """Called when a run and when an epoch starts: optimizers may hold other weights than before."""
 
     def _warn_if_idle(self) -> None:
-        if not any(self.state.updates.values()):
+        idle = [name for name, updates in self.state.updates.items() if not updates]
+        if len(idle) == len(self.optimizers):
             self.logger.warning(
                 "no optimizer was updated in this run, so plugins had no updates to act on: "
                 "does the step call trainer.update(loss)?"
+            )
+        elif idle:
+            self.logger.warning(
+                "optimizer %r was not updated in this run: does the step call trainer.update(loss, optimizer=%r)?",
+                *(2 * idle[:1]),
             )
 
     def _start(self) -> None:

@@ -18,7 +18,7 @@ from weightsmith.attachments import Attachments
 from weightsmith.binding import Binding
 from weightsmith.debugging import WriteGuard
 from weightsmith.errors import ConfigurationError
-from weightsmith.evaluation import EvaluationStep, evaluator
+from weightsmith.evaluation import EvaluationStep, evaluator, pair
 from weightsmith.events import WeightEvents
 from weightsmith.faults import blaming
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
@@ -341,11 +341,7 @@ class Trainer(UpdatePipeline):
 
 def supervised_step(trainer: Trainer, batch: Any) -> Tensor:
     """The default step: forward, loss, one update, for a batch ``(inputs, targets)``."""
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise ConfigurationError(
-            f"the default step takes batches (inputs, targets), not a {type(batch).__name__}: give the Trainer step=…"
-        )
-    inputs, targets = trainer.to_device(batch)
+    inputs, targets = trainer.to_device(pair(batch))
 
     def loss() -> Tensor:
         return trainer.loss_fn(trainer.model(inputs), targets)  # type: ignore[misc]

@@ -12,6 +12,8 @@ from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.kinds.base import as_it_is, copy_to
 from weightsmith.tensors import accurate_dtype, largest, unit_peaks
 
+from weightsmith_plugins.shapes import no_equal_groups
+
 __all__ = ["Grid", "NofM", "TopK"]
 
 
@@ -70,13 +72,11 @@ class NofM(Constraint):
         if not 1 <= self.n <= self.m:
             raise ConfigurationError(f"{self!r}: needed is 1 <= n <= m")
 
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        return no_equal_groups(weight, site, self.m)
+
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        inputs = next(iter(site.unit_dims), 0)
-        if weight.ndim < 2 or weight.shape[inputs] % self.m:
-            raise ConfigurationError(
-                f"{self!r}: weight {site.name!r} has shape {tuple(weight.shape)}: needed is a number of inputs (axis "
-                f"{inputs}) that {self.m} divides"
-            )
+        inputs = site.unit_dims[0]
         last = weight.movedim(inputs, -1)
         groups = last.reshape(-1, self.m)
         kept: Tensor = groups.masked_fill(~largest(groups.detach().abs(), self.n), 0).reshape(last.shape)

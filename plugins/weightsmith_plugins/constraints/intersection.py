@@ -22,7 +22,8 @@ class Intersection(Constraint):
     If all sets are convex, by Dykstra's algorithm, which finds the nearest common point: w ← P_i(w + p_i), where p_i is
     what the last projection on set i took away (Boyle & Dykstra, 1986; Bauschke & Combettes, 2011, section 30.2). If
     one is not (unit norms, sparsity, grids), by projecting on one after another until nothing changes: a common point
-    near the weight, not always the nearest, if that finds one.
+    near the weight, not always the nearest, if that finds one. Its projection goes through many rounds, whose gradient
+    nobody has use for: ``mode="forward"`` is refused.
 
     Args:
         constraints: two constraints or more, of which none remembers anything; their own ``where``, ``every``, ``mode``
@@ -54,6 +55,9 @@ class Intersection(Constraint):
                 raise ConfigurationError(f"{self!r}: where, every, mode and the like belong to the Intersection")
             if type(part).init is not Constraint.init:
                 raise ConfigurationError(f"{self!r}: {part!r} remembers, which no part of an Intersection can")
+
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        return next(filter(None, (part.misfit(weight, site) for part in self.constraints)), "")
 
     @property
     def unitwise(self) -> bool:  # type: ignore[override]

@@ -9,7 +9,7 @@ from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.tensors import accurate_dtype, from_unit_matrices, unit_matrices
 
-from weightsmith_plugins.constraints.subspaces import require_square
+from weightsmith_plugins.shapes import no_square
 
 __all__ = ["LowRank", "Orthonormal", "PositiveDefinite", "SpectralBound"]
 
@@ -151,8 +151,10 @@ class PositiveDefinite(Constraint):
         if not self.floor >= 0:
             raise ConfigurationError(f"{self!r}: floor must be at least 0")
 
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        return no_square(weight)
+
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        require_square(self, weight, site)
         half = weight.to(accurate_dtype(weight.dtype)) / 2
         symmetric = half + half.mT
         values, vectors = torch.linalg.eigh(symmetric)

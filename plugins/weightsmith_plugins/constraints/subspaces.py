@@ -7,10 +7,11 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from weightsmith import ConfigurationError, Constraint, Site
-from weightsmith.weights import Weight
+from weightsmith import Constraint, Site
 
-__all__ = ["LowerTriangular", "SkewSymmetric", "Symmetric", "require_square"]
+from weightsmith_plugins.shapes import no_matrix, no_square
+
+__all__ = ["LowerTriangular", "SkewSymmetric", "Symmetric"]
 
 
 class Symmetric(Constraint):
@@ -25,8 +26,10 @@ class Symmetric(Constraint):
 
     convex: ClassVar[bool] = True
 
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        return no_square(weight)
+
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        require_square(self, weight, site)
         half = weight / 2
         return half + half.mT
 
@@ -49,8 +52,10 @@ class SkewSymmetric(Constraint):
 
     convex: ClassVar[bool] = True
 
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        return no_square(weight)
+
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        require_square(self, weight, site)
         half = weight / 2
         return half - half.mT
 
@@ -78,13 +83,8 @@ class LowerTriangular(Constraint):
 
     diagonal: int = 0
 
-    def refuse(self, weights: Sequence[Weight]) -> None:
-        super().refuse(weights)
-        for weight in weights:
-            if weight.effective().ndim != 2:
-                raise ConfigurationError(
-                    f"{self!r}: weight {weight.name!r} has shape {tuple(weight.effective().shape)}: needed is a matrix"
-                )
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        return no_matrix(weight)
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         return torch.tril(weight, self.diagonal)
@@ -98,10 +98,3 @@ class LowerTriangular(Constraint):
 
     def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
         return torch.tril(velocity, self.diagonal)
-
-
-def require_square(plugin: Constraint, weight: Tensor, site: Site) -> None:
-    if weight.ndim != 2 or weight.shape[0] != weight.shape[1]:
-        raise ConfigurationError(
-            f"{plugin!r}: weight {site.name!r} has shape {tuple(weight.shape)}: needed is a square matrix"
-        )

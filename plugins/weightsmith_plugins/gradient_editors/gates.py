@@ -52,7 +52,8 @@ class Unfreeze(GradientEditor):
 
     Args:
         layers: what ``where`` takes, for each layer, in the order in which they join: ``["layer4", "layer3"]``.
-        count: how many have joined, usually ``linear(0, 2, over="2 epochs")``; rounded down.
+        count: how many have joined, from 0 to all, rounded down. ``linear(0, 2, over="2 epochs", after="1 epochs")``:
+            none in epoch 1, then one more in each epoch.
 
     Raises:
         SelectionError: a layer's selector matches nothing.
@@ -66,6 +67,8 @@ class Unfreeze(GradientEditor):
     def validate(self) -> None:
         if not isinstance(self.layers, tuple) or not self.layers:
             raise ConfigurationError(f"{self!r}: layers takes a list of at least one selector")
+        if not 0 <= self.count <= len(self.layers):
+            raise ConfigurationError(f"{self!r}: count must be from 0 to {len(self.layers)}, the number of layers")
 
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
         return {"frozen": torch.tensor(False)}

@@ -85,15 +85,16 @@ class Values(Initializer):
 
     values: Any
 
-    def draw(self, weight: Tensor, site: Site) -> Tensor:
-        given = self._read() if isinstance(self.values, str) else torch.tensor(self.values, dtype=torch.float64)
-        if given.shape != weight.shape:
-            raise ConfigurationError(
-                f"{self!r}: weight {site.name!r} has shape {tuple(weight.shape)}, the values have {tuple(given.shape)}"
-            )
-        return given.to(weight.device, weight.dtype)
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        shape = self._given().shape
+        return "" if shape == weight.shape else f"the values have {tuple(shape)}"
 
-    def _read(self) -> Tensor:
+    def draw(self, weight: Tensor, site: Site) -> Tensor:
+        return self._given().to(weight.device, weight.dtype)
+
+    def _given(self) -> Tensor:
+        if not isinstance(self.values, str):
+            return torch.tensor(self.values, dtype=torch.float64)
         try:
             if self.values.endswith(".npy"):
                 return torch.from_numpy(np.load(self.values, allow_pickle=False))

@@ -10,12 +10,14 @@ from weightsmith import ConfigurationError, Initializer, Site
 from weightsmith.tensors import fans
 
 from weightsmith_plugins.initializers.direct import blank
+from weightsmith_plugins.shapes import no_units
 
 __all__ = [
     "KaimingNormal",
     "KaimingUniform",
     "LecunNormal",
     "LecunUniform",
+    "MatrixInitializer",
     "VarianceScaling",
     "XavierNormal",
     "XavierUniform",
@@ -28,7 +30,14 @@ Distribution = Literal["normal", "uniform", "truncated_normal"]
 _CUT_STD = 0.87962566103423978
 
 
-class VarianceScaling(Initializer):
+class MatrixInitializer(Initializer, abstract=True):
+    """An initializer of weights whose outputs sum over inputs: not of biases and scales."""
+
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        return no_units(weight)
+
+
+class VarianceScaling(MatrixInitializer):
     """Var(w) = scale / fan: the scheme of which Xavier's, Kaiming's and LeCun's are cases. As Keras and JAX.
 
     Args:
@@ -47,22 +56,18 @@ class VarianceScaling(Initializer):
     """
 
     scale: float = 1.0
-    mode: Mode = "fan_in"
-    distribution: Distribution = "truncated_normal"
+    mode: Literal["fan_in", "fan_out", "fan_avg"] = "fan_in"
+    distribution: Literal["truncated_normal", "normal", "uniform"] = "truncated_normal"
 
     def validate(self) -> None:
         if not self.scale > 0:
             raise ConfigurationError(f"{self!r}: scale must be above 0")
-        if self.mode not in ("fan_in", "fan_out", "fan_avg"):
-            raise ConfigurationError(f"{self!r}: mode must be 'fan_in', 'fan_out' or 'fan_avg'")
-        if self.distribution not in ("normal", "uniform", "truncated_normal"):
-            raise ConfigurationError(f"{self!r}: distribution must be 'normal', 'uniform' or 'truncated_normal'")
 
     def draw(self, weight: Tensor, site: Site) -> Tensor:
         return scaled(weight, site, self.scale, self.mode, self.distribution)
 
 
-class XavierUniform(Initializer):
+class XavierUniform(MatrixInitializer):
     """w ~ U(−a, a) with Var(w) = gain² / fan_avg.
 
     Glorot & Bengio (2010), "Understanding the difficulty of training deep feedforward neural networks".
@@ -86,7 +91,7 @@ class XavierUniform(Initializer):
         return scaled(weight, site, self.gain**2, "fan_avg", "uniform")
 
 
-class XavierNormal(Initializer):
+class XavierNormal(MatrixInitializer):
     """w ~ N(0, gain² / fan_avg). Glorot & Bengio (2010), as :class:`XavierUniform`.
 
     Args:
@@ -108,7 +113,7 @@ class XavierNormal(Initializer):
         return scaled(weight, site, self.gain**2, "fan_avg", "normal")
 
 
-class Kaiming(Initializer, abstract=True):
+class Kaiming(MatrixInitializer, abstract=True):
     """What both of Kaiming's initializers share."""
 
     mode: Literal["fan_in", "fan_out"] = "fan_in"
@@ -116,8 +121,6 @@ class Kaiming(Initializer, abstract=True):
     negative_slope: float = 0.0
 
     def validate(self) -> None:
-        if self.mode not in ("fan_in", "fan_out"):
-            raise ConfigurationError(f"{self!r}: mode must be 'fan_in' or 'fan_out'")
         try:
             self._gain()
         except ValueError as error:
@@ -170,7 +173,7 @@ class KaimingUniform(Kaiming):
         return scaled(weight, site, self._gain() ** 2, self.mode, "uniform")
 
 
-class LecunNormal(Initializer):
+class LecunNormal(MatrixInitializer):
     """w normal, cut at two standard deviations, with Var(w) = 1 / fan_in: for self-normalising networks.
 
     LeCun et al. (1998), "Efficient BackProp"; Klambauer et al. (2017), arXiv:1706.02515. As in Keras and JAX.
@@ -186,7 +189,7 @@ class LecunNormal(Initializer):
         return scaled(weight, site, 1.0, "fan_in", "truncated_normal")
 
 
-class LecunUniform(Initializer):
+class LecunUniform(MatrixInitializer):
     """w ~ U(−√(3 / fan_in), √(3 / fan_in)), so that Var(w) = 1 / fan_in. LeCun et al. (1998), "Efficient BackProp".
 
     Shapes: weights with two axes or more.
@@ -202,7 +205,6 @@ class LecunUniform(Initializer):
 
 def scaled(weight: Tensor, site: Site, scale: float, mode: Mode, distribution: Distribution) -> Tensor:
     """A draw with mean 0 and variance scale / fan."""
-    require_matrix(weight, site)
     fan_in, fan_out = fans(weight, site.unit_dims)
     fan = {"fan_in": fan_in, "fan_out": fan_out, "fan_avg": (fan_in + fan_out) / 2}[mode]
     std = math.sqrt(scale / max(fan, 1))
@@ -215,14 +217,6 @@ def scaled(weight: Tensor, site: Site, scale: float, mode: Mode, distribution: D
         wide = std / _CUT_STD
         nn.init.trunc_normal_(drawn, 0.0, wide, -2 * wide, 2 * wide, generator)
     return drawn.to(weight.dtype)
-
-
-def require_matrix(weight: Tensor, site: Site) -> None:
-    """Raise :class:`ConfigurationError` for a vector, which has no fans, rows or columns."""
-    if weight.ndim < 2:
-        raise ConfigurationError(
-            f"weight {site.name!r} of shape {tuple(weight.shape)} is no matrix: select weights with two axes or more"
-        )
 
 
 def _require_positive_gain(plugin: Initializer, gain: float) -> None:

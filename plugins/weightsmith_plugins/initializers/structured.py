@@ -8,12 +8,13 @@ from weightsmith import ConfigurationError, Initializer, Site
 from weightsmith.tensors import unit_axis
 
 from weightsmith_plugins.initializers.direct import blank
-from weightsmith_plugins.initializers.scaled import require_matrix
+from weightsmith_plugins.initializers.scaled import MatrixInitializer
+from weightsmith_plugins.shapes import no_matrix, no_units
 
 __all__ = ["DeltaOrthogonal", "Dirac", "Identity", "Orthogonal", "Sparse"]
 
 
-class Orthogonal(Initializer):
+class Orthogonal(MatrixInitializer):
     """Rows (or columns, if there are more rows than columns) orthonormal, times ``gain``; uniformly distributed.
 
     Saxe et al. (2014), "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks",
@@ -38,16 +39,18 @@ class Orthogonal(Initializer):
         if self.gates != "auto" and not (isinstance(self.gates, int) and self.gates >= 1):
             raise ConfigurationError(f"{self!r}: gates must be 'auto' or a whole number of at least 1")
 
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        gates = self._gates(site)
+        return no_units(weight) or (f"its rows are not {gates} equal gates" if weight.shape[0] % gates else "")
+
     def draw(self, weight: Tensor, site: Site) -> Tensor:
-        require_matrix(weight, site)
-        gates = self.gates if isinstance(self.gates, int) else site.gates
-        if weight.shape[0] % gates:
-            raise ConfigurationError(
-                f"{self!r}: weight {site.name!r} has {weight.shape[0]} rows, not {gates} equal gates"
-            )
+        gates = self._gates(site)
         if gates > 1:
             return torch.cat([self._block(gate, 0, site) for gate in weight.chunk(gates)])
         return self._block(weight, unit_axis(weight, site.unit_dims), site)
+
+    def _gates(self, site: Site) -> int:
+        return self.gates if isinstance(self.gates, int) else site.gates
 
     def _block(self, block: Tensor, rows: int, site: Site) -> Tensor:
         drawn = blank(block.movedim(rows, 0))  # in float32 at least, for which QR is defined
@@ -76,13 +79,13 @@ class DeltaOrthogonal(Initializer):
 
     gain: float = 1.0
 
-    def draw(self, weight: Tensor, site: Site) -> Tensor:
+    def misfit(self, weight: Tensor, site: Site) -> str:
         kernel = tuple(weight.shape[2:])
-        if not kernel or weight.shape[0] < weight.shape[1] or any(size % 2 == 0 for size in kernel):
-            raise ConfigurationError(
-                f"{self!r}: weight {site.name!r} has shape {tuple(weight.shape)}: needed is a convolution with at "
-                "least as many outputs as inputs and odd kernel sizes"
-            )
+        if kernel and weight.shape[0] >= weight.shape[1] and all(size % 2 for size in kernel):
+            return ""
+        return "needed is a convolution with at least as many outputs as inputs and odd kernel sizes"
+
+    def draw(self, weight: Tensor, site: Site) -> Tensor:
         centre = blank(weight.flatten(2)[..., 0])
         nn.init.orthogonal_(centre, self.gain, generator=site.generator)
         drawn = torch.zeros(weight.shape, dtype=weight.dtype, device=weight.device).flatten(2)
@@ -105,12 +108,10 @@ class Identity(Initializer):
 
     gain: float = 1.0
 
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        return no_matrix(weight) and f"{no_matrix(weight)} (Dirac is the identity for convolutions)"
+
     def draw(self, weight: Tensor, site: Site) -> Tensor:
-        if weight.ndim != 2:
-            raise ConfigurationError(
-                f"{self!r}: weight {site.name!r} has shape {tuple(weight.shape)}: needed are two axes; Dirac is the "
-                "identity for convolutions"
-            )
         return self.gain * torch.eye(*weight.shape, dtype=weight.dtype, device=weight.device)
 
 
@@ -129,12 +130,12 @@ class Dirac(Initializer):
 
     groups: int = 1
 
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        if weight.ndim in (3, 4, 5) and weight.shape[0] % self.groups == 0:
+            return ""
+        return f"needed is a convolution whose outputs fall into {self.groups} equal groups"
+
     def draw(self, weight: Tensor, site: Site) -> Tensor:
-        if weight.ndim not in (3, 4, 5) or weight.shape[0] % self.groups:
-            raise ConfigurationError(
-                f"{self!r}: weight {site.name!r} has shape {tuple(weight.shape)}: needed is a convolution whose "
-                f"outputs fall into {self.groups} equal groups"
-            )
         drawn: Tensor = nn.init.dirac_(torch.zeros_like(weight), self.groups)
         return drawn
 
@@ -163,11 +164,10 @@ class Sparse(Initializer):
         if not self.std >= 0:
             raise ConfigurationError(f"{self!r}: std must be at least 0")
 
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        return no_matrix(weight)
+
     def draw(self, weight: Tensor, site: Site) -> Tensor:
-        if weight.ndim != 2:
-            raise ConfigurationError(
-                f"{self!r}: weight {site.name!r} has shape {tuple(weight.shape)}: needed are two axes"
-            )
         drawn = nn.init.normal_(blank(weight), 0.0, self.std, site.generator)
         zeros = -int(-self.sparsity * weight.shape[0] // 1)
         chosen = torch.rand(weight.shape, generator=site.generator, device=weight.device).argsort(dim=0)[:zeros]

@@ -11,6 +11,7 @@ from torch import Tensor
 from weightsmith import Constraint, Site, Trainer
 from weightsmith.binding import Binding, Target
 from weightsmith.plugin import Subscription
+from weightsmith.weights import Weight
 
 __all__ = ["KeepZeros", "Pruning", "count_kept", "masked"]
 
@@ -25,6 +26,13 @@ class Pruning(Constraint, abstract=True):
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # zeros are exact
+
+    def refuse(self, weights: Sequence[Weight]) -> None:
+        super().refuse([weight for weight in weights if not weight.keeps_zeros])
+
+    def _seen(self, target: Target) -> Tensor:
+        """What is masked: the raw parameter, whatever keeps its zeros."""
+        return target.tensor
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)

@@ -103,7 +103,8 @@ class SNIP(GradientPruning):
     Lee, Ajanthan & Torr (2019), "SNIP: single-shot network pruning based on connection sensitivity", arXiv:1810.02340.
     With ``Trainer(accumulate=n)`` the gradient is the mean over n batches. L includes the penalties. A weight without a
     gradient (frozen, or in a branch that is not used) is not ranked: none of it is pruned, and a warning names it. An
-    update that is skipped, or whose gradients are not finite, does not count as the first.
+    update that is skipped, or whose gradients are not finite, does not count as the first; with ``after``, the first is
+    one later.
 
     Args:
         sparsity: the share of weights that are zero, from 0 to below 1.
@@ -132,6 +133,8 @@ class SNIP(GradientPruning):
 
     @torch.no_grad()
     def _follow(self, binding: Binding, targets: Sequence[Target]) -> None:
+        if not binding.due():
+            return
         new = [target for target in targets if self._is_unranked(target.site)]
         ranked = [target for target in new if target.gradient is not None]
         gradients = [target.gradient for target in ranked if target.gradient is not None]

@@ -13,6 +13,7 @@ from weightsmith import ConfigurationError, Site
 from weightsmith.kinds.base import copy_to
 from weightsmith.tensors import accurate_dtype, from_unit_matrices, largest, unit_matrices
 
+from weightsmith_plugins.shapes import no_equal_groups
 from weightsmith_plugins.sparsity.masks import Pruning, count_kept, masked
 
 __all__ = ["MagnitudePruning", "RankedPruning"]
@@ -39,7 +40,14 @@ class RankedPruning(Pruning, abstract=True):
         if self.scope not in ("global", "layer", "unit") and pattern is None:
             raise ConfigurationError(f"{self!r}: scope must be 'global', 'layer', 'unit' or a pattern such as '2:4'")
         if pattern and not (pattern[0] <= pattern[1] and math.isclose(self.sparsity, 1 - pattern[0] / pattern[1])):
-            raise ConfigurationError(f"{self!r}: with scope={self.scope!r} sparsity is 1 - n / m, and constant")
+            exact = f"1 - {pattern[0]} / {pattern[1]}"
+            raise ConfigurationError(
+                f"{self!r}: with scope={self.scope!r} sparsity is constant: write sparsity={exact}"
+            )
+
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        pattern = _pattern(self.scope)
+        return no_equal_groups(weight, site, pattern[1]) if pattern else ""
 
     def project(self, weight: Tensor, site: Site) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         return self._ranked(weight, site)
@@ -83,7 +91,7 @@ class RankedPruning(Pruning, abstract=True):
     def _mask(self, scores: Tensor, site: Site) -> Tensor:
         pattern = _pattern(self.scope)
         if pattern is not None:
-            return _pattern_mask(self, scores, pattern, site)
+            return _pattern_mask(scores, pattern, site)
         if self.scope == "unit":
             rows = unit_matrices(scores, site.unit_dims)[0]
             kept = largest(rows, count_kept(rows.shape[1], self.sparsity))
@@ -119,12 +127,7 @@ def _pattern(scope: str) -> tuple[int, int] | None:
     return None if found is None else (int(found[1]), int(found[2]))
 
 
-def _pattern_mask(plugin: RankedPruning, scores: Tensor, pattern: tuple[int, int], site: Site) -> Tensor:
-    inputs, (kept, of) = next(iter(site.unit_dims), 0), pattern
-    if scores.ndim < 2 or scores.shape[inputs] % of:
-        raise ConfigurationError(
-            f"{plugin!r}: weight {site.name!r} has shape {tuple(scores.shape)}: needed is a number of inputs (axis "
-            f"{inputs}) that {of} divides"
-        )
+def _pattern_mask(scores: Tensor, pattern: tuple[int, int], site: Site) -> Tensor:
+    inputs, (kept, of) = site.unit_dims[0], pattern
     last = scores.movedim(inputs, -1)
     return largest(last.reshape(-1, of), kept).reshape(last.shape).movedim(-1, inputs)
