@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -17,6 +17,7 @@ from weightsmith.parametrization import Map, Parametrized, refuse_remove, regist
 from weightsmith.schedules import Progress
 from weightsmith.selection import select
 from weightsmith.site import Site
+from weightsmith.targets import Target, Targets
 from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight, is_lazy, raw_weights
 
@@ -25,44 +26,9 @@ if TYPE_CHECKING:
     from weightsmith.measurements import Measurement
     from weightsmith.trainer import Trainer
 
-__all__ = ["Binding", "Target"]
+__all__ = ["Binding"]
 
 T = TypeVar("T")
-
-
-class Target:
-    """One weight in a plugin's hands."""
-
-    __slots__ = ("_first", "_layout", "site", "weight")
-
-    def __init__(self, weight: Weight, site: Site) -> None:
-        self.weight = weight
-        self.site = site
-        self._first = weight.raw[0]
-        self._layout = weight.layout if unit_view(self._first, weight.layout) is not self._first else None
-
-    @property
-    def tensor(self) -> Tensor:
-        """The raw parameter, every unit an index of one axis; written in place."""
-        return self._first if self._layout is None else self.weight.units()
-
-    @property
-    def gradient(self) -> Tensor | None:
-        """The raw parameter's gradient, seen alike."""
-        gradient = self._first.grad
-        return gradient if gradient is None or self._layout is None else unit_view(gradient, self._layout)
-
-    def __iter__(self) -> Iterator[Any]:
-        yield self.weight
-        yield self.site
-
-    def drop_gradient(self) -> None:
-        """Take the gradient away, so that the optimizer leaves the weight alone."""
-        self._first.grad = None
-
-    @property
-    def is_trained(self) -> bool:
-        return self._first.requires_grad or self.weight.trainable
 
 
 class Registration(NamedTuple):
@@ -99,7 +65,8 @@ class Binding:
         self.trainer = trainer
         self._state: TrainingState = trainer.state
         self._targets: dict[str, Target] = {}
-        self._by_optimizer: dict[str | None, list[Target]] = {}
+        self._every = Targets()
+        self._by_optimizer: dict[str | None, Targets] = {}
         self._derived: dict[str, Any] = {}
         self._maps: tuple[Map, Map] | None = None
         self._adds = False
@@ -126,9 +93,11 @@ class Binding:
         self.plugin.refuse_event()
         self._derived.clear()
         self._targets = {weight.name: self._target(weight, optimizers) for weight in self.weights}
-        self._by_optimizer = {None: list(self._targets.values())}
+        self._every = Targets(self._targets.values())
+        full = [target for target in self._every if target.weight.raw[0].numel()]
+        self._by_optimizer = {None: Targets(full)}
         for optimizer in optimizers:
-            self._by_optimizer[optimizer] = [t for t in self._targets.values() if t.weight.optimizer == optimizer]
+            self._by_optimizer[optimizer] = Targets(t for t in full if t.weight.optimizer == optimizer)
 
     def _target(self, weight: Weight, optimizers: dict[str, Optimizer]) -> Target:
         optimizer = None if weight.optimizer is None else optimizers[weight.optimizer]
@@ -174,16 +143,14 @@ class Binding:
         found: T = self._derived[name]
         return found
 
-    def targets(self) -> Sequence[Target]:
+    def targets(self) -> Targets:
         """The weights to act on now: those of the optimizer in progress, else all; none that is frozen or empty."""
-        return [
-            target
-            for target in self._by_optimizer[self._state.optimizer]
-            if (self.plugin.acts_on_frozen or target.is_trained) and target._first.numel()
-        ]
+        found = self._by_optimizer[self._state.optimizer]
+        return found if self.plugin.acts_on_frozen else found.trained
 
-    def all_targets(self) -> Sequence[Target]:
-        return self._by_optimizer[None]
+    def all_targets(self) -> Targets:
+        """All its weights, those of other optimizers, frozen and empty ones included."""
+        return self._every
 
     def due(self) -> bool:
         """Whether the plugin's ``every``, ``after`` and ``before`` say that it runs at this count."""

@@ -52,7 +52,7 @@ def pair(batch: Any) -> tuple[Any, Any]:
     """``(inputs, targets)``, or an error that says that another step is needed."""
     if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
         raise ConfigurationError(
-            f"the default step takes batches (inputs, targets), not a {type(batch).__name__}: give one of your own, step=…"
+            f"the default step takes batches (inputs, targets), not a {type(batch).__name__}: give another, step=…"
         )
     inputs, targets = batch
     return inputs, targets

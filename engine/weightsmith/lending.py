@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from weightsmith.binding import Binding, Target
+from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError
 from weightsmith.faults import blaming
+from weightsmith.targets import Target
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer

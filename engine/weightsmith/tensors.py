@@ -23,6 +23,7 @@ __all__ = [
     "gates",
     "global_norm",
     "largest",
+    "largest_of_groups",
     "lerp_",
     "normalize_",
     "row_groups",
@@ -204,6 +205,40 @@ def largest(rows: Tensor, count: int) -> Tensor:
     return above | (equal & (equal.cumsum(dim=1) <= room))
 
 
+def largest_of_groups(values: Tensor, axis: int, count: int, size: int) -> Tensor:
+    """Which ``count`` of every ``size`` consecutive values along an axis are largest, the first of equal ones; boolean,
+    of the same shape.
+
+    >>> largest_of_groups(torch.tensor([[1.0, 3.0, 1.0, 0.0]]), 1, 1, 2)
+    tensor([[False,  True,  True, False]])
+    """
+    groups: Tensor = values.unflatten(axis, (-1, size))  # type: ignore[no-untyped-call]
+    within = axis + 1
+    if not values.is_cpu:
+        rows = groups.movedim(within, -1)
+        return largest(rows.reshape(-1, size), count).reshape(rows.shape).movedim(-1, within).reshape(values.shape)
+    kept = groups >= _nth_largest(groups.unbind(within), count).unsqueeze(within)
+    if int(kept.count_nonzero()) * size != count * kept.numel():  # equal ones, of which the first are kept; or NaN
+        wrong = kept.sum(dim=within) != count
+        kept.movedim(within, -1)[wrong] = largest(groups.movedim(within, -1)[wrong], count)
+    return kept.reshape(values.shape)
+
+
+def _nth_largest(tensors: Sequence[Tensor], count: int) -> Tensor:
+    """The ``count``-th largest of several tensors, place by place: a bubble sort that ends with the one it is for."""
+    if count > (len(tensors) + 1) // 2:
+        least = _nth_largest([-tensor for tensor in tensors], len(tensors) + 1 - count)
+        return -least
+    left = list(tensors)
+    for _ in range(count):
+        top, rest = left[0], []
+        for tensor in left[1:]:
+            rest.append(torch.minimum(top, tensor))
+            top = torch.maximum(top, tensor)
+        left = rest
+    return top
+
+
 def _least_of_largest(rows: Tensor, count: int) -> Tensor:
     """The ``count``-th largest value of every row, with the reduced axis kept.
 
@@ -321,13 +356,13 @@ def sign_(tensors: Sequence[Tensor]) -> None:
 
 def normalize_(tensors: Sequence[Tensor], norm: float) -> None:
     """Scale every tensor to an L2 norm, in place; zeros stay zero."""
-    if not tensors:
+    kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
+    if len(kinds) == 1 and not _are_large(tensors) and all(accurate_dtype(dtype) == dtype for dtype, _ in kinds):
+        lengths = torch.stack(torch._foreach_norm(list(tensors), 2.0))
+        torch._foreach_mul_(list(tensors), torch.where(lengths > 0, norm / lengths, 1.0).unbind())
         return
-    lengths: Sequence[Tensor] = []
-    if not _are_large(tensors) and all(accurate_dtype(tensor.dtype) == tensor.dtype for tensor in tensors):
-        lengths = torch._foreach_norm(list(tensors), 2.0)
-    for place, tensor in enumerate(tensors):  # a large one is still in the cache when it is scaled
-        length = lengths[place] if lengths else torch.linalg.vector_norm(tensor, dtype=accurate_dtype(tensor.dtype))
+    for tensor in tensors:  # a large one is still in the cache when it is scaled
+        length = torch.linalg.vector_norm(tensor, dtype=accurate_dtype(tensor.dtype))
         tensor.mul_(torch.where(length > 0, norm / length, 1.0))
 
 

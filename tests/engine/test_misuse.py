@@ -107,7 +107,7 @@ def test_subscribing_to_no_event_is_refused_and_nothing_is_attached():
         (lambda: L2(None), "L2.strength: None is a NoneType"),
         (lambda: one(plugins=[MaxNorm]), r"MaxNorm is a class: attach a plugin made of it, MaxNorm\(…\)"),
         (lambda: one().detach(L2(0.1)), r"L2\(strength=0.1\) is not attached; attached is nothing"),
-        (lambda: one().run([torch.ones(2)]), r"takes batches \(inputs, targets\), not a Tensor: give one of your own, step="),
+        (lambda: one().run([torch.ones(2)]), r"takes batches \(inputs, targets\), not a Tensor: give another, step="),
     ],
 )
 def test_common_mistakes_are_answered_with_the_mend(attempt, message):

@@ -46,8 +46,7 @@ class Average(WeightPlugin, abstract=True):
     def act(self, binding: Binding) -> None:
         targets = binding.targets()
         self._prepare(targets)
-        means = [t.site.state["mean"] for t in targets]
-        self.average_all_(means, [t.tensor for t in targets], [t.site for t in targets])
+        self.average_all_([site.state["mean"] for site in targets.sites], targets.tensors, targets.sites)
 
     def __call__(self, mean: Tensor, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The new mean, outside a trainer."""

@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ignite.engine.events import CallableEventWithFilter, EventEnum, State
 from torch import Tensor
 
-from weightsmith.binding import Binding, Target
+from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError, PluginContractError, UnsupportedWeightError
 from weightsmith.events import WeightEvents
 from weightsmith.plugin import Plugin, Subscription
 from weightsmith.schedules import Progress, Span, parse_span
 from weightsmith.selection import Selector, Where, everything, selector
 from weightsmith.site import Site
+from weightsmith.targets import Target
 from weightsmith.tensors import row_groups, stack_rows, unstack_rows
 from weightsmith.weights import Weight
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["WeightPlugin", "as_it_is", "copy_to", "dense_gradient"]
+__all__ = ["WeightPlugin", "as_it_is", "copy_to"]
 
 
 _GRADIENT_EVENTS = (WeightEvents.GRADIENTS_COMPUTED.name, WeightEvents.GRADIENTS_READY.name)
@@ -288,13 +289,3 @@ def _refuse_misfit(result: Any, target: Tensor, method: str) -> None:
         raise PluginContractError(
             f"{method} returned {got} for a tensor of shape {tuple(target.shape)}: return a tensor of the same shape"
         )
-
-
-def dense_gradient(target: Target) -> Tensor | None:
-    gradient = target.gradient
-    if gradient is not None and gradient.is_sparse:
-        raise UnsupportedWeightError(
-            f"weight {target.weight.name!r} got a sparse gradient: make its layer with sparse=False, "
-            "or leave it out with `where`"
-        )
-    return gradient

@@ -11,13 +11,14 @@ import torch
 from ignite.engine.events import EventEnum
 from torch import Tensor, nn
 
-from weightsmith.binding import Binding, Target
+from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError, UnsupportedWeightError
 from weightsmith.events import WeightEvents
 from weightsmith.kinds.base import WeightPlugin
 from weightsmith.plugin import Subscription
 from weightsmith.selection import Selector, matrices
 from weightsmith.site import Site
+from weightsmith.targets import Target, Targets
 from weightsmith.tensors import accurate_dtype, unit_peaks
 from weightsmith.weights import Weight
 
@@ -110,6 +111,17 @@ class Constraint(WeightPlugin, abstract=True):
             return weight
         return torch.cat([weight[:padding], weight[padding + 1 :]])
 
+    def _without_paddings(self, targets: Targets) -> list[Tensor]:
+        return [self._without_padding(target.tensor, target.site) for target in targets]
+
+    def _restore_paddings(self, targets: Targets, weights: Sequence[Tensor]) -> None:
+        """Write back what :meth:`_without_paddings` copied."""
+        for target, weight in zip(targets, weights, strict=True):
+            padding = _padding(target.site)
+            if weight is not target.tensor and padding is not None:
+                target.tensor[:padding] = weight[:padding]
+                target.tensor[padding + 1 :] = weight[padding:]
+
     def measured_violation(self, weight: Tensor, site: Site) -> float:
         """:meth:`violation`, but 0.0 for a weight that is inside to within the tolerance."""
         weight = self._without_padding(weight, site)
@@ -146,13 +158,11 @@ class Constraint(WeightPlugin, abstract=True):
     def act(self, binding: Binding) -> None:
         targets = binding.targets()
         self._prepare(targets)
-        weights = [self._without_padding(t.tensor, t.site) for t in targets]
-        self.project_all_(weights, [t.site for t in targets])
-        for target, weight in zip(targets, weights, strict=True):
-            padding = _padding(target.site)
-            if weight is not target.tensor and padding is not None:
-                target.tensor[:padding] = weight[:padding]
-                target.tensor[padding + 1 :] = weight[padding:]
+        padded = [] if self._remembers() else binding.once(_padded)
+        weights = self._without_paddings(targets) if padded else targets.tensors
+        self.project_all_(weights, targets.sites)
+        if padded:
+            self._restore_paddings(targets, weights)
         if self.momentum == "tangent":
             for target in targets:
                 for momentum in binding.momenta(target):  # the optimizer moves the weight against it
@@ -182,6 +192,10 @@ class Constraint(WeightPlugin, abstract=True):
 
 def _padding(site: Site) -> int | None:
     return site.module.padding_idx if isinstance(site.module, nn.Embedding) else None
+
+
+def _padded(weights: Sequence[Weight]) -> list[Weight]:
+    return [w for w in weights if isinstance(w.module, nn.Embedding) and w.module.padding_idx is not None]
 
 
 def _within(weight: Tensor, projected: Tensor, tolerance: Tensor | float) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightsmith.binding import Binding
 from weightsmith.events import WeightEvents
-from weightsmith.kinds.base import WeightPlugin, copy_to, dense_gradient
+from weightsmith.kinds.base import WeightPlugin, copy_to
 from weightsmith.site import Site
 
 __all__ = ["GradientEditor", "WeightEditor"]
@@ -40,10 +40,9 @@ class GradientEditor(WeightPlugin, abstract=True):
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
-        targets = [t for t in binding.targets() if t.gradient is not None]
+        targets, gradients = binding.targets().with_gradients()
         self._prepare(targets)
-        gradients = [g for t in targets if (g := dense_gradient(t)) is not None]
-        self.edit_all_(gradients, [t.tensor for t in targets], [t.site for t in targets])
+        self.edit_all_(gradients, targets.tensors, targets.sites)
 
     def __call__(self, gradient: Tensor, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The edited gradient, outside a trainer."""
@@ -74,10 +73,9 @@ class WeightEditor(WeightPlugin, abstract=True):
     def act(self, binding: Binding) -> None:
         targets = binding.targets()
         self._prepare(targets)
-        weights = [t.tensor for t in targets]
-        found = [dense_gradient(t) for t in targets]
+        weights, found = targets.tensors, targets.gradients
         gradients = [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
-        self.edit_all_(weights, gradients, [t.site for t in targets])
+        self.edit_all_(weights, gradients, targets.sites)
 
     def __call__(self, weight: Tensor, gradient: Tensor | None = None, *, site: Site | None = None) -> Tensor:
         """The edited weight, outside a trainer."""

@@ -10,13 +10,14 @@ import torch
 from ignite.engine.events import EventEnum
 from torch import Tensor
 
-from weightsmith.binding import Binding, Target
+from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError
 from weightsmith.events import WeightEvents
 from weightsmith.kinds.base import WeightPlugin
 from weightsmith.plugin import Subscription
 from weightsmith.selection import Selector, matrices
 from weightsmith.site import Site
+from weightsmith.targets import Target
 from weightsmith.weights import Weight
 
 if TYPE_CHECKING:

@@ -11,13 +11,14 @@ import torch
 from ignite.engine.events import EventEnum
 from torch import Tensor
 
-from weightsmith.binding import Binding, Target
+from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError, PluginContractError, UnsupportedWeightError
 from weightsmith.events import WeightEvents
-from weightsmith.kinds.base import WeightPlugin, copy_to, dense_gradient
+from weightsmith.kinds.base import WeightPlugin, copy_to
 from weightsmith.plugin import Subscription
 from weightsmith.selection import Selector, matrices
 from weightsmith.site import Site
+from weightsmith.targets import Target, Targets
 from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight
 
@@ -102,10 +103,12 @@ class Penalty(WeightPlugin, abstract=True):
         elif self.mode == "proximal" or binding.is_first_evaluation():
             self._shrink(targets)
 
-    def _add_gradients(self, targets: Sequence[Target]) -> None:
-        plain = [t for t in targets if not t.weight.parametrized]
-        gradients = [_gradient_or_zeros(target) for target in plain]
-        self.gradient_all_(gradients, [t.tensor for t in plain], [t.site for t in plain])
+    def _add_gradients(self, targets: Targets) -> None:
+        plain = targets.plain
+        for target in plain:
+            if target.gradient is None:
+                target.weight.parameter.grad = torch.zeros_like(target.weight.parameter)
+        self.gradient_all_(plain.gradients, plain.tensors, plain.sites)
         for target in targets:
             if target.weight.parametrized:
                 self._add_through_parametrization(target)
@@ -123,10 +126,10 @@ class Penalty(WeightPlugin, abstract=True):
                 # Copied: autograd may hand the same tensor to several parameters.
                 parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.add_(gradient)
 
-    def _shrink(self, targets: Sequence[Target]) -> None:
+    def _shrink(self, targets: Targets) -> None:
         method = self._decoupled if self.mode == "decoupled" else self._proximal
-        weights = [target.tensor for target in targets]
-        self._singly(method, copy_to, weights, [target.site for target in targets], weights)
+        weights = targets.tensors
+        self._singly(method, copy_to, weights, targets.sites, weights)
 
     def _decoupled(self, weight: Tensor, site: Site) -> Tensor:
         shrunk: Tensor = weight - site.learning_rate * self.gradient(weight, site)
@@ -146,15 +149,6 @@ _EVENTS = {
     "decoupled": WeightEvents.GRADIENTS_READY,
     "proximal": WeightEvents.STEP_COMPLETED,
 }
-
-
-def _gradient_or_zeros(target: Target) -> Tensor:
-    gradient = dense_gradient(target)
-    if gradient is None:
-        target.weight.parameter.grad = torch.zeros_like(target.weight.parameter)
-        gradient = target.gradient
-    assert gradient is not None
-    return gradient
 
 
 def _add_to(target: Tensor, result: Tensor, site: Site) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -243,11 +245,14 @@ class UpdatePipeline(Engine):
                     self._leave(window)
 
     def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
-        """As Ignite's, but free where nobody listens: Ignite formats a log line for every event."""
-        if self._event_handlers.get(event_name):
+        """As Ignite's, without its log line for every event where nobody reads it."""
+        if event_args or event_kwargs or self.logger.isEnabledFor(logging.DEBUG):
             super()._fire_event(event_name, *event_args, **event_kwargs)
-        else:
-            self.last_event_name = event_name
+            return
+        self.last_event_name = event_name
+        for handler, args, kwargs in self._event_handlers.get(event_name, ()):
+            takes_engine = args and isinstance(args[0], weakref.ref)  # that is how Ignite keeps us
+            handler(*((self, *args[1:]) if takes_engine else args), **kwargs)
 
     def _charged(self) -> Tensor | float:
         """What penalties add to the loss that a closure returns."""

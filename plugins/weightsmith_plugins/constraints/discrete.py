@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
-from weightsmith.kinds.base import as_it_is, copy_to
-from weightsmith.tensors import accurate_dtype, largest, unit_peaks
+from weightsmith.kinds.base import as_it_is
+from weightsmith.tensors import accurate_dtype, largest, largest_of_groups, unit_peaks
 
 from weightsmith_plugins.shapes import no_equal_groups
 
@@ -76,18 +76,21 @@ class NofM(Constraint):
         return no_equal_groups(weight, site, self.m)
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        inputs = site.unit_dims[0]
-        last = weight.movedim(inputs, -1)
-        groups = last.reshape(-1, self.m)
-        kept: Tensor = groups.masked_fill(~largest(groups.detach().abs(), self.n), 0).reshape(last.shape)
-        return kept.movedim(-1, inputs)
+        return weight.masked_fill(self._surplus(weight, site), 0)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form. Of matrices, the groups of a unit are its own, so that many go together."""
         for method, chosen in ((self._unitwise, True), (self._singly, False)):
             places = [i for i, weight in enumerate(weights) if (weight.ndim == 2) is chosen]
             picked = [weights[i] for i in places]
-            method(self.project, copy_to, picked, [sites[i] for i in places], picked)
+            method(self._clear_, as_it_is, picked, [sites[i] for i in places], picked)
+
+    def _clear_(self, weight: Tensor, site: Site) -> Tensor:
+        return weight.masked_fill_(self._surplus(weight, site), 0)
+
+    def _surplus(self, weight: Tensor, site: Site) -> Tensor:
+        """Which values are not among the n largest of their group."""
+        return largest_of_groups(weight.detach().abs(), site.unit_dims[0], self.n, self.m).logical_not_()
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # zeros are exact

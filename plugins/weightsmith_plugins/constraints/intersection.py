@@ -65,6 +65,9 @@ class Intersection(Constraint):
         return all(part.unitwise for part in self.constraints)
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
+        at_once = self._nearest_at_once(weight, site) if self._is_convex() else None
+        if at_once is not None:
+            return at_once
         found = self._nearest(weight, site)
         if weight.isfinite().all() and not self._is_convex() and not self._holds(found, site):
             found = self._nearest(_nudged(weight), site)  # off the one point from which all ways look alike
@@ -84,6 +87,19 @@ class Intersection(Constraint):
 
     def _is_convex(self) -> bool:
         return all(part.convex for part in self.constraints)
+
+    def _nearest_at_once(self, weight: Tensor, site: Site) -> Tensor | None:
+        """The nearest common point, if one round finds it: w = x + Σ p_i with P_i(x + p_i) = x for every set is all that
+        it takes; bit for bit, so that nothing but the rounding of the sums is left. Of the last set it is true anyway."""
+        found, taken = weight, []
+        for part in self.constraints:
+            projected = _projected(part, found, site)
+            taken.append(found - projected)
+            found = projected
+        for part, away in list(zip(self.constraints, taken, strict=True))[:-1]:
+            if not torch.equal(_projected(part, found + away, site), found):
+                return None
+        return found
 
     def _nearest(self, weight: Tensor, site: Site) -> Tensor:
         if self._holds(weight, site):
@@ -120,6 +136,7 @@ class Intersection(Constraint):
         return all(torch.equal(_projected(part, weight, site), weight) for part in self.constraints)
 
 
+@torch.no_grad()
 def _projected(part: Constraint, weight: Tensor, site: Site) -> Tensor:
     """As at an update: what is inside, to within the set's tolerance, stays bit for bit."""
     found = weight.clone()

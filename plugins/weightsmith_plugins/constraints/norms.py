@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -13,12 +12,12 @@ from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.kinds.base import as_it_is
 from weightsmith.tensors import accurate_dtype, unit_norms, unit_peaks
 
-__all__ = ["MaxNorm", "MinMaxNorm", "UnitNorm"]
+__all__ = ["FEW", "MaxNorm", "MinMaxNorm", "UnitNorm"]
 
 
 class UnitScaling(Constraint, abstract=True):
-    """What sets of units with certain norms share: w_u · bounded(‖w_u‖) / ‖w_u‖ for every unit u. Units whose norm is
-    right to within rounding stay bit for bit as they are."""
+    """What sets of units with certain norms share: w_u · bounded(‖w_u‖) / ‖w_u‖ for every unit u. A weight whose units
+    have the right norms to within rounding stays bit for bit as it is."""
 
     unitwise: ClassVar[bool] = True
 
@@ -42,15 +41,18 @@ class UnitScaling(Constraint, abstract=True):
     def _scale_(self, weight: Tensor, site: Site) -> Tensor:
         """As :meth:`project`, in place: one pass over the weight for its norms, and one to scale it if need be. Units
         whose squares may leave the float range, and devices for which nothing may wait, go the long way."""
-        norms = unit_norms(weight, site.unit_dims)
-        factors = self.bounded(norms).div_(norms)
-        changes = (factors - 1).abs_()
-        largest = float(changes.amax()) if weight.is_cpu else math.nan
-        if largest <= _room(weight.dtype):
-            return weight
-        if not (largest < 0.99 or (weight.is_cpu and _is_moderate(factors))):
+        if not weight.is_cpu:
             return weight.copy_(self.project(weight, site))
-        return weight.mul_(factors.masked_fill_(changes <= _room(weight.dtype), 1.0))
+        norms, room = unit_norms(weight, site.unit_dims), _room(weight.dtype)
+        factors = self.bounded(norms).div_(norms)
+        least, most = (extreme.item() for extreme in torch.aminmax(factors))
+        if 1 - room <= least and most <= 1 + room:
+            return weight
+        if not (least > 1e-15 and most < 1e15):
+            return weight.copy_(self.project(weight, site))
+        if weight.numel() <= FEW or room > 1e-4:  # else it costs more than it saves: the factors are rounding as well
+            factors.masked_fill_((factors - 1).abs_() <= room, 1.0)
+        return weight.mul_(factors)
 
     def _stays(self, norms: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
         """Whether a unit's norm is right to within the rounding of its values."""
@@ -147,8 +149,8 @@ class UnitNorm(UnitScaling):
         return (velocity - _along(velocity, weight, site) * _unit(weight, site)).to(velocity.dtype)
 
 
-def _is_moderate(factors: Tensor) -> bool:
-    return float(factors.amin()) > 1e-15 and float(factors.amax()) < 1e15
+FEW = 2**18
+"""Values, up to which a unit that is right stays bit for bit even where another of the weight is not."""
 
 
 def _room(dtype: torch.dtype) -> float:

@@ -33,6 +33,11 @@ class Symmetric(Constraint):
         half = weight / 2
         return half + half.mT
 
+    def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        for weight in weights:
+            half = weight / 2
+            torch.add(half, half.mT, out=weight)
+
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # halves of equal values add up exactly
 
@@ -58,6 +63,11 @@ class SkewSymmetric(Constraint):
     def project(self, weight: Tensor, site: Site) -> Tensor:
         half = weight / 2
         return half - half.mT
+
+    def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        for weight in weights:
+            half = weight / 2
+            torch.sub(half, half.mT, out=weight)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # halves of equal values add up exactly

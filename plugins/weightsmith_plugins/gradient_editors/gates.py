@@ -40,8 +40,7 @@ class Freeze(GradientEditor):
         return torch.zeros_like(gradient)
 
     def act(self, binding: Binding) -> None:
-        for target in binding.targets():
-            target.drop_gradient()
+        binding.targets().drop_gradients()
 
 
 class Unfreeze(GradientEditor):

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from weightsmith import ConfigurationError, Initializer, Site, Trainer
-from weightsmith.binding import Binding, Target
+from weightsmith.binding import Binding
 from weightsmith.evaluation import evaluating
 from weightsmith.importing import imported
+from weightsmith.targets import Target
 from weightsmith.weights import Weight
 
 from weightsmith_plugins.initializers.structured import Orthogonal

@@ -9,8 +9,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 from weightsmith import Constraint, Site, Trainer
-from weightsmith.binding import Binding, Target
+from weightsmith.binding import Binding
 from weightsmith.plugin import Subscription
+from weightsmith.targets import Target
 from weightsmith.weights import Weight
 
 __all__ = ["KeepZeros", "Pruning", "count_kept", "masked"]

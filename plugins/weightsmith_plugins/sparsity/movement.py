@@ -11,8 +11,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from weightsmith import Site, WeightEvents
-from weightsmith.binding import Binding, Target
+from weightsmith.binding import Binding
 from weightsmith.plugin import Subscription
+from weightsmith.targets import Target
 from weightsmith.tensors import accurate_dtype
 
 from weightsmith_plugins.sparsity.masks import masked

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Site
 from weightsmith.kinds.base import copy_to
-from weightsmith.tensors import accurate_dtype, from_unit_matrices, largest, unit_matrices
+from weightsmith.tensors import accurate_dtype, from_unit_matrices, largest, largest_of_groups, unit_matrices
 
 from weightsmith_plugins.shapes import no_equal_groups
 from weightsmith_plugins.sparsity.masks import Pruning, count_kept, masked
@@ -91,7 +91,7 @@ class RankedPruning(Pruning, abstract=True):
     def _mask(self, scores: Tensor, site: Site) -> Tensor:
         pattern = _pattern(self.scope)
         if pattern is not None:
-            return _pattern_mask(scores, pattern, site)
+            return largest_of_groups(scores, site.unit_dims[0], *pattern)
         if self.scope == "unit":
             rows = unit_matrices(scores, site.unit_dims)[0]
             kept = largest(rows, count_kept(rows.shape[1], self.sparsity))
@@ -125,9 +125,3 @@ class MagnitudePruning(RankedPruning):
 def _pattern(scope: str) -> tuple[int, int] | None:
     found = re.fullmatch(r"([1-9]\d*):([1-9]\d*)", scope)
     return None if found is None else (int(found[1]), int(found[2]))
-
-
-def _pattern_mask(scores: Tensor, pattern: tuple[int, int], site: Site) -> Tensor:
-    inputs, (kept, of) = site.unit_dims[0], pattern
-    last = scores.movedim(inputs, -1)
-    return largest(last.reshape(-1, of), kept).reshape(last.shape).movedim(-1, inputs)
