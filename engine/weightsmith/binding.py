@@ -331,6 +331,7 @@ class Binding:
 
     def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
         """Restore what :meth:`state_dict` gave."""
+        self._derived.clear()
         for name, target in self._targets.items():
             memory, device = target.site._memory, target.weight.raw[0].device
             memory.clear()

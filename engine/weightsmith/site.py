@@ -44,7 +44,8 @@ class Site:
         self._parameters: Mapping[str, Tensor] = {}
         seen = weight.effective_units() if weight.parametrized else unit_view(weight.raw[0], weight.layout)
         self.__dict__["unit_dims"] = unit_dims(seen.ndim, weight.layout)
-        self._row_length = row_length(seen, self.unit_dims)
+        length = row_length(seen, self.unit_dims)
+        self._row_kind = (length, seen.dtype, seen.device) if length else None
         self.__dict__["gates"] = gates(weight.layout, weight.leaf)
 
     @classmethod

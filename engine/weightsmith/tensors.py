@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -139,21 +138,21 @@ def row_length(tensor: Tensor, dims: tuple[int, ...]) -> int:
     return math.prod(tensor.shape[axis] for axis in dims)
 
 
-def row_groups(columns: Sequence[Sequence[Tensor]], lengths: Sequence[int]) -> tuple[list[list[int]], list[int]]:
-    """Which tensors may be the rows of one matrix, by their :func:`row_length`: lists of their places, and the places
-    of those that go alone. Columns are lists of tensors of the same shapes, such as weights and gradients.
+def row_groups(kinds: Sequence[object]) -> tuple[list[list[int]], list[int]]:
+    """Which tensors may be the rows of one matrix, by what they must have in common: lists of their places, and the
+    places of those that go alone, as those do that have ``None``.
 
     What a small tensor costs is the call: one call on the rows of 50 is several times faster than 50 calls.
 
-    >>> row_groups([[torch.ones(2, 3), torch.ones(3), torch.ones(4, 2)]], [3, 3, 2])
-    ([[0, 1]], [2])
+    >>> row_groups([3, 3, 2, None, None])
+    ([[0, 1]], [2, 3, 4])
     """
-    groups: dict[Any, list[int]] = {}
-    for place, (length, *tensors) in enumerate(zip(lengths, *columns, strict=True)):
-        kinds = [kind for tensor in tensors for kind in (tensor.dtype, tensor.device)]
-        groups.setdefault((length, *kinds) if length else place, []).append(place)
-    alone = [places[0] for places in groups.values() if len(places) == 1]
-    return [places for places in groups.values() if len(places) > 1], alone
+    groups: dict[object, list[int]] = {}
+    for place, kind in enumerate(kinds):
+        groups.setdefault(kind, []).append(place)
+    alone = groups.pop(None, [])
+    alone += [places[0] for places in groups.values() if len(places) == 1]
+    return [places for places in groups.values() if len(places) > 1], sorted(alone)
 
 
 _SMALL = 2**15
@@ -247,8 +246,8 @@ def _least_of_largest(rows: Tensor, count: int) -> Tensor:
     size = rows.shape[1]
     if len(rows) == 1 and size > _LONG and rows.is_cpu:
         values = rows[0]
-        sample = values[:: size // 2**16].sort(descending=True).values
-        place, room = count * len(sample) // size, 1024
+        sample = values[:: size // (2**16 if size > 2**20 else 2**12)].sort(descending=True).values
+        place, room = count * len(sample) // size, 4 * math.isqrt(len(sample))
         high = sample[max(0, place - room)]
         low = sample[min(len(sample) - 1, place + room)]
         above_low, above_high = values > low, int((values > high).count_nonzero())
@@ -261,7 +260,7 @@ def _least_of_largest(rows: Tensor, count: int) -> Tensor:
     return rows.kthvalue(size - count + 1, dim=1, keepdim=True).values
 
 
-_LONG = 2**20
+_LONG = 2**16
 """Values in a row, above which a sample saves more than it costs."""
 
 _FEW = 8

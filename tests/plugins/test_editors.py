@@ -378,3 +378,21 @@ def test_a_schedule_for_a_whole_number_is_rounded():
     resolved = w.Orthogonalize(steps=linear(1, 4, over=9)).resolved(Progress(update=5))
     assert resolved.steps == 3
     assert isinstance(resolved.steps, int)
+
+
+def test_a_layer_that_is_frozen_again_and_joins_again_starts_clean_again():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    count = piecewise({0: 1, 2: 0, 4: 1})
+    trainer = trainer_of(model, w.Unfreeze(["2"], count), optimizer=optimizer)
+    seen = []
+
+    def look():
+        momentum = optimizer.state[model[2].weight].get("momentum_buffer")
+        gradient = model[2].weight.grad
+        fresh = momentum is not None and gradient is not None and torch.equal(momentum, gradient)
+        seen.append("held" if gradient is None else "fresh" if fresh else "goes on")
+
+    trainer.add_event_handler(WeightEvents.UPDATE_COMPLETED, look)
+    trainer.run(BATCHES[:1] * 6, max_epochs=1)
+    assert seen == ["fresh", "goes on", "held", "held", "fresh", "goes on"]

@@ -167,7 +167,7 @@ class WeightPlugin(Plugin, abstract=True):
         if not self._remembers():
             return
         for target in targets:
-            if not target.site.state:
+            if not target.site._memory:
                 target.site._begin(self._first_entries(self._seen(target).detach(), target.site))
 
     def _seen(self, target: Target) -> Tensor:
@@ -214,7 +214,7 @@ class WeightPlugin(Plugin, abstract=True):
             self._singly(method, write, targets, sites, *columns)
             return
         distinct = list({id(column): column for column in (targets, *columns)}.values())
-        together, alone = row_groups(distinct, [site._row_length for site in sites])
+        together, alone = row_groups([site._row_kind for site in sites])
         for places in together:
             stacked = {id(column): stack_rows([column[i] for i in places]) for column in distinct}
             rows = stacked[id(targets)]

@@ -89,8 +89,8 @@ class Intersection(Constraint):
         return all(part.convex for part in self.constraints)
 
     def _nearest_at_once(self, weight: Tensor, site: Site) -> Tensor | None:
-        """The nearest common point, if one round finds it: w = x + Σ p_i with P_i(x + p_i) = x for every set is all that
-        it takes; bit for bit, so that nothing but the rounding of the sums is left. Of the last set it is true anyway."""
+        """The nearest common point, if one round finds it. w = x + Σ p_i, P_i(x + p_i) = x for every set is all that it
+        takes; bit for bit, so that nothing but the rounding of sums is left. Of the last set it is true anyway."""
         found, taken = weight, []
         for part in self.constraints:
             projected = _projected(part, found, site)

@@ -162,7 +162,8 @@ class PositiveDefinite(Constraint):
         if least >= self.floor:
             return symmetric.to(weight.dtype)
         floor = self.floor + (self.floor + largest) * _rounding(weight)
-        lifted = torch.addmm(symmetric, vectors * (floor - values).clamp_(min=0), vectors.mT).div_(2)
+        lifts = (floor - values).clamp_(min=0)
+        lifted = torch.addmm(symmetric, vectors * lifts, vectors.mT, beta=0.5, alpha=0.5)
         return (lifted + lifted.mT).to(weight.dtype)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:

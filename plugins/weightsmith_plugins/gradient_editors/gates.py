@@ -15,6 +15,7 @@ from weightsmith.binding import Binding
 from weightsmith.kinds import WeightPlugin
 from weightsmith.plugin import Subscription
 from weightsmith.selection import select
+from weightsmith.targets import Targets
 from weightsmith.weights import Weight
 
 __all__ = ["Freeze", "SkipNonFinite", "Unfreeze"]
@@ -82,23 +83,36 @@ class Unfreeze(GradientEditor):
         yield self.event, binding.run
 
     def act(self, binding: Binding) -> None:
-        targets = binding.targets()
+        targets, joined = binding.targets(), math.floor(self.count + 1e-6)
+        notes = binding.once(_notes)
+        if targets not in notes or notes[targets][0] != joined:
+            notes[targets] = joined, self._held(binding, targets, joined)
+        notes[targets][1].drop_gradients()
+
+    def _held(self, binding: Binding, targets: Targets, joined: int) -> Targets:
+        """The weights that are held while ``joined`` layers have joined. What joins now starts clean."""
         self._prepare(targets)
-        places, joined = binding.once(self._places), max(0, math.floor(self.count + 1e-6))
+        places = binding.once(self._places)
+        held = []
         for target in targets:
-            frozen = target.site.state["frozen"]
-            if places.get(target.weight.name, -1) >= joined:
-                target.drop_gradient()
-                if not frozen:
-                    frozen.fill_(True)
-            elif frozen:
+            was_held, is_held = target.site.state["frozen"], places.get(target.weight.name, -1) >= joined
+            if is_held:
+                held.append(target)
+            elif was_held:
                 binding.forget_moments(target)
-                frozen.fill_(False)
+            was_held.fill_(is_held)
+        return Targets(held)
 
     def _places(self, weights: Sequence[Weight]) -> dict[str, int]:
         """Name to the place of the first layer that it is in."""
         layers = list(enumerate(self.layers))
         return {weight.name: place for place, layer in reversed(layers) for weight in select(layer, weights)}
+
+
+def _notes(_: Sequence[Weight]) -> dict[Targets, tuple[int, Targets]]:
+    """Where :class:`Unfreeze` notes, for the weights of each optimizer, how many layers have joined and what it holds;
+    begun anew whenever its weights change."""
+    return {}
 
 
 class SkipNonFinite(WeightPlugin):

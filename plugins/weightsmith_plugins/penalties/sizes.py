@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Penalty, Site
+from weightsmith.kinds.base import as_it_is
 from weightsmith.tensors import accurate_dtype, unit_norms
 
 __all__ = ["L1", "L2", "ElasticNet", "GroupLasso", "Hoyer", "require_non_negative"]
@@ -39,6 +41,12 @@ class L1(Penalty):
 
     def gradient(self, weight: Tensor, site: Site) -> Tensor:
         return self.strength * weight.sign()
+
+    def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        self._unitwise(self._charge_, as_it_is, gradients, sites, gradients, weights)
+
+    def _charge_(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        return gradient.add_(weight.sign(), alpha=self.strength)
 
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
         return weight.sign() * (weight.abs() - step * self.strength).clamp(min=0)

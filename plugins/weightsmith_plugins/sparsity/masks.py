@@ -11,7 +11,7 @@ from torch import Tensor
 from weightsmith import Constraint, Site, Trainer
 from weightsmith.binding import Binding
 from weightsmith.plugin import Subscription
-from weightsmith.targets import Target
+from weightsmith.targets import Target, Targets
 from weightsmith.weights import Weight
 
 __all__ = ["KeepZeros", "Pruning", "count_kept", "masked"]
@@ -69,15 +69,23 @@ class Pruning(Constraint, abstract=True):
     def act(self, binding: Binding) -> None:
         targets = binding.targets()
         self._prepare(targets)
-        before = [(target.site.state["mask"].clone(), target.tensor != 0) for target in targets]
+        before = [self._standing(target).clone() for target in targets]
         renewed = self._renewed(targets)
-        self.project_all_([target.tensor for target in renewed], [target.site for target in renewed])
-        for target, (mask, was_there) in zip(targets, before, strict=True):
-            grown = target.site.state["mask"] & (~mask | (was_there & (target.tensor == 0)))  # dropped just now, too
+        self.project_all_(renewed.tensors, renewed.sites)
+        for target, standing in zip(targets, before, strict=True):
+            grown = self._grown(target, standing)
             if grown.any():
                 binding.forget_moments(target, grown)
 
-    def _renewed(self, targets: Sequence[Target]) -> Sequence[Target]:
+    def _standing(self, target: Target) -> Tensor:
+        """What :meth:`_grown` needs to know of a weight before its mask is renewed."""
+        return target.site.state["mask"]
+
+    def _grown(self, target: Target, standing: Tensor) -> Tensor:
+        """Which weights grow from zero, given what was standing."""
+        return target.site.state["mask"] > standing
+
+    def _renewed(self, targets: Targets) -> Targets:
         """Those whose masks are renewed; the others keep theirs."""
         return targets
 

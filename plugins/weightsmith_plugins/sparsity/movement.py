@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -13,7 +12,7 @@ from torch import Tensor
 from weightsmith import Site, WeightEvents
 from weightsmith.binding import Binding
 from weightsmith.plugin import Subscription
-from weightsmith.targets import Target
+from weightsmith.targets import Target, Targets
 from weightsmith.tensors import accurate_dtype
 
 from weightsmith_plugins.sparsity.masks import masked
@@ -80,11 +79,11 @@ class MovementPruning(GradientPruning):
         score = torch.zeros_like(weight, dtype=accurate_dtype(weight.dtype))
         return {**super().init(weight, site), "score": score, "moved": torch.tensor(False)}
 
-    def _scores(self, alive: Tensor, site: Site) -> Tensor:
-        return site.state["score"].masked_fill(~site.state["mask"], -math.inf)
+    def _scores(self, weight: Tensor, site: Site) -> Tensor:
+        return site.state["score"]
 
-    def _renewed(self, targets: Sequence[Target]) -> Sequence[Target]:
-        return [target for target in targets if not self._is_unranked(target.site)]
+    def _renewed(self, targets: Targets) -> Targets:
+        return Targets(target for target in targets if not self._is_unranked(target.site))
 
     def _is_unranked(self, site: Site) -> bool:
         return not site.state["moved"]
@@ -125,8 +124,8 @@ class SNIP(GradientPruning):
         for weight, site in zip(weights, sites, strict=True):
             weight.copy_(masked(weight, site))
 
-    def _scores(self, alive: Tensor, site: Site) -> Tensor:
-        scores = alive.to(accurate_dtype(alive.dtype))
+    def _scores(self, weight: Tensor, site: Site) -> Tensor:
+        scores = weight.to(accurate_dtype(weight.dtype))
         return torch.zeros_like(scores) if site.gradient is None else (scores * site.gradient).abs()
 
     def _is_unranked(self, site: Site) -> bool:

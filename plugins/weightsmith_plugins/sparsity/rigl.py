@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Site
+from weightsmith.targets import Target
 from weightsmith.tensors import largest
 
 from weightsmith_plugins.sparsity.masks import Pruning, count_kept, masked
@@ -55,6 +56,13 @@ class RigL(Pruning):
         stays = _best(alive.abs(), mask, count - moved)
         grown = _best(site.gradient.abs(), ~stays, moved)
         return alive.masked_fill(~stays, 0), {"mask": stays | grown}
+
+    def _standing(self, target: Target) -> Tensor:
+        return target.site.state["mask"] & (target.tensor != 0)
+
+    def _grown(self, target: Target, standing: Tensor) -> Tensor:
+        """Those that were dropped just now, too."""
+        return target.site.state["mask"] & ~(standing & (target.tensor != 0))
 
 
 def _best(scores: Tensor, among: Tensor, count: int) -> Tensor:
