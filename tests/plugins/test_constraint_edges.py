@@ -196,3 +196,31 @@ def test_the_vector_of_padding_stays_as_it_is(plugin):
     others = layer.weight[[0, 2, 3]].detach()
     torch.testing.assert_close(plugin(others), others)
     assert max(trainer.violations().values()) == 0
+
+
+# -------------------------------------------------------------------- weights so large that another path is taken
+
+
+@pytest.mark.parametrize("plugin", [w.MaxNorm(1.0), w.MinMaxNorm(0.5, 1.0), w.UnitNorm(), w.ZeroMean()])
+@pytest.mark.parametrize("shape", [(1024, 700), (300, 128, 3, 3), (700, 1024)])
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_a_large_weight_is_projected_as_its_units_are(plugin, shape, scale):
+    scale = scale**0.5 if isinstance(plugin, w.ZeroMean) else scale  # its rounding goes by squares
+    weight = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 0.1) * scale
+    wanted = torch.cat([plugin(part) for part in weight.split(10)])  # few units at a time: the other path
+    found = weight.clone()
+    site = Site.alone(found)
+    plugin.project_all_([found], [site])
+    peaks = wanted.abs().amax()
+    assert (found - wanted).abs().amax() <= 1e-6 * peaks
+    again = found.clone()
+    plugin.project_all_([again], [site])
+    assert torch.equal(again, found)  # inside, it stays bit for bit
+
+
+def test_of_a_large_weight_whose_first_unit_is_inside_the_others_are_centred():
+    weight = torch.randn(1024, 700, generator=torch.Generator().manual_seed(0))
+    weight[0] -= weight[0].double().mean().float()
+    weight[1] = 0
+    w.ZeroMean().project_all_([weight], [Site.alone(weight)])
+    assert weight.double().mean(1).abs().amax() <= 1e-7

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.kinds.base import as_it_is
-from weightsmith.tensors import accurate_dtype, largest, largest_of_groups, unit_peaks
+from weightsmith.ranking import largest, largest_of_groups
+from weightsmith.tensors import accurate_dtype, keep_, unit_peaks
 
 from weightsmith_plugins.shapes import no_equal_groups
 
@@ -39,8 +40,18 @@ class TopK(Constraint):
             raise ConfigurationError(f"{self!r}: density must be above 0, up to 1")
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
+        return weight.masked_fill(~self._kept(weight), 0)
+
+    def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        self._singly(self._clear_, as_it_is, weights, sites, weights)
+
+    def _clear_(self, weight: Tensor, site: Site) -> Tensor:
+        keep_(weight, self._kept(weight))
+        return weight
+
+    def _kept(self, weight: Tensor) -> Tensor:
         count = math.ceil(self.density * weight.numel() - 1e-9)
-        return weight.masked_fill(~largest(weight.detach().abs().reshape(1, -1), count).reshape(weight.shape), 0)
+        return largest(weight.detach().abs().reshape(1, -1), count).reshape(weight.shape)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # zeros are exact
@@ -76,7 +87,7 @@ class NofM(Constraint):
         return no_equal_groups(weight, site, self.m)
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        return weight.masked_fill(self._surplus(weight, site), 0)
+        return weight.masked_fill(~self._kept(weight, site), 0)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form. Of matrices, the groups of a unit are its own, so that many go together."""
@@ -86,11 +97,11 @@ class NofM(Constraint):
             method(self._clear_, as_it_is, picked, [sites[i] for i in places], picked)
 
     def _clear_(self, weight: Tensor, site: Site) -> Tensor:
-        return weight.masked_fill_(self._surplus(weight, site), 0)
+        keep_(weight, self._kept(weight, site))
+        return weight
 
-    def _surplus(self, weight: Tensor, site: Site) -> Tensor:
-        """Which values are not among the n largest of their group."""
-        return largest_of_groups(weight.detach().abs(), site.unit_dims[0], self.n, self.m).logical_not_()
+    def _kept(self, weight: Tensor, site: Site) -> Tensor:
+        return largest_of_groups(weight.detach().abs(), site.unit_dims[0], self.n, self.m)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # zeros are exact

@@ -149,7 +149,7 @@ class UnitNorm(UnitScaling):
         return (velocity - _along(velocity, weight, site) * _unit(weight, site)).to(velocity.dtype)
 
 
-FEW = 2**18
+FEW = 2**15
 """Values, up to which a unit that is right stays bit for bit even where another of the weight is not."""
 
 

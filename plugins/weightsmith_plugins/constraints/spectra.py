@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
-from weightsmith.tensors import accurate_dtype, from_unit_matrices, unit_matrices
+from weightsmith.kinds.base import copy_to
+from weightsmith.tensors import accurate_dtype, from_unit_matrices, row_groups, unit_matrices
 
 from weightsmith_plugins.shapes import no_square
 
@@ -58,7 +61,41 @@ class Orthonormal(Constraint):
         return from_unit_matrices(kept.mT if tall else kept, velocity, site.unit_dims)
 
 
-class SpectralBound(Constraint):
+class SpectralConstraint(Constraint, abstract=True):
+    """A set of matrices with certain singular values or eigenvalues, which are found for many matrices at once."""
+
+    forward_gradient: ClassVar[Literal["autograd", "straight-through", "none"]] = "none"
+
+    @abstractmethod
+    def nearest(self, matrices: Tensor, rounding: float) -> Tensor:
+        """The nearest matrices of the set, shape ``(..., rows, columns)``; those that are inside, to within
+        ``rounding`` relative to their largest value, bit for bit as they are."""
+
+    def project(self, weight: Tensor, site: Site) -> Tensor:
+        matrices = _matrices(weight, site)
+        return from_unit_matrices(self.nearest(matrices, _rounding(weight)), weight, site.unit_dims).clone()
+
+    def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        kinds = [_kind(weight, site) for weight, site in zip(weights, sites, strict=True)]
+        together, alone = row_groups(kinds)
+        for places in together:
+            try:
+                stack = torch.stack([weights[i] for i in places])
+                found = self.nearest(stack.to(accurate_dtype(stack.dtype)), _rounding(stack))
+            except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
+                # whose? they are told apart one by one
+                alone += places
+                continue
+            for place, matrix in zip(places, found.unbind(), strict=True):
+                weights[place].copy_(matrix)
+        picked = [weights[i] for i in alone]
+        self._singly(self.project, copy_to, picked, [sites[i] for i in alone], picked)
+
+    def tolerance(self, projected: Tensor, site: Site) -> float:
+        return 0.0
+
+
+class SpectralBound(SpectralConstraint):
     """σ₁(W) ≤ limit, so that the layer amplifies no input by more; the nearest point is U · min(Σ, limit) · Vᵀ.
 
     Sedghi, Gupta & Long (2019), "The singular values of convolutional layers", arXiv:1805.10408, on the filters as a
@@ -73,7 +110,6 @@ class SpectralBound(Constraint):
     """
 
     convex: ClassVar[bool] = True
-    forward_gradient: ClassVar[Literal["autograd", "straight-through", "none"]] = "none"
 
     limit: float
 
@@ -81,19 +117,13 @@ class SpectralBound(Constraint):
         if not self.limit > 0:
             raise ConfigurationError(f"{self!r}: limit must be above 0")
 
-    def project(self, weight: Tensor, site: Site) -> Tensor:
-        matrices = _matrices(weight, site)
+    def nearest(self, matrices: Tensor, rounding: float) -> Tensor:
         left, values, right = torch.linalg.svd(matrices, full_matrices=False)
-        if bool(values.amax() <= self.limit * (1 + _rounding(weight))):
-            return weight.clone()
-        bounded = left * values.clamp(max=self.limit).unsqueeze(-2) @ right
-        return from_unit_matrices(bounded, weight, site.unit_dims)
-
-    def tolerance(self, projected: Tensor, site: Site) -> float:
-        return 0.0
+        outside = values[..., 0] > self.limit * (1 + rounding)
+        return _where(outside, lambda: left * values.clamp(max=self.limit).unsqueeze(-2) @ right, matrices)
 
 
-class LowRank(Constraint):
+class LowRank(SpectralConstraint):
     """rank(W) ≤ rank; the nearest point keeps the ``rank`` largest singular values.
 
     Eckart & Young (1936), "The approximation of one matrix by another of lower rank".
@@ -106,27 +136,20 @@ class LowRank(Constraint):
             [0., 0.]])
     """
 
-    forward_gradient: ClassVar[Literal["autograd", "straight-through", "none"]] = "none"
-
     rank: int
 
     def validate(self) -> None:
         if self.rank < 1:
             raise ConfigurationError(f"{self!r}: rank must be at least 1")
 
-    def project(self, weight: Tensor, site: Site) -> Tensor:
-        left, values, right = torch.linalg.svd(_matrices(weight, site), full_matrices=False)
+    def nearest(self, matrices: Tensor, rounding: float) -> Tensor:
+        left, values, right = torch.linalg.svd(matrices, full_matrices=False)
         kept = int(self.rank)
-        if bool((values[..., kept:] <= values[..., :1] * _rounding(weight)).all()):
-            return weight.clone()
-        low = left[..., :kept] * values[..., None, :kept] @ right[..., :kept, :]
-        return from_unit_matrices(low, weight, site.unit_dims)
-
-    def tolerance(self, projected: Tensor, site: Site) -> float:
-        return 0.0
+        outside = (values[..., kept:] > values[..., :1] * rounding).any(-1)
+        return _where(outside, lambda: left[..., :kept] * values[..., None, :kept] @ right[..., :kept, :], matrices)
 
 
-class PositiveDefinite(Constraint):
+class PositiveDefinite(SpectralConstraint):
     """W = Wᵀ with all eigenvalues ≥ floor; the nearest point is Q · max(Λ, floor) · Qᵀ of (W + Wᵀ) / 2 = QΛQᵀ. What is
     lifted is lifted by the rounding of the largest eigenvalue more, so that a Cholesky factor can be had.
 
@@ -143,7 +166,6 @@ class PositiveDefinite(Constraint):
     """
 
     convex: ClassVar[bool] = True
-    forward_gradient: ClassVar[Literal["autograd", "straight-through", "none"]] = "none"
 
     floor: float = 1e-6
 
@@ -154,20 +176,27 @@ class PositiveDefinite(Constraint):
     def misfit(self, weight: Tensor, site: Site) -> str:
         return no_square(weight)
 
-    def project(self, weight: Tensor, site: Site) -> Tensor:
-        half = weight.to(accurate_dtype(weight.dtype)) / 2
+    def nearest(self, matrices: Tensor, rounding: float) -> Tensor:
+        half = matrices / 2
         symmetric = half + half.mT
         values, vectors = torch.linalg.eigh(symmetric)
-        least, largest = float(values[0]), max(-float(values[0]), float(values[-1]))
-        if least >= self.floor:
-            return symmetric.to(weight.dtype)
-        floor = self.floor + (self.floor + largest) * _rounding(weight)
-        lifts = (floor - values).clamp_(min=0)
-        lifted = torch.addmm(symmetric, vectors * lifts, vectors.mT, beta=0.5, alpha=0.5)
-        return (lifted + lifted.mT).to(weight.dtype)
+        least, largest = values[..., :1], torch.maximum(-values[..., :1], values[..., -1:])
+        lifts = (self.floor + (self.floor + largest) * rounding - values).clamp_(min=0)
+        lifted = ((vectors * lifts.div_(2).unsqueeze(-2)) @ vectors.mT).add_(half)
+        return _where(least.squeeze(-1) < self.floor, lambda: lifted + lifted.mT, symmetric)
 
-    def tolerance(self, projected: Tensor, site: Site) -> float:
-        return 0.0
+
+def _where(outside: Tensor, moved: Callable[[], Tensor], matrices: Tensor) -> Tensor:
+    """The matrices, those that are outside moved."""
+    if not bool(outside.any()):
+        return matrices
+    return moved() if bool(outside.all()) else torch.where(outside[..., None, None], moved(), matrices)
+
+
+def _kind(weight: Tensor, site: Site) -> object:
+    """What matrices that are decomposed together have in common; ``None`` for what is no plain and small matrix."""
+    is_plain = weight.ndim == 2 and site.unit_dims == (1,) and site.gates == 1 and weight.numel() <= 2**15
+    return (weight.shape, weight.dtype, weight.device) if is_plain else None
 
 
 def _matrices(weight: Tensor, site: Site) -> Tensor:

@@ -39,14 +39,12 @@ class ZeroMean(Constraint):
     def _centre_(self, weight: Tensor, site: Site) -> Tensor:
         """As :meth:`project`, in place. If the first unit's mean says that the weight is outside, no unit is looked at
         more closely: the means of those that are inside are no more than rounding."""
-        is_half = accurate_dtype(weight.dtype) != weight.dtype
-        if weight.numel() <= FEW or not (site.unit_dims and weight.is_cpu) or is_half:
+        is_plain = site.unit_dims[:1] == (1,) and weight.is_cpu and accurate_dtype(weight.dtype) == weight.dtype
+        if weight.numel() <= FEW or not is_plain:
             return weight.sub_(self._excess(weight, site))
-        sums = weight.sum(dim=site.unit_dims, keepdim=True)
-        size = weight.numel() // sums.numel()
-        first = weight[tuple(slice(None) if axis in site.unit_dims else 0 for axis in range(weight.ndim))]
-        reach = torch.linalg.vector_norm(first).item() * math.sqrt(size) * torch.finfo(weight.dtype).eps
-        if abs(sums.flatten()[0].item()) <= 100 * reach:
+        sums, size = weight.sum(dim=site.unit_dims, keepdim=True), weight[0].numel()
+        reach = torch.linalg.vector_norm(weight[0]).item() * math.sqrt(size) * torch.finfo(weight.dtype).eps
+        if abs(sums[0].item()) <= 100 * reach:
             return weight.sub_(self._excess(weight, site))
         return weight.sub_(sums, alpha=1 / size)
 

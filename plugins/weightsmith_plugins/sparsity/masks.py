@@ -12,6 +12,7 @@ from weightsmith import Constraint, Site, Trainer
 from weightsmith.binding import Binding
 from weightsmith.plugin import Subscription
 from weightsmith.targets import Target, Targets
+from weightsmith.tensors import keep_
 from weightsmith.weights import Weight
 
 __all__ = ["KeepZeros", "Pruning", "count_kept", "masked"]
@@ -129,7 +130,7 @@ def count_kept(size: int, sparsity: float) -> int:
 def _apply_masks(targets: Sequence[Target]) -> None:
     for target in targets:
         if target.site.state:
-            target.tensor.masked_fill_(~target.site.state["mask"], 0)
+            keep_(target.tensor, target.site.state["mask"])
 
 
 def _begins(binding: Binding) -> bool:

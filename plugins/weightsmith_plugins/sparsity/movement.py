@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import ClassVar
@@ -13,7 +14,7 @@ from weightsmith import Site, WeightEvents
 from weightsmith.binding import Binding
 from weightsmith.plugin import Subscription
 from weightsmith.targets import Target, Targets
-from weightsmith.tensors import accurate_dtype
+from weightsmith.tensors import accurate_dtype, keep_
 
 from weightsmith_plugins.sparsity.masks import masked
 from weightsmith_plugins.sparsity.ranked import RankedPruning
@@ -79,8 +80,8 @@ class MovementPruning(GradientPruning):
         score = torch.zeros_like(weight, dtype=accurate_dtype(weight.dtype))
         return {**super().init(weight, site), "score": score, "moved": torch.tensor(False)}
 
-    def _scores(self, weight: Tensor, site: Site) -> Tensor:
-        return site.state["score"]
+    def _scores(self, alive: Tensor, site: Site) -> Tensor:
+        return site.state["score"].masked_fill(~site.state["mask"], -math.inf)
 
     def _renewed(self, targets: Targets) -> Targets:
         return Targets(target for target in targets if not self._is_unranked(target.site))
@@ -122,10 +123,10 @@ class SNIP(GradientPruning):
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         for weight, site in zip(weights, sites, strict=True):
-            weight.copy_(masked(weight, site))
+            keep_(weight, site.state["mask"])
 
-    def _scores(self, weight: Tensor, site: Site) -> Tensor:
-        scores = weight.to(accurate_dtype(weight.dtype))
+    def _scores(self, alive: Tensor, site: Site) -> Tensor:
+        scores = alive.to(accurate_dtype(alive.dtype))
         return torch.zeros_like(scores) if site.gradient is None else (scores * site.gradient).abs()
 
     def _is_unranked(self, site: Site) -> bool:

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Site
 from weightsmith.kinds.base import copy_to
-from weightsmith.tensors import accurate_dtype, from_unit_matrices, largest, largest_of_groups, unit_matrices
+from weightsmith.ranking import largest, largest_of_groups
+from weightsmith.tensors import accurate_dtype, from_unit_matrices, keep_, unit_matrices
 
 from weightsmith_plugins.shapes import no_equal_groups
-from weightsmith_plugins.sparsity.masks import Pruning, count_kept
+from weightsmith_plugins.sparsity.masks import Pruning, count_kept, masked
 
 __all__ = ["MagnitudePruning", "RankedPruning"]
 
@@ -57,9 +58,9 @@ class RankedPruning(Pruning, abstract=True):
 
     def _ranked(self, weight: Tensor, site: Site) -> tuple[Tensor, dict[str, Tensor]]:
         """The weight with the least taken out, and the new mask."""
-        was = site.state["mask"]
-        mask = self._mask(self._scores(weight, site).masked_fill(~was, -math.inf), site)
-        return weight.masked_fill(~(mask & was), 0), {"mask": mask}
+        alive = masked(weight, site)
+        mask = self._mask(self._scores(alive, site), site)
+        return alive.masked_fill(~mask, 0), {"mask": mask}
 
     def _rank_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """Take the least out of all weights, in place, and renew their masks."""
@@ -73,21 +74,19 @@ class RankedPruning(Pruning, abstract=True):
             self._rank_together_(group)
 
     def _rank_together_(self, group: Sequence[tuple[Tensor, Site]]) -> None:
-        device = group[0][0].device
-        was = torch.cat([site.state["mask"].flatten().to(device) for _, site in group])
+        for weight, site in group:
+            keep_(weight, site.state["mask"])
         scores = [self._scores(weight, site).flatten() for weight, site in group]
-        together = torch.cat([score.to(device, accurate_dtype(score.dtype)) for score in scores])
-        together.masked_fill_(~was, -math.inf)
+        together = torch.cat([score.to(scores[0].device, accurate_dtype(score.dtype)) for score in scores])
         kept = largest(together.unsqueeze(0), count_kept(together.numel(), self.sparsity))[0]
-        sizes = [score.numel() for score in scores]
-        zeros = torch.split(~(kept & was), sizes)  # those that grow again, grow from zero
-        for (weight, site), mask, zero in zip(group, torch.split(kept, sizes), zeros, strict=True):
-            site.state["mask"].copy_(mask.view(weight.shape))
-            weight.masked_fill_(zero.view(weight.shape).to(weight.device), 0)
+        masks = torch.split(kept, [score.numel() for score in scores])
+        for (weight, site), flat in zip(group, masks, strict=True):
+            mask = site.state["mask"].copy_(flat.view(weight.shape))
+            keep_(weight, mask)
 
     @abstractmethod
-    def _scores(self, weight: Tensor, site: Site) -> Tensor:
-        """How much each weight matters, the same shape; what is pruned already counts least, whatever this says."""
+    def _scores(self, alive: Tensor, site: Site) -> Tensor:
+        """How much each weight matters, given the weight with zeros where it is pruned; the same shape."""
 
     def _mask(self, scores: Tensor, site: Site) -> Tensor:
         pattern = _pattern(self.scope)
@@ -119,8 +118,8 @@ class MagnitudePruning(RankedPruning):
             [ 0.,  0.]])
     """
 
-    def _scores(self, weight: Tensor, site: Site) -> Tensor:
-        return weight.abs()
+    def _scores(self, alive: Tensor, site: Site) -> Tensor:
+        return alive.abs()
 
 
 def _pattern(scope: str) -> tuple[int, int] | None:

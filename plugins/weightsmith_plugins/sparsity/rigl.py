@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Site
+from weightsmith.ranking import largest
 from weightsmith.targets import Target
-from weightsmith.tensors import largest
 
 from weightsmith_plugins.sparsity.masks import Pruning, count_kept, masked
 
