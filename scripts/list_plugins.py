@@ -3,7 +3,7 @@
 import argparse
 import inspect
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import weightsmith_plugins
@@ -48,8 +48,10 @@ def kind_of(plugin: type[Plugin]) -> type[Plugin]:
 
 
 def call(plugin: type[Plugin]) -> str:
-    """How it is made, with the fields of its own."""
-    return f"{plugin.__name__}({', '.join(field.name for field in fields(plugin) if not field.kw_only)})"
+    """How it is made, with the fields of its own and their defaults."""
+    own = [field for field in fields(plugin) if not field.kw_only]
+    shown = [field.name if field.default is MISSING else f"{field.name}={field.default!r}" for field in own]
+    return f"{plugin.__name__}({', '.join(shown)})"
 
 
 def called(function: Callable[..., object]) -> str:

@@ -93,6 +93,8 @@ class Attachments:
             raise ConfigurationError(
                 f"{plugin!r} was attached after the start, when initializers have run: attach it before run()"
             )
+        if plugin in self.plugins:
+            logger.warning("%r is attached already: attached twice, it acts twice", plugin)
         attachment = self._attaching = Attachment(plugin)
         try:
             self._subscribe(attachment)
@@ -249,12 +251,15 @@ class Attachments:
             return
         for other in _bindings(self._listed, Constraint):
             held = {id(parameter) for weight in other.weights for parameter in weight.raw}
+            if _get_along(other.plugin, binding.plugin):
+                continue
+            remember = any(plugin.remembers for plugin in (other.plugin, binding.plugin))
+            mend = "" if remember else "write Intersection(first, second), or "
             for weight in binding.weights:
                 if any(id(parameter) in held for parameter in weight.raw):
                     raise ConflictError(
                         f"two constraints claim the weight {weight.name!r}: {other.plugin!r} and {binding.plugin!r}. "
-                        "The one that acts last would break the other: write Intersection(first, second), or give them "
-                        "different weights with `where`"
+                        f"The one that acts last would break the other: {mend}give them different weights with `where`"
                     )
 
     # ---------------------------------------------------------------- looking and saving
@@ -289,6 +294,13 @@ class Attachments:
         self.refuse_misfitting_state(states)
         for binding in self.bindings(Plugin):
             binding.load_state_dict(states.get(binding.label, {}))
+
+
+def _get_along(first: Any, second: Any) -> bool:
+    """Whether two constraints may claim one weight: one that only puts zeros, and one that allows them anywhere."""
+    return (first.puts_zeros and second.allows_zeros and not second.puts_zeros) or (
+        second.puts_zeros and first.allows_zeros and not first.puts_zeros
+    )
 
 
 _PLACE = {

@@ -33,6 +33,8 @@ def evaluator(trainer: Trainer, metrics: Mapping[str, Metric], step: EvaluationS
             finally:
                 trainer._forget_casts()  # made here, they have no graph to train by
 
+    if not isinstance(metrics, Mapping):
+        raise ConfigurationError(f"metrics takes name to metric, such as {{'accuracy': Accuracy()}}, not {metrics!r}")
     for name, metric in metrics.items():
         if not isinstance(metric, Metric):
             raise ConfigurationError(f"the metric {name!r} is {metric!r}: give an Ignite metric, such as Accuracy()")
@@ -44,16 +46,16 @@ def evaluator(trainer: Trainer, metrics: Mapping[str, Metric], step: EvaluationS
 
 def predict(trainer: Trainer, batch: Any) -> Any:
     """The default step: ``(model(inputs), targets)`` for a batch ``(inputs, targets)``."""
-    inputs, targets = trainer.to_device(pair(batch))
+    inputs, targets = trainer.to_device(pair(batch, "evaluation: give evaluate() or validate_on()"))
     return trainer.model(inputs), targets
 
 
-def pair(batch: Any) -> tuple[Any, Any]:
-    """``(inputs, targets)``, or an error that says that another step is needed."""
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise ConfigurationError(
-            f"the default step takes batches (inputs, targets), not a {type(batch).__name__}: give another, step=…"
-        )
+def pair(batch: Any, where: str) -> tuple[Any, Any]:
+    """``(inputs, targets)``, or an error that says where another step is needed."""
+    is_sequence = isinstance(batch, (tuple, list))
+    if not (is_sequence and len(batch) == 2):
+        got = f"a {type(batch).__name__}{f' of {len(batch)}' if is_sequence else ''}"
+        raise ConfigurationError(f"the default step takes batches (inputs, targets), not {got}, in {where} step=…")
     inputs, targets = batch
     return inputs, targets
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from weightsmith.errors import ConfigurationError
+from weightsmith.errors import ConfigurationError, PluginContractError
 from weightsmith.faults import blaming
 from weightsmith.site import Site
 from weightsmith.tensors import unit_view
@@ -67,7 +67,17 @@ class Parametrized(nn.Module):
         with blaming(self.binding.plugin, f"in the forward pass, weight {site.name!r}"):
             mapped = function(self.binding.current(), unit_view(tensor, site.module), site, **settings)
             result, entries = mapped if isinstance(mapped, tuple) else (mapped, {})
+            self._refuse_misfit(result, tensor)
             return result.reshape(tensor.shape), entries
+
+    def _refuse_misfit(self, result: Any, tensor: Tensor) -> None:
+        seen = unit_view(tensor, self._site.module).shape
+        if not isinstance(result, Tensor) or result.shape != seen:
+            got = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else repr(result)
+            raise PluginContractError(
+                f"{type(self.binding.plugin).__name__} gave {got} for a weight of shape {tuple(seen)}: return a tensor "
+                "of the same shape"
+            )
 
     def extra_repr(self) -> str:
         return repr(self.binding.plugin)

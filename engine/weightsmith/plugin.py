@@ -30,7 +30,7 @@ from weightsmith.selection import Selector
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["Plugin", "Subscription"]
+__all__ = ["Plugin", "Subscription", "nearest"]
 
 Subscription = tuple[Any, Callable[..., Any]]
 Self = TypeVar("Self", bound="Plugin")
@@ -132,7 +132,12 @@ class Plugin(metaclass=PluginType, abstract=True):
                 raise type(error)(f"{type(self).__name__}.{field_.name}: {error}") from None
             object.__setattr__(self, field_.name, value)
         for twin in self._extremes():
-            twin.validate()
+            try:
+                twin.validate()
+            except ConfigurationError as error:
+                if twin == self:
+                    raise
+                raise type(error)(f"{error}; a schedule in {self!r} gives that") from None
 
     def _normal(self, field_: Field[Any], value: Any) -> Any:
         """The value in its one hashable form, or an error that says how to write it."""
@@ -231,6 +236,8 @@ def plain(value: Any) -> Any:
         raise ConfigurationError(
             "a tensor cannot be compared and written to YAML: give a nested list, or a file's path"
         )
+    if isinstance(value, PluginType):
+        raise ConfigurationError(f"{value.__name__} is a class: give a plugin made of it, {value.__name__}(…)")
     raise ConfigurationError(
         f"{value!r} cannot be compared and written to YAML: use numbers, texts, booleans, None, lists of these, "
         "schedules, selectors, or functions defined at the top of a module"

@@ -54,7 +54,7 @@ class WeightNorm(MatrixParametrization):
 
 
 class SpectralNorm(MatrixParametrization):
-    """The layer computes with w / σ₁(w), whose largest singular value is 1; units are rows, and each gate of a
+    """The layer computes with w / σ₁(w), so that its largest singular value is about 1; units are rows, each gate of a
     recurrent layer is a matrix of its own.
 
     Miyato et al. (2018), "Spectral normalization for generative adversarial networks", arXiv:1802.05957. The singular

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from weightsmith import ConfigurationError, Initializer, Selector, Site, Trainer, everything
 from weightsmith.binding import Binding
 from weightsmith.files import read_tensors
-from weightsmith.plugin import Subscription
+from weightsmith.plugin import Subscription, nearest
 from weightsmith.selection import select
 from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight, inventory, persistent_buffers
@@ -140,13 +140,18 @@ class Pretrained(Initializer):
 
     def _read(self) -> Entries:
         renamed: dict[str, Tensor] = {}
+        applied = Counter({expression: 0 for expression, _ in self.rename})
         for name, tensor in read_tensors(self.path).items():
             new = name
             for expression, replacement in self.rename:
-                new = re.sub(expression, replacement, new)
+                new, count = re.subn(expression, replacement, new)
+                applied[expression] += count
             if new in renamed:
                 raise ConfigurationError(f"{self!r}: two entries of the file are renamed to {new!r}")
             renamed[new] = tensor
+        idle = [expression for expression, count in applied.items() if not count]
+        if idle:
+            logger.warning("%r: %s in rename matches no name in the file", self, ", ".join(map(repr, idle)))
         return Entries(self, renamed)
 
 
@@ -217,6 +222,7 @@ class Entries:
         Raises:
             ConfigurationError: something does not fit.
         """
+        self._refuse_idle_rules(weights)
         loaded, adapted, left, used = [], [], [], Counter[str]()
         for weight in weights:
             entry, start = self.name_of(weight.names), weight.effective_units().detach()
@@ -243,6 +249,14 @@ class Entries:
         list(self.buffers(weights, trainer))  # refuses what does not fit
         unused = tuple(name for name in self.tensors if not used[name])
         return PretrainedReport(tuple(loaded), tuple(adapted), tuple(left), unused)
+
+    def _refuse_idle_rules(self, weights: Sequence[Weight]) -> None:
+        names = [name for weight in weights for name in weight.names]
+        for glob, _ in () if isinstance(self.plugin.adapt, str) else self.plugin.adapt:
+            if not fnmatch.filter(names, glob):
+                raise ConfigurationError(
+                    f"{self.plugin!r}: {glob!r} in adapt matches no weight{nearest(glob.rstrip('.*'), names)}"
+                )
 
     def buffers(self, weights: Sequence[Weight], trainer: Trainer) -> Iterator[tuple[str, Tensor]]:
         """The buffers that come along, if the file has them."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from weightsmith import ConfigurationError, ConflictError, Constraint, Trainer, WeightEvents
+from weightsmith import ConfigurationError, ConflictError, Constraint, PluginContractError, Trainer, WeightEvents
 from weightsmith_plugins import Clamp, MaxNorm, NonNegative, UnitNorm
 
 CONSTRAINTS = [Clamp(-0.2, 0.3), NonNegative(), MaxNorm(0.5), UnitNorm()]
@@ -137,6 +137,26 @@ def test_forward_straight_through_passes_the_gradient_unchanged():
     torch.testing.assert_close(layer.weight, rounded)
     run(trainer)
     torch.testing.assert_close(trainer.weights("weight")["weight"], raw - 0.1 * gradient)
+
+
+class Turned(Constraint):
+    def project(self, weight, site):
+        return weight.T
+
+
+class Forgetful(Constraint):
+    def project(self, weight, site):
+        weight.clamp(0)
+
+
+@pytest.mark.parametrize(("plugin", "got"), [(Turned, "shape"), (Forgetful, "None")])
+@pytest.mark.parametrize("mode", ["project", "forward"])
+def test_a_projection_of_another_shape_is_refused_in_both_modes(plugin, got, mode):
+    layer = make_layer()
+    units, values = layer.weight.shape
+    match = rf"{plugin.__name__}.* {got}.* shape \({units}, {values}\): return a tensor"
+    with pytest.raises(PluginContractError, match=match):
+        run(make_trainer(layer, plugin(mode=mode)))
 
 
 def test_forward_without_a_useful_gradient_is_refused_and_changes_nothing():

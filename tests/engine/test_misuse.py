@@ -107,7 +107,7 @@ def test_subscribing_to_no_event_is_refused_and_nothing_is_attached():
         (lambda: L2(None), "L2.strength: None is a NoneType"),
         (lambda: one(plugins=[MaxNorm]), r"MaxNorm is a class: attach a plugin made of it, MaxNorm\(…\)"),
         (lambda: one().detach(L2(0.1)), r"L2\(strength=0.1\) is not attached; attached is nothing"),
-        (lambda: one().run([torch.ones(2)]), r"takes batches \(inputs, targets\), not a Tensor: give another, step="),
+        (lambda: one().run([torch.ones(2)]), r"not a Tensor, in training: give the Trainer step="),
     ],
 )
 def test_common_mistakes_are_answered_with_the_mend(attempt, message):
@@ -127,6 +127,43 @@ def test_means_without_an_average_are_refused_by_the_kind():
         pass
 
 
+def test_a_validation_of_means_without_an_average_is_refused_at_once():
+    with pytest.raises(ConfigurationError, match="no plugin of the kind Average is attached"):
+        one().validate_on([], {}, averaged=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((nn.Linear, sgd(nn.Linear(1, 1))), "model= takes a torch Module, or several by name, not the class Linear"),
+        ((nn.Linear(1, 1), "adam"), "optimizer= takes a torch Optimizer, or several by name, not a str"),
+        ((nn.Linear(1, 1), nn.MSELoss()), "optimizer= takes a torch Optimizer, .* not a MSELoss"),
+        ((nn.Linear(1, 1), sgd(nn.Linear(1, 1)), nn.MSELoss), r"loss_fn=MSELoss is a class: give .* MSELoss\(\)"),
+    ],
+)
+def test_arguments_of_another_type_are_named(arguments, message):
+    with pytest.raises(ConfigurationError, match=message):
+        Trainer(*arguments)
+
+
+def test_one_plugin_may_stand_alone_and_twice_is_told(caplog):
+    trainer = one(plugins=L2(0.1))
+    assert trainer.plugins == (L2(0.1),)
+    trainer.attach(L2(0.1))
+    assert "attached twice, it acts twice" in caplog.text
+
+
+@pytest.mark.parametrize("function", [w.to_int8, w.finalise, w.sparsity_report])
+def test_functions_of_a_trainer_name_themselves(function):
+    with pytest.raises(ConfigurationError, match=f"{function.__name__} takes the Trainer, not a Linear"):
+        function(nn.Linear(1, 1))
+
+
+def test_metrics_are_a_dict():
+    with pytest.raises(ConfigurationError, match=r"metrics takes name to metric, such as {'accuracy'"):
+        one().evaluate([], Accuracy())
+
+
 def test_a_metric_that_is_a_class_is_named():
     with pytest.raises(ConfigurationError, match=r"the metric 'accuracy' is <class .*: give an Ignite metric"):
         one().evaluate([], {"accuracy": Accuracy})
@@ -134,7 +171,7 @@ def test_a_metric_that_is_a_class_is_named():
 
 @pytest.mark.parametrize("data", [[torch.ones(2, 3)], [(torch.ones(2, 3),)], [{"x": 1, "y": 2}]])
 def test_the_default_evaluation_takes_pairs(data):
-    with pytest.raises(ConfigurationError, match=r"takes batches \(inputs, targets\), not a (Tensor|tuple|dict)"):
+    with pytest.raises(ConfigurationError, match=r"not a (Tensor|tuple of 1|dict), in evaluation: give evaluate"):
         one().evaluate(data, {"loss": Loss(nn.MSELoss())})
 
 

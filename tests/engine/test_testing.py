@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from weightsmith import Average, Constraint, GradientEditor, Initializer, Penalty, WeightEditor
+from weightsmith import Average, ConfigurationError, Constraint, GradientEditor, Initializer, Penalty, WeightEditor
 from weightsmith.testing import Case, conformance, missing
 
 
@@ -147,3 +147,13 @@ def test_plugins_without_a_row_are_found_by_their_package():
     kept = [case for case in everything if not isinstance(case.plugin, Drifts)]
     assert any(name.endswith(".Drifts") for name in missing(kept, package))
     assert not any(name.endswith("test_testing.Drifts") for name in missing(everything, package))
+
+
+def test_a_row_with_a_class_is_refused():
+    with pytest.raises(ConfigurationError, match="Case takes a plugin, such as one made of your class"):
+        conformance([Case(Truthful)])
+
+
+def test_what_holds_may_be_said_as_a_whole():
+    for check, case in conformance([Case(Truthful(), holds=lambda weight: bool((weight.abs() <= 0.5).all()))]):
+        check(case)

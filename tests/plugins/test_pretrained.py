@@ -292,3 +292,10 @@ def test_lists_are_read_and_two_tensors_of_one_name_are_refused(tmp_path):
     torch.save({"a": {"b": torch.ones(2)}, "a.b": torch.zeros(2)}, path)
     with pytest.raises(ConfigurationError, match=r"two tensors that are both called 'a\.b'"):
         read_tensors(path)
+
+
+def test_an_adaptation_that_matches_no_weight_is_refused_and_an_idle_renaming_is_told(file, caplog):
+    with pytest.raises(ConfigurationError, match=r"'head\.\*' in adapt matches no weight"):
+        started(network(), Pretrained(file, adapt=[["head.*", "leave"]]))
+    started(network(), Pretrained(file, rename=[["^module\\.", ""]]))
+    assert "in rename matches no name in the file" in caplog.text

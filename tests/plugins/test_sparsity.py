@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.utils import prune
 from weightsmith import (
     ConfigurationError,
+    ConflictError,
     Plugin,
     Trainer,
     UnsupportedWeightError,
@@ -475,3 +476,29 @@ def test_snip_may_wait():
     trainer.add_event_handler(WeightEvents.UPDATE_COMPLETED, lambda: found.append(sparsity_report(trainer).total))
     trainer.run(BATCHES, max_epochs=1)
     assert found == [0, 0, 0] + [0.5] * 7
+
+
+@pytest.mark.parametrize(
+    "constraint", [w.MaxNorm(0.5), w.Clamp(-0.2, 0.2), w.NonNegative(), w.L1Ball(1.0)], ids=lambda p: type(p).__name__
+)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_pruning_shares_weights_with_sets_that_zeros_do_not_leave(constraint, first):
+    model, pruning = network(), w.MagnitudePruning(0.5, "layer")
+    trainer = trainer_of(model, *((pruning, constraint) if first else (constraint, pruning)))
+    trainer.run(BATCHES, max_epochs=2)
+    assert sparsity_report(trainer).total >= 0.5
+    assert all(violation <= 1e-6 for violation in trainer.violations().values())
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "mend"),
+    [
+        (w.MagnitudePruning(0.5), w.UnitNorm(), "other: give them different weights"),
+        (w.Clamp(0.1, 0.2), w.MagnitudePruning(0.5), "other: give them different weights"),
+        (w.MagnitudePruning(0.5), w.RigL(0.5), "other: give them different weights"),
+        (w.MaxNorm(1.0), w.UnitNorm(), r"write Intersection\(first, second\), or give them"),
+    ],
+)
+def test_constraints_that_would_break_each_other_are_refused_with_a_mend_that_works(first, second, mend):
+    with pytest.raises(ConflictError, match=mend):
+        trainer_of(network(), first, second)

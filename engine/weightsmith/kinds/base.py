@@ -164,7 +164,7 @@ class WeightPlugin(Plugin, abstract=True):
 
     def _prepare(self, targets: Sequence[Target]) -> None:
         """Let a plugin with memory begin to remember weights that it sees for the first time."""
-        if not self._remembers():
+        if not self.remembers:
             return
         for target in targets:
             if not target.site._memory:
@@ -174,7 +174,9 @@ class WeightPlugin(Plugin, abstract=True):
         """The weight as the plugin sees it."""
         return target.weight.effective_units() if self.sees_effective_weights else target.weight.units()
 
-    def _remembers(self) -> bool:
+    @property
+    def remembers(self) -> bool:
+        """Whether it keeps something of every weight from one time to the next."""
         kind = type(self)
         return kind.init is not WeightPlugin.init or kind._first_entries is not WeightPlugin._first_entries
 
@@ -190,7 +192,7 @@ class WeightPlugin(Plugin, abstract=True):
         *columns: Sequence[Tensor],
     ) -> None:
         """Weight by weight, call the pure ``method`` on a row of the columns and ``write`` its result to the target."""
-        remembers = self._remembers()
+        remembers = self.remembers
         for target, site, *row in zip(targets, sites, *columns, strict=True):
             try:
                 result = method(*row, site) if not remembers else self._ask(method, *row, site=site, remember=True)
@@ -210,7 +212,7 @@ class WeightPlugin(Plugin, abstract=True):
         *columns: Sequence[Tensor],
     ) -> None:
         """As :meth:`_singly`, with small weights together as the rows of one matrix where the method is unitwise."""
-        if not self.unitwise or self._remembers():
+        if not self.unitwise or self.remembers:
             self._singly(method, write, targets, sites, *columns)
             return
         distinct = list({id(column): column for column in (targets, *columns)}.values())

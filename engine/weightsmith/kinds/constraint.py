@@ -50,6 +50,14 @@ class Constraint(WeightPlugin, abstract=True):
     convex: ClassVar[bool] = False
     """Whether the set is convex, and :meth:`project` gives its nearest point: an intersection relies on it."""
 
+    puts_zeros: ClassVar[bool] = False
+    """Whether it does nothing but put zeros: then it may share a weight with a constraint that :attr:`allows_zeros`."""
+
+    @property
+    def allows_zeros(self) -> bool:
+        """Whether any values of a point of the set may be put to 0, and projecting a weight leaves its zeros 0."""
+        return False
+
     mode: Literal["project", "forward"] = field(default="project", kw_only=True)
     momentum: Literal["keep", "tangent"] = field(default="keep", kw_only=True)
 
@@ -107,7 +115,7 @@ class Constraint(WeightPlugin, abstract=True):
     def _without_padding(self, weight: Tensor, site: Site) -> Tensor:
         """The units that stand for something: an embedding's vector of padding is none, and is left alone."""
         padding = _padding(site)
-        if padding is None or self._remembers():
+        if padding is None or self.remembers:
             return weight
         return torch.cat([weight[:padding], weight[padding + 1 :]])
 
@@ -158,7 +166,7 @@ class Constraint(WeightPlugin, abstract=True):
     def act(self, binding: Binding) -> None:
         targets = binding.targets()
         self._prepare(targets)
-        padded = [] if self._remembers() else binding.once(_padded)
+        padded = [] if self.remembers else binding.once(_padded)
         weights = self._without_paddings(targets) if padded else targets.tensors
         self.project_all_(weights, targets.sites)
         if padded:

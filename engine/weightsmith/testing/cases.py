@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightsmith.errors import ConfigurationError
 from weightsmith.plugin import Plugin
 from weightsmith.schedules import Progress
 
@@ -22,8 +23,8 @@ class Case:
 
     Args:
         plugin: the plugin, configured so that it does something to standard normal weights.
-        holds: for a constraint: true, elementwise or per unit, for points of its set, given a weight of shape
-            ``(units, …)``; leave room for rounding.
+        holds: for a constraint: true, as a whole, elementwise or per unit, for points of its set, given a weight of
+            shape ``(units, …)``; leave room for rounding: ``lambda weight: weight.flatten(1).norm(dim=1) <= 1.001``.
         spans_weights: whether its mathematics spans all selected weights (a global norm), so that the singular form
             equals the plural form on one weight only.
         stops_learning: whether a gradient editor is meant to remove gradients.
@@ -34,12 +35,16 @@ class Case:
     """
 
     plugin: Plugin
-    holds: Callable[[Tensor], Tensor] | None = None
+    holds: Callable[[Tensor], Tensor | bool] | None = None
     spans_weights: bool = False
     stops_learning: bool = False
     shapes: Sequence[tuple[int, ...]] = field(default=((6, 5), (4, 3, 2, 2)))
     layer: Callable[[], nn.Module] | None = None
     inputs: tuple[int, ...] = (4, 4)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.plugin, Plugin):
+            raise ConfigurationError(f"Case takes a plugin, such as one made of your class, not {self.plugin!r}")
 
     def __str__(self) -> str:
         return repr(self.plugin)

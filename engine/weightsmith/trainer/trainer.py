@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias, get_args
+from typing import Any, TypeAlias
 
 import torch
 from ignite.engine import Engine, Events
@@ -27,6 +27,7 @@ from weightsmith.measurements import Measurement, Measurements
 from weightsmith.plan import Plan
 from weightsmith.plugin import Plugin
 from weightsmith.selection import Where, everything, select
+from weightsmith.trainer.arguments import named, refuse_misfits, settle
 from weightsmith.trainer.pipeline import Precision, UpdatePipeline
 from weightsmith.weights import inventory, raw_weights
 
@@ -87,16 +88,16 @@ class Trainer(UpdatePipeline):
         seed: int | None = None,
         debug: bool = False,
     ) -> None:
-        models = {"": model} if isinstance(model, nn.Module) else dict(model)
-        optimizers = {"optimizer": optimizer} if isinstance(optimizer, Optimizer) else dict(optimizer)
-        _refuse_misfits(models, optimizers, loss_fn, step, precision, accumulate)
+        models = named(model, nn.Module, "model", "")
+        optimizers = named(optimizer, Optimizer, "optimizer", "optimizer")
+        refuse_misfits(models, optimizers, loss_fn, step, precision, accumulate)
         if seed is not None:
             manual_seed(seed)
         super().__init__(
             models,
             optimizers,
             supervised_step if step is None else step,
-            device=_settle(models, device),
+            device=settle(models, device),
             precision=precision,
             accumulate=accumulate,
         )
@@ -107,7 +108,7 @@ class Trainer(UpdatePipeline):
         self._guard = WriteGuard(self.weights) if debug else None
         inventory(self.models, self.optimizers)  # refuses, by name, a weight that two optimizers hold
         self._attachments = Attachments(self)
-        for plugin in plugins:
+        for plugin in [plugins] if isinstance(plugins, Plugin) else plugins:
             self.attach(plugin)
 
     # ---------------------------------------------------------------- plugins
@@ -265,6 +266,10 @@ class Trainer(UpdatePipeline):
             often what one wants. To save the weights in training, save on the trainer's ``EPOCH_COMPLETED`` in a
             handler added after this call: it finds this validation's numbers in ``trainer.state.metrics``.
         """
+        if averaged:
+            self._attachments.the(
+                Average, averaged if isinstance(averaged, Plugin) else None
+            )  # refuses if there is none
         engine = evaluator(self, metrics, step)
         average, said = averaged if isinstance(averaged, Average) else None, False
 
@@ -341,7 +346,7 @@ class Trainer(UpdatePipeline):
 
 def supervised_step(trainer: Trainer, batch: Any) -> Tensor:
     """The default step: forward, loss, one update, for a batch ``(inputs, targets)``."""
-    inputs, targets = trainer.to_device(pair(batch))
+    inputs, targets = trainer.to_device(pair(batch, "training: give the Trainer"))
 
     def loss() -> Tensor:
         return trainer.loss_fn(trainer.model(inputs), targets)  # type: ignore[misc]
@@ -352,33 +357,3 @@ def supervised_step(trainer: Trainer, batch: Any) -> Tensor:
 def _scalars(metrics: Mapping[str, Any]) -> dict[str, Measurement]:
     numbers = {name: value for name, value in metrics.items() if getattr(value, "ndim", 0) == 0}
     return {f"metrics/{name}": float(value) for name, value in numbers.items() if not isinstance(value, (str, Mapping))}
-
-
-def _refuse_misfits(
-    models: Mapping[str, nn.Module],
-    optimizers: Mapping[str, Optimizer],
-    loss_fn: object,
-    step: object,
-    precision: str,
-    accumulate: int,
-) -> None:
-    if precision not in get_args(Precision):
-        raise ConfigurationError(f"precision={precision!r}: give one of {', '.join(map(repr, get_args(Precision)))}")
-    if not (isinstance(accumulate, int) and accumulate >= 1):
-        raise ConfigurationError(f"accumulate={accumulate!r}: give a whole number of micro-batches, at least 1")
-    if not models or not optimizers:
-        raise ConfigurationError("give at least one model and one optimizer")
-    if step is None and (len(models) > 1 or len(optimizers) > 1):
-        raise ConfigurationError("several models or optimizers need step=: the default step knows only one of each")
-    if step is None and loss_fn is None:
-        raise ConfigurationError("give loss_fn=, which the default step needs, or step=")
-
-
-def _settle(models: Mapping[str, nn.Module], device: str | torch.device | None) -> torch.device:
-    """Move the models to the device; by default it is where the first weight already is."""
-    if device is None:
-        first = next((parameter for model in models.values() for parameter in model.parameters()), None)
-        return torch.device("cpu") if first is None else first.device
-    for model in models.values():
-        model.to(device)
-    return torch.device(device)

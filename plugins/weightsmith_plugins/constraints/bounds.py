@@ -39,6 +39,10 @@ class Clamp(Constraint):
         if self.low is not None and self.high is not None and not self.low <= self.high:
             raise ConfigurationError(f"{self!r}: low must not be above high")
 
+    @property
+    def allows_zeros(self) -> bool:
+        return (self.low is None or self.low <= 0) and (self.high is None or self.high >= 0)
+
     def project(self, weight: Tensor, site: Site) -> Tensor:
         return weight.clamp(self.low, self.high)
 
@@ -63,6 +67,10 @@ class NonNegative(Constraint):
 
     convex: ClassVar[bool] = True
     unitwise: ClassVar[bool] = True
+
+    @property
+    def allows_zeros(self) -> bool:
+        return True
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         return weight.clamp(min=0)

@@ -89,6 +89,10 @@ class MaxNorm(UnitScaling):
         if not self.limit > 0:
             raise ConfigurationError(f"{self!r}: limit must be above 0")
 
+    @property
+    def allows_zeros(self) -> bool:
+        return True
+
     def bounded(self, norms: Tensor) -> Tensor:
         return norms.clamp(max=self.limit)
 

@@ -86,6 +86,10 @@ class L1Ball(Constraint):
         if not self.radius > 0:
             raise ConfigurationError(f"{self!r}: radius must be above 0")
 
+    @property
+    def allows_zeros(self) -> bool:
+        return True
+
     def project(self, weight: Tensor, site: Site) -> Tensor:
         accurate = weight.to(accurate_dtype(weight.dtype))
         inside = unit_norms(accurate, site.unit_dims, order=1.0) <= self.radius * (1 + _sum_rounding(weight))

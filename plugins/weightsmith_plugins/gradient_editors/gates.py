@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from ignite.engine.events import EventEnum
 from torch import Tensor
-from weightsmith import ConfigurationError, GradientEditor, Site, Trainer, WeightEvents
+from weightsmith import ConfigurationError, GradientEditor, SelectionError, Site, Trainer, WeightEvents
 from weightsmith.binding import Binding
 from weightsmith.kinds import WeightPlugin
 from weightsmith.plugin import Subscription
@@ -106,7 +106,10 @@ class Unfreeze(GradientEditor):
     def _places(self, weights: Sequence[Weight]) -> dict[str, int]:
         """Name to the place of the first layer that it is in."""
         layers = list(enumerate(self.layers))
-        return {weight.name: place for place, layer in reversed(layers) for weight in select(layer, weights)}
+        try:
+            return {weight.name: place for place, layer in reversed(layers) for weight in select(layer, weights)}
+        except SelectionError as error:
+            raise SelectionError(f"{self!r}, of its layers: {error}") from None
 
 
 def _notes(_: Sequence[Weight]) -> dict[Targets, tuple[int, Targets]]:

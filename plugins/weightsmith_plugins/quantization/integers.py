@@ -33,7 +33,8 @@ def to_int8(trainer: Trainer, batches: Iterable[Any] = ()) -> nn.Module:
     as they come. Those of a convolution, which torch does badly that way, need ranges, which are found on ``batches``:
     7 bits for what goes in and comes out, as torch does it where processors add up in 16. The integers times their
     scales are the weights that the model was trained with, to within the rounding of its own dtype. For the CPU, in
-    evaluation only.
+    evaluation only. ``torch.jit.script`` stores such a model whole; its state dict loads into what this function makes
+    of a like trainer.
 
     Linear layers, and convolutions with zero padding, become integers, subclasses with code of their own excepted.
     Other layers stay as they are; a warning names those of them that are fake-quantized.
@@ -47,6 +48,8 @@ def to_int8(trainer: Trainer, batches: Iterable[Any] = ()) -> nn.Module:
         ConfigurationError: no layer can be made of integers of 8 bits or fewer, or another parametrization stands after
             a FakeQuantize, so that the layer computes with something else.
     """
+    if not isinstance(trainer, Trainer):
+        raise ConfigurationError(f"to_int8 takes the Trainer, not a {type(trainer).__name__}")
     model = _copied(trainer.model).cpu().eval()
     found = list(_fake_quantized(model))
     with warnings.catch_warnings():  # deprecated in favour of a package of its own, but there in every torch so far
@@ -76,6 +79,8 @@ def stored_bytes(model: nn.Module) -> int:
     >>> stored_bytes(nn.Linear(1000, 1000)) > 4_000_000
     True
     """
+    if not isinstance(model, nn.Module):
+        raise ConfigurationError(f"stored_bytes takes a model, not a {type(model).__name__}")
     file = io.BytesIO()
     torch.save(model.state_dict(), file)
     return file.tell()

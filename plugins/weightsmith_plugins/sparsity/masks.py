@@ -22,6 +22,7 @@ class Pruning(Constraint, abstract=True):
     """What all prunings share: the mask, applied after every update, and a clean start for what grows again."""
 
     forward_gradient: ClassVar[Literal["autograd", "straight-through", "none"]] = "none"
+    puts_zeros: ClassVar[bool] = True
 
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
         return {"mask": torch.ones_like(weight, dtype=torch.bool)}

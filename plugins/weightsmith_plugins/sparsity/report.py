@@ -43,6 +43,7 @@ class SparsityReport:
 @torch.no_grad()
 def sparsity_report(trainer: Trainer) -> SparsityReport:
     """How sparse each weight with two axes or more is, in a trainer's models: as its layer computes with it."""
+    _require_trainer("sparsity_report", trainer)
     weights = select(matrices, inventory(trainer.models, trainer.optimizers))
     values = {weight.name: weight.effective() for weight in weights}
     zeros = {name: int((value == 0).sum()) for name, value in values.items()}
@@ -56,6 +57,7 @@ def finalise(trainer: Trainer) -> SparsityReport:
     Raises:
         ConfigurationError: no pruning is attached.
     """
+    _require_trainer("finalise", trainer)
     prunings = [plugin for plugin in trainer.plugins if isinstance(plugin, Pruning)]
     if not prunings:
         raise ConfigurationError("finalise: no pruning is attached")
@@ -63,3 +65,8 @@ def finalise(trainer: Trainer) -> SparsityReport:
         trainer.detach(plugin)
         trainer.attach(KeepZeros(where=plugin.where))
     return sparsity_report(trainer)
+
+
+def _require_trainer(function: str, given: object) -> None:
+    if not isinstance(given, Trainer):
+        raise ConfigurationError(f"{function} takes the Trainer, not a {type(given).__name__}")
