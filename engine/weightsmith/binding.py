@@ -105,10 +105,12 @@ class Binding:
         if known is not None:
             known.site._follow(weight, optimizer)
             return Target(weight, known.site)
-        target = Target(weight, Site(weight, self._state, optimizer, self._seed()))
+        effective = self.plugin.sees_effective_weights
+        target = Target(weight, Site(weight, self._state, optimizer, self._seed(), effective=effective))
         if weight.raw[0].numel():
-            plugin: Any = self.current()
-            plugin.refuse_misfit(plugin._seen(target).detach(), target.site)
+            seen = self.plugin._seen(target).detach()
+            for plugin in [*self.plugin._extremes()] or [self.current()]:
+                plugin.refuse_misfit(seen, target.site)
         return target
 
     def call(self, label: str) -> None:

@@ -8,7 +8,13 @@ from typing import Any
 
 from weightsmith.errors import PluginDefinitionError
 
-__all__ = ["refuse_missing_methods", "refuse_near_misses", "refuse_unannotated_fields", "refuse_wrong_signatures"]
+__all__ = [
+    "refuse_missing_methods",
+    "refuse_near_misses",
+    "refuse_unannotated_fields",
+    "refuse_wrong_signatures",
+    "restore_defaults",
+]
 
 
 def _hooks(cls: type) -> dict[str, Any]:
@@ -18,6 +24,16 @@ def _hooks(cls: type) -> dict[str, Any]:
         if isinstance(base, type(cls)):
             declared |= {n: m for n, m in vars(base).items() if inspect.isfunction(m) and not n.startswith("_")}
     return declared
+
+
+def restore_defaults(cls: Any, namespace: dict[str, Any]) -> None:
+    """Where a class writes a method anew, what its bases had made of the older one goes back to the kind's default:
+    else training would go on with the older one."""
+    kind = next((base for base in cls.__mro__[1:] if "derived" in vars(base)), None)
+    for method, dependents in () if kind is None else kind.derived.items():
+        for dependent in dependents if method in namespace else ():
+            if dependent not in namespace and getattr(cls, dependent) is not getattr(kind, dependent):
+                setattr(cls, dependent, vars(kind).get(dependent, getattr(kind, dependent)))
 
 
 def refuse_unannotated_fields(cls: type, namespace: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
@@ -21,6 +21,7 @@ from weightsmith.definition import (
     refuse_near_misses,
     refuse_unannotated_fields,
     refuse_wrong_signatures,
+    restore_defaults,
 )
 from weightsmith.errors import ConfigurationError, PluginDefinitionError
 from weightsmith.importing import import_path, imported
@@ -47,6 +48,7 @@ class PluginType(ABCMeta):
         dataclass(frozen=True, repr=False)(cls)
         if bases:
             _refuse_defaults_that_cannot_be_written(cls)
+        restore_defaults(cls, namespace)
         if not abstract:
             refuse_near_misses(cls, namespace)
             refuse_missing_methods(cls)
@@ -107,6 +109,8 @@ class Plugin(metaclass=PluginType, abstract=True):
 
     gathers: ClassVar[str | None] = None
     """The field into which all positional arguments go, for a plugin that is made of any number of others."""
+    derived: ClassVar[Mapping[str, Sequence[str]]] = {}
+    """Method to what a kind makes of it by default: a class that writes the method anew gets these defaults back."""
     order: ClassVar[int] = 70
     """Where the kind stands among plugins that listen to one event; within a kind the list's order counts."""
 

@@ -1,4 +1,4 @@
-"""Which values are largest: exact, and of equal ones the first."""
+"""Which values are largest: exact, of equal ones the first. NaN counts as infinite, so that it is kept, and found."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def largest(rows: Tensor, count: int) -> Tensor:
     size = rows.shape[1]
     if not 0 < count < size:
         return torch.full_like(rows, count >= size, dtype=torch.bool)
-    rows = rows.to(accurate_dtype(rows.dtype))
+    rows = _without_nan(rows).to(accurate_dtype(rows.dtype))
     if size <= _FEW and rows.is_cpu:
         top = rows.topk(count + 1, dim=1)
         if bool((top.values[:, count - 1] > top.values[:, count]).all()):  # no ties to decide
@@ -45,16 +45,26 @@ def largest_of_groups(values: Tensor, axis: int, count: int, size: int) -> Tenso
     >>> largest_of_groups(torch.tensor([[1.0, 3.0, 1.0, 0.0]]), 1, 1, 2)
     tensor([[False,  True,  True, False]])
     """
-    groups: Tensor = values.unflatten(axis, (-1, size))  # type: ignore[no-untyped-call]
+    groups: Tensor = _without_nan(values).unflatten(axis, (-1, size))  # type: ignore[no-untyped-call]
     within = axis + 1
-    if not values.is_cpu:
+    if not values.is_cpu or min(count, size + 1 - count) * size > _MANY:
         rows = groups.movedim(within, -1)
         return largest(rows.reshape(-1, size), count).reshape(rows.shape).movedim(-1, within).reshape(values.shape)
     kept = groups >= _nth_largest(groups.unbind(within), count).unsqueeze(within)
-    if int(kept.count_nonzero()) * size != count * kept.numel():  # equal ones, of which the first are kept; or NaN
+    if int(kept.count_nonzero()) * size != count * kept.numel():  # equal ones, of which the first are kept
         wrong = kept.sum(dim=within) != count
         kept.movedim(within, -1)[wrong] = largest(groups.movedim(within, -1)[wrong], count)
     return kept.reshape(values.shape)
+
+
+def _without_nan(values: Tensor) -> Tensor:
+    if values.is_cpu and not bool(values.sum().isnan()):  # much faster than to look at each
+        return values
+    return values.nan_to_num(torch.inf, torch.inf, -torch.inf)
+
+
+_MANY = 512
+"""Comparisons for a group, up to which they cost less than sorting its values out."""
 
 
 def _nth_largest(tensors: Sequence[Tensor], count: int) -> Tensor:

@@ -32,7 +32,15 @@ class Site:
     gates: int
     """Into how many blocks along axis 0 the weight falls: 4 in an LSTM, 3 in a GRU, else 1."""
 
-    def __init__(self, weight: Weight, state: TrainingState, optimizer: Optimizer | None, seed: str) -> None:
+    def __init__(
+        self,
+        weight: Weight,
+        state: TrainingState,
+        optimizer: Optimizer | None,
+        seed: str,
+        *,
+        effective: bool = True,
+    ) -> None:
         self._weight = weight
         self._state = state
         self._optimizer = optimizer
@@ -42,10 +50,11 @@ class Site:
         self._seeded_at: int | None = None
         self._seed = f"{seed}|{weight.name}"
         self._parameters: Mapping[str, Tensor] = {}
-        seen = weight.effective_units() if weight.parametrized else unit_view(weight.raw[0], weight.layout)
+        seen = (
+            weight.effective_units() if weight.parametrized and effective else unit_view(weight.raw[0], weight.layout)
+        )
         self.__dict__["unit_dims"] = unit_dims(seen.ndim, weight.layout)
-        length = row_length(seen, self.unit_dims)
-        self._row_kind = (length, seen.dtype, seen.device) if length else None
+        self._row_length = row_length(seen, self.unit_dims)
         self.__dict__["gates"] = gates(weight.layout, weight.leaf)
 
     @classmethod

@@ -118,7 +118,7 @@ def test_common_mistakes_are_answered_with_the_mend(attempt, message):
 def test_an_optimizer_that_is_never_updated_is_named(caplog):
     trainer = two(lambda trainer, batch: trainer.update(loss_of(trainer), "one"))
     trainer.run([None], max_epochs=1)
-    assert "optimizer 'two' was not updated in this run" in caplog.text
+    assert "optimizers not updated in this run: 'two'. Does" in caplog.text
 
 
 def test_means_without_an_average_are_refused_by_the_kind():

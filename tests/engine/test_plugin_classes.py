@@ -19,7 +19,7 @@ from weightsmith import (
     Trainer,
     WeightEditor,
 )
-from weightsmith_plugins import L2
+from weightsmith_plugins import L1, L2, ClipNorm, MaxNorm, TopK
 
 
 class Mapped(WeightEditor):
@@ -239,3 +239,67 @@ def test_a_result_of_another_shape_is_refused_naming_plugin_weight_and_event():
     with pytest.raises(PluginContractError, match=r"Narrow.*\(1, 1\).*\(2, 2\)") as caught:
         make_trainer(Narrow(where="weight")).run(batches(1))
     assert all(word in "".join(caught.value.__notes__) for word in ("Narrow", "weight", "STEP_COMPLETED"))
+
+
+class HundredEverywhere(L1):
+    def gradient(self, weight, site):
+        return 100 * torch.ones_like(weight)
+
+
+class Squares(L1):
+    def cost(self, weight, site):
+        return self.strength * weight.square().sum()
+
+
+class Zero(TopK):
+    def project(self, weight, site):
+        return torch.zeros_like(weight)
+
+
+class Centre(MaxNorm):  # not unit by unit, as its base
+    def project(self, weight, site):
+        return weight - weight.mean()
+
+
+class Doubled(ClipNorm):
+    def edit(self, gradient, weight, site):
+        return 2 * gradient
+
+
+@pytest.mark.parametrize(
+    ("plugin", "wanted"),
+    [
+        (HundredEverywhere(0.1), lambda w: w - 100),
+        (Squares(0.1), lambda w: w - 0.2 * w),
+        (Zero(0.5), torch.zeros_like),
+        (Centre(1.0), lambda w: w - w.mean()),
+    ],
+)
+def test_what_a_subclass_writes_anew_is_what_training_does(plugin, wanted):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3, bias=False), nn.Linear(4, 3, bias=False))
+    before = [layer.weight.detach().clone() for layer in model]
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+
+    def step(trainer, batch):
+        return trainer.update(sum(0 * layer.weight.sum() for layer in model))
+
+    Trainer(model, optimizer, step=step, plugins=[plugin]).run([None], max_epochs=1)
+    for layer, start in zip(model, before, strict=True):
+        torch.testing.assert_close(layer.weight.detach(), wanted(start))
+
+
+def test_an_inherited_proximal_map_of_another_cost_is_refused():
+    model = nn.Linear(2, 2)
+    plugins = [Squares(0.1, mode="proximal")]
+    with pytest.raises(ConfigurationError, match="Squares has no proximal form"):
+        Trainer(model, torch.optim.SGD(model.parameters(), lr=1.0), nn.MSELoss(), plugins=plugins)
+
+
+def test_an_edit_written_anew_is_the_one_that_acts():
+    model = nn.Linear(2, 1, bias=False)
+    start = model.weight.detach().clone()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trainer = Trainer(model, optimizer, step=lambda t, b: t.update(model.weight.sum()), plugins=[Doubled(1.0)])
+    trainer.run([None], max_epochs=1)
+    assert torch.equal(model.weight.detach(), start - 2)

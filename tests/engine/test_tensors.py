@@ -103,3 +103,19 @@ def test_what_is_not_kept_is_zero_whatever_it_was(dtype):
     keep_(weight, mask)
     assert weight.tolist() == [[1.5, 0], [-2, 0], [0, 0]]
     assert dtype.is_complex or not weight.signbit().logical_and(weight == 0).any()
+
+
+def test_ties_in_one_group_do_not_hide_a_nan_in_another():
+    drawn = torch.tensor([[2.0, 2, 2, 1], [2, 2, 2, 1], [torch.nan, 1, 2, 3]])
+    wanted = torch.tensor([[1, 1, 0, 0], [1, 1, 0, 0], [1, 0, 0, 1]], dtype=torch.bool)
+    assert torch.equal(largest_of_groups(drawn, 1, 2, 4), wanted)
+    assert torch.equal(largest(drawn, 2), wanted)
+    wide = torch.cat([drawn, torch.zeros(3, 8)], dim=1)
+    assert torch.equal(largest(wide, 2)[:, :4], wanted)
+
+
+@pytest.mark.parametrize(("count", "size"), [(32, 64), (100, 128), (512, 1024)])
+def test_large_groups_are_sorted_out_otherwise(count, size):
+    drawn = values((3, 2 * size), "ties", 0)
+    wanted = first_of_the_largest(drawn.reshape(-1, size), count).reshape(drawn.shape)
+    assert torch.equal(largest_of_groups(drawn, 1, count, size), wanted)

@@ -224,3 +224,25 @@ def test_of_a_large_weight_whose_first_unit_is_inside_the_others_are_centred():
     weight[1] = 0
     w.ZeroMean().project_all_([weight], [Site.alone(weight)])
     assert weight.double().mean(1).abs().amax() <= 1e-7
+
+
+@pytest.mark.parametrize("plugin", [w.SpectralBound(1.0), w.LowRank(1), w.PositiveDefinite(0.1)])
+def test_what_is_not_finite_is_outside_every_spectral_set(plugin):
+    weight = torch.eye(4)
+    weight[0, 1] = torch.inf
+    inside = torch.ones(4, 4) / 4 if isinstance(plugin, w.LowRank) else 0.5 * torch.eye(4)
+    both = [weight.clone(), inside.clone()]
+    plugin.project_all_(both, [Site.alone(one) for one in both])
+    assert both[0].isnan().any()
+    assert torch.equal(both[1], inside)
+
+
+@pytest.mark.parametrize("plugin", [w.MagnitudePruning(0.5), w.MagnitudePruning(0.5, "2:4"), w.TopK(0.5), w.NofM()])
+def test_a_weight_that_is_not_a_number_is_not_swept_under_the_mask(plugin):
+    layer = nn.Linear(16, 16)
+    with torch.no_grad():
+        layer.weight[3, 5] = torch.nan
+    trainer = Trainer(layer, torch.optim.SGD(layer.parameters(), lr=0.0), nn.MSELoss(), plugins=[plugin])
+    trainer._start()
+    assert layer.weight[3, 5].isnan()
+    assert int((layer.weight == 0).sum()) == 128

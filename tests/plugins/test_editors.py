@@ -396,3 +396,39 @@ def test_a_layer_that_is_frozen_again_and_joins_again_starts_clean_again():
     trainer.add_event_handler(WeightEvents.UPDATE_COMPLETED, look)
     trainer.run(BATCHES[:1] * 6, max_epochs=1)
     assert seen == ["fresh", "goes on", "held", "held", "fresh", "goes on"]
+
+
+class Triangle(nn.Module):
+    """A symmetric matrix from the values of one triangle: its raw parameter is a vector."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.places = torch.tril_indices(size, size)
+        self.size = size
+
+    def forward(self, raw):
+        full = torch.zeros(self.size, self.size)
+        full[*self.places] = raw
+        return full + full.tril(-1).T
+
+    def right_inverse(self, value):
+        return value[*self.places]
+
+
+@pytest.mark.parametrize("plugin", [w.AdaptiveClip(0.1), w.ClipUnitNorm(0.1), w.ClipNorm(0.1)])
+def test_a_parametrization_that_changes_the_shape_is_edited_in_its_own(plugin):
+    model = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
+    for layer in model:
+        nn.utils.parametrize.register_parametrization(layer, "weight", Triangle(4))
+    data = [(torch.randn(8, 4), torch.arange(8) % 3)]
+    trainer_of(model, plugin).run(data, max_epochs=2)
+    raw = model[0].parametrizations.weight.original
+    assert raw.grad.norm() <= 0.1 * max(1.0, raw.norm().item()) + 1e-6
+
+
+def almost_one(progress):
+    return 1.0 + 1e-9
+
+
+def test_a_count_may_be_off_by_rounding():
+    assert w.Unfreeze(["2"], almost_one).resolved(Progress()).count == 1.0 + 1e-9

@@ -502,3 +502,16 @@ def test_a_pruning_shares_weights_with_sets_that_zeros_do_not_leave(constraint, 
 def test_constraints_that_would_break_each_other_are_refused_with_a_mend_that_works(first, second, mend):
     with pytest.raises(ConflictError, match=mend):
         trainer_of(network(), first, second)
+
+
+def test_a_branch_that_is_silent_before_snip_looks_is_not_named(caplog):
+    model = Branches()
+
+    def step(trainer, batch):
+        x = torch.ones(2, 8)
+        output = model(x) if trainer.state.iteration <= 2 else sum(layer(x).sum() for layer in model.children())
+        return trainer.update(output.sum())
+
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    Trainer(model, optimizer, step=step, plugins=[w.SNIP(0.5, after=2)], seed=0).run([None] * 4, max_epochs=1)
+    assert "unused" not in caplog.text

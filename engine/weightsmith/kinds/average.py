@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -27,6 +27,7 @@ class Average(WeightPlugin, abstract=True):
     """
 
     event: ClassVar[EventEnum] = WeightEvents.UPDATE_COMPLETED
+    derived: ClassVar[Mapping[str, Sequence[str]]] = {"average": ("average_all_",)}
     order: ClassVar[int] = 60
     supports_complex: ClassVar[bool] = True
     weight_argument: ClassVar[int] = 1

@@ -216,7 +216,7 @@ class WeightPlugin(Plugin, abstract=True):
             self._singly(method, write, targets, sites, *columns)
             return
         distinct = list({id(column): column for column in (targets, *columns)}.values())
-        together, alone = row_groups([site._row_kind for site in sites])
+        together, alone = row_groups([_row_kind(*pair) for pair in zip(targets, sites, strict=True)])
         for places in together:
             stacked = {id(column): stack_rows([column[i] for i in places]) for column in distinct}
             rows = stacked[id(targets)]
@@ -263,6 +263,11 @@ class WeightPlugin(Plugin, abstract=True):
         site = Site.alone(tensors[self.weight_argument]) if site is None else site
         plugin.refuse_misfit(tensors[self.weight_argument], site)
         return plugin._ask(getattr(plugin, method), *tensors, site=site, remember=True)
+
+
+def _row_kind(tensor: Tensor, site: Site) -> object:
+    """What small weights that are rows of one matrix have in common; ``None`` for one that goes alone."""
+    return (site._row_length, tensor.dtype, tensor.device) if site._row_length else None
 
 
 def _bound(span: Span, count: int, counts: dict[str, int]) -> tuple[int, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -39,6 +39,7 @@ class Constraint(WeightPlugin, abstract=True):
     """
 
     event: ClassVar[EventEnum] = WeightEvents.WEIGHTS_EDITED
+    derived: ClassVar[Mapping[str, Sequence[str]]] = {"project": ("project_all_", "unitwise")}
     order: ClassVar[int] = 50
     default_where: ClassVar[Selector] = matrices
     acts_on_frozen: ClassVar[bool] = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -25,6 +25,7 @@ class Initializer(WeightPlugin, abstract=True):
     """Says how a weight starts. Acts once, on INITIALIZING, on the effective weight of a parametrized layer."""
 
     event: ClassVar[EventEnum] = WeightEvents.INITIALIZING
+    derived: ClassVar[Mapping[str, Sequence[str]]] = {"draw": ("draw_all_",)}
     order: ClassVar[int] = 10
     default_where: ClassVar[Selector] = matrices
     acts_on_frozen: ClassVar[bool] = True

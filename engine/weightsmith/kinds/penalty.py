@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -41,6 +41,10 @@ class Penalty(WeightPlugin, abstract=True):
     """
 
     event: ClassVar[EventEnum] = WeightEvents.GRADIENTS_COMPUTED
+    derived: ClassVar[Mapping[str, Sequence[str]]] = {
+        "cost": ("gradient", "gradient_all_", "proximal", "unitwise"),
+        "gradient": ("gradient_all_", "unitwise"),
+    }
     order: ClassVar[int] = 30
     default_where: ClassVar[Selector] = matrices
     sees_effective_weights: ClassVar[bool] = True

@@ -56,6 +56,7 @@ class UpdatePipeline(Engine):
         self._initialized = False
         self._closure: Callable[[], Tensor] | None = None
         self._skipping = False
+        self._updates_before: dict[str, int] = {}
         parameters = [p for model in self.models.values() for p in model.parameters()]
         self._windows = Windows(
             self.optimizers, parameters, device, scaled=precision == "float16", accumulate=accumulate
@@ -274,7 +275,7 @@ class UpdatePipeline(Engine):
         """Called when a run and when an epoch starts: optimizers may hold other weights than before."""
 
     def _warn_if_idle(self) -> None:
-        idle = [name for name, updates in self.state.updates.items() if not updates]
+        idle = [name for name, updates in self.state.updates.items() if updates == self._updates_before.get(name)]
         if len(idle) == len(self.optimizers):
             self.logger.warning(
                 "no optimizer was updated in this run, so plugins had no updates to act on: "
@@ -282,11 +283,13 @@ class UpdatePipeline(Engine):
             )
         elif idle:
             self.logger.warning(
-                "optimizer %r was not updated in this run: does the step call trainer.update(loss, optimizer=%r)?",
-                *(2 * idle[:1]),
+                "optimizers not updated in this run: %s. Does the step call trainer.update(loss, optimizer=%r)?",
+                ", ".join(map(repr, idle)),
+                idle[0],
             )
 
     def _start(self) -> None:
+        self._updates_before = dict(self.state.updates)
         self._look_again()
         if not self._initialized:
             self._fire_event(WeightEvents.INITIALIZING)

@@ -119,7 +119,7 @@ class SpectralBound(SpectralConstraint):
 
     def nearest(self, matrices: Tensor, rounding: float) -> Tensor:
         left, values, right = torch.linalg.svd(matrices, full_matrices=False)
-        outside = values[..., 0] > self.limit * (1 + rounding)
+        outside = ~(values[..., 0] <= self.limit * (1 + rounding))
         return _where(outside, lambda: left * values.clamp(max=self.limit).unsqueeze(-2) @ right, matrices)
 
 
@@ -145,7 +145,7 @@ class LowRank(SpectralConstraint):
     def nearest(self, matrices: Tensor, rounding: float) -> Tensor:
         left, values, right = torch.linalg.svd(matrices, full_matrices=False)
         kept = int(self.rank)
-        outside = (values[..., kept:] > values[..., :1] * rounding).any(-1)
+        outside = ~(values[..., kept:] <= values[..., :1] * rounding).all(-1)
         return _where(outside, lambda: left[..., :kept] * values[..., None, :kept] @ right[..., :kept, :], matrices)
 
 
@@ -183,11 +183,11 @@ class PositiveDefinite(SpectralConstraint):
         least, largest = values[..., :1], torch.maximum(-values[..., :1], values[..., -1:])
         lifts = (self.floor + (self.floor + largest) * rounding - values).clamp_(min=0)
         lifted = ((vectors * lifts.div_(2).unsqueeze(-2)) @ vectors.mT).add_(half)
-        return _where(least.squeeze(-1) < self.floor, lambda: lifted + lifted.mT, symmetric)
+        return _where(~(least.squeeze(-1) >= self.floor), lambda: lifted + lifted.mT, symmetric)
 
 
 def _where(outside: Tensor, moved: Callable[[], Tensor], matrices: Tensor) -> Tensor:
-    """The matrices, those that are outside moved."""
+    """The matrices, those that are outside moved. What is not finite is outside, and becomes NaN."""
     if not bool(outside.any()):
         return matrices
     return moved() if bool(outside.all()) else torch.where(outside[..., None, None], moved(), matrices)

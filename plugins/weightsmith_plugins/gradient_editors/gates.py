@@ -22,6 +22,9 @@ __all__ = ["Freeze", "SkipNonFinite", "Unfreeze"]
 
 logger = logging.getLogger(__name__)
 
+_ROUNDING = 1e-6
+"""How far a schedule may be off a whole number."""
+
 
 class Freeze(GradientEditor):
     """Takes the gradient away, so that the optimizer leaves the weight alone: a zero gradient would still move it under
@@ -67,7 +70,7 @@ class Unfreeze(GradientEditor):
     def validate(self) -> None:
         if not isinstance(self.layers, tuple) or not self.layers:
             raise ConfigurationError(f"{self!r}: layers takes a list of at least one selector")
-        if not 0 <= self.count <= len(self.layers):
+        if not -_ROUNDING <= self.count <= len(self.layers) + _ROUNDING:
             raise ConfigurationError(f"{self!r}: count must be from 0 to {len(self.layers)}, the number of layers")
 
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
@@ -83,7 +86,7 @@ class Unfreeze(GradientEditor):
         yield self.event, binding.run
 
     def act(self, binding: Binding) -> None:
-        targets, joined = binding.targets(), math.floor(self.count + 1e-6)
+        targets, joined = binding.targets(), math.floor(self.count + _ROUNDING)
         notes = binding.once(_notes)
         if targets not in notes or notes[targets][0] != joined:
             notes[targets] = joined, self._held(binding, targets, joined)

@@ -34,7 +34,7 @@ class GradientPruning(RankedPruning, abstract=True):
         named: set[str] = set()
 
         def look() -> None:
-            if binding.trainer.is_skipping or not binding.is_first_evaluation():
+            if binding.trainer.is_skipping or not binding.is_first_evaluation() or not self._looks(binding):
                 return
             targets = binding.targets()
             self._prepare(targets)
@@ -48,6 +48,10 @@ class GradientPruning(RankedPruning, abstract=True):
         if new := [name for name in idle if name not in named]:
             named.update(new)
             logger.warning("%r: no gradient reached %s, so they are not ranked and none of them is pruned", self, new)
+
+    def _looks(self, binding: Binding) -> bool:
+        """Whether the gradients of this update say something."""
+        return True
 
     @abstractmethod
     def _is_unranked(self, site: Site) -> bool:
@@ -129,13 +133,14 @@ class SNIP(GradientPruning):
         scores = alive.to(accurate_dtype(alive.dtype))
         return torch.zeros_like(scores) if site.gradient is None else (scores * site.gradient).abs()
 
+    def _looks(self, binding: Binding) -> bool:
+        return binding.due()
+
     def _is_unranked(self, site: Site) -> bool:
         return not site.state["found"]
 
     @torch.no_grad()
     def _follow(self, binding: Binding, targets: Sequence[Target]) -> None:
-        if not binding.due():
-            return
         new = [target for target in targets if self._is_unranked(target.site)]
         ranked = [target for target in new if target.gradient is not None]
         gradients = [target.gradient for target in ranked if target.gradient is not None]
