@@ -71,6 +71,7 @@ class Binding:
         self._maps: tuple[Map, Map] | None = None
         self._adds = False
         self._parametrized: dict[str, Registration] = {}
+        self._always = not plugin.limits()
 
     def __repr__(self) -> str:
         return f"{self.plugin!r} on {len(self.weights)} weight(s)"
@@ -322,7 +323,7 @@ class Binding:
 
     def run(self) -> None:
         """Act, if it is time. The handler that the kinds subscribe."""
-        if not (self.at_start() or self.due()):
+        if not (self._always or self.at_start() or self.due()):
             return
         self.current().act(self)
 
