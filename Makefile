@@ -1,7 +1,8 @@
 # make train   set up, and run the main job
 # make test    set up, and run the whole test gate
-# make bench   set up, and time the loop against a hand-written one and Ignite's, and every constraint, penalty and
-#              gradient editor against the loop that people write by hand (about ten minutes)
+# make bench   set up, and time the loop against a hand-written one and Ignite's, every constraint, penalty and gradient
+#              editor against the loop that people write by hand, and weight histograms against Ignite's (a quarter of
+#              an hour)
 
 PYTHON ?= python3
 VENV := .venv
@@ -23,6 +24,7 @@ test: $(READY)
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/bench_loop.py
 	$(BIN)/python tests/benchmarks/bench_plugins.py
+	$(BIN)/python tests/benchmarks/bench_watching.py
 
 # Written last, so an interrupted set-up starts again.
 $(READY): pyproject.toml constraints.txt

@@ -22,6 +22,8 @@ class Histogram:
         total, total_squares: Σw and Σw² of the finite values; 0-d, float64.
         count: how many finite values there are.
         nonfinite: how many NaN and infinite values were left out.
+        zeros: how many values are zero.
+        subnormal: how many are nearer to zero than the smallest normal number of their dtype, and not zero.
     """
 
     limits: Tensor
@@ -32,6 +34,8 @@ class Histogram:
     total_squares: Tensor
     count: int
     nonfinite: int
+    zeros: int
+    subnormal: int
 
 
 Measurement: TypeAlias = Tensor | float | Histogram

@@ -2,24 +2,43 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import itertools
+import logging
+import os
+import queue
+import socket
+import struct
+import threading
+import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, ClassVar
 
+import google_crc32c
+import ignite.distributed as idist
 import torch
 from ignite.engine import Events
-from torch.utils.tensorboard import SummaryWriter
-from weightsmith import ConfigurationError, Histogram, Plugin, WeightEvents
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
+from weightsmith import ConfigurationError, Histogram, Measurement, Plugin, WeightEvents
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
 
-__all__ = ["TensorBoard"]
+__all__ = ["EventFile", "TensorBoard"]
+
+logger = logging.getLogger(__name__)
 
 
 class TensorBoard(Plugin):
     """Writes every measurement to TensorBoard's event files: numbers as scalars, distributions as histograms.
 
-    View them with ``tensorboard --logdir`` on the folder, or on one above it to compare runs.
+    View them with ``tensorboard --logdir`` on the folder, or on one above it to compare runs. A thread in the
+    background writes as soon as it can; everything is on the disk at the end of every epoch and of the run, however it
+    ends. Of several processes the first writes. If the folder cannot be written any more, as when the disk is full, the
+    log says so once, and training goes on.
 
     Args:
         log_dir: the folder, made if missing. Default: the trainer's ``run_dir``.
@@ -28,44 +47,148 @@ class TensorBoard(Plugin):
         ConfigurationError: neither ``log_dir`` nor the trainer's ``run_dir`` is given, or the folder cannot be written.
     """
 
+    order: ClassVar[int] = 90  # its flush follows what the probes of the same event measured
+
     log_dir: str | None = None
 
     def subscriptions(self, trainer: Trainer) -> Iterator[tuple[Any, Any]]:
         folder = self.log_dir if self.log_dir is not None else trainer.run_dir
         if folder is None:
             raise ConfigurationError(f"{self!r}: give log_dir=…, or the Trainer run_dir=…")
-        try:
-            writer = SummaryWriter(str(folder))
-        except OSError as error:
-            raise ConfigurationError(f"{self!r}: cannot write to {folder}: {error}") from error
+        if idist.get_rank() != 0:
+            return
+        file = EventFile(self._writable(Path(folder)))
 
         def write() -> None:
             measurements = trainer.state.measurements
-            if measurements is None:
-                return
-            for tag, value in measurements.values.items():
-                if isinstance(value, Histogram):
-                    _write_histogram(writer, tag, value, measurements.step)
-                else:
-                    writer.add_scalar(tag, float(value), measurements.step)
-            writer.flush()
+            if measurements is not None:
+                for tag, value in measurements.values.items():
+                    file.write(_summary(tag, value), measurements.step)
 
         yield WeightEvents.MEASURED, write
-        yield Events.COMPLETED, writer.close
+        yield Events.EPOCH_COMPLETED, file.flush
+        yield Events.COMPLETED, file.close
+
+    def _writable(self, folder: Path) -> Path:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"{self!r}: cannot write to {folder}: {error.strerror}") from error
+        if not os.access(folder, os.W_OK):
+            raise ConfigurationError(f"{self!r}: cannot write to {folder}: no permission")
+        if any(folder.glob("events.out.tfevents.*")):
+            logger.warning("%r: %s holds events of another run, with which TensorBoard will mix these", self, folder)
+        return folder
 
 
-def _write_histogram(writer: SummaryWriter, tag: str, histogram: Histogram, step: int) -> None:
+class EventFile:
+    """One of TensorBoard's event files, written by a thread of its own. Begun with the first event; after
+    :meth:`close`, the next event begins another.
+
+    Args:
+        folder: where it stands; there already.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._waiting: queue.Queue[Any] = queue.Queue(_MOST_WAITING)
+        self._thread: threading.Thread | None = None
+        self._failure: Exception | None = None
+
+    def write(self, summary: Summary, step: int) -> None:
+        """Hand an event to the thread; waits while too many wait there.
+
+        Raises:
+            Exception: what went wrong in the thread since the last call, other than an :class:`OSError`.
+        """
+        self._raise_failure()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write_all, name="weightsmith-tensorboard", daemon=True)
+            self._thread.start()
+            atexit.register(self.close)
+        self._waiting.put(Event(wall_time=time.time(), step=step, summary=summary))
+
+    def flush(self) -> None:
+        """Wait until everything is on the disk. Raises as :meth:`write` does."""
+        if self._thread is not None:
+            self._waiting.join()
+        self._raise_failure()
+
+    def close(self) -> None:
+        """As :meth:`flush`; and end the thread."""
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            self._waiting.put(_CLOSE)
+            thread.join()
+            atexit.unregister(self.close)
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        failure, self._failure = self._failure, None
+        if failure is not None:
+            raise failure
+
+    def _write_all(self) -> None:
+        """What the thread does until it is told to close. After a failure it takes what comes and writes nothing."""
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        file: IO[bytes] | None = None
+        works = True
+        for item in iter(self._waiting.get, _CLOSE):
+            try:
+                if works and file is None:
+                    file = (self._folder / name).open("wb")
+                    _append(file, Event(wall_time=time.time(), file_version="brain.Event:2"))
+                if works and file is not None:
+                    _append(file, item)
+                    if self._waiting.empty():
+                        file.flush()
+            except OSError as error:
+                works = False
+                logger.error("TensorBoard: nothing more is written to %s: %s", self._folder, error.strerror)
+            except Exception as error:
+                works, self._failure = False, error
+            finally:
+                self._waiting.task_done()
+        if file is not None:
+            with contextlib.suppress(OSError):  # said already
+                file.close()
+        self._waiting.task_done()
+
+
+_CLOSE = object()
+_MOST_WAITING = 1000
+_numbers = itertools.count()
+
+
+def _append(file: IO[bytes], event: Event) -> None:
+    """One record: its length, the check sum of that, the event, the check sum of that (TensorFlow's TFRecord)."""
+    data = event.SerializeToString()
+    length = struct.pack("<Q", len(data))
+    file.write(b"".join([length, _check_sum(length), data, _check_sum(data)]))
+
+
+def _check_sum(data: bytes) -> bytes:
+    """The CRC-32C, rotated by 15 bits and moved on, as TFRecord has it."""
+    crc = google_crc32c.value(data)
+    return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
+
+
+def _summary(tag: str, value: Measurement) -> Summary:
+    if isinstance(value, Histogram):
+        return Summary(value=[Summary.Value(tag=tag, histo=_histogram_proto(value))])
+    return Summary(value=[Summary.Value(tag=tag, simple_value=float(value))])
+
+
+def _histogram_proto(histogram: Histogram) -> HistogramProto:
     filled = torch.nonzero(histogram.counts).flatten()
     # As SummaryWriter.add_histogram: only the filled stretch, with one empty bucket before it to mark where it begins.
     first, last = max(int(filled[0]) - 1, 0), int(filled[-1])
-    writer.add_histogram_raw(
-        tag,
+    return HistogramProto(
         min=float(histogram.minimum),
         max=float(histogram.maximum),
         num=histogram.count,
         sum=float(histogram.total),
         sum_squares=float(histogram.total_squares),
-        bucket_limits=histogram.limits[first : last + 1].tolist(),
-        bucket_counts=histogram.counts[first : last + 1].tolist(),
-        global_step=step,
+        bucket_limit=histogram.limits[first : last + 1].tolist(),
+        bucket=histogram.counts[first : last + 1].tolist(),
     )

@@ -1,16 +1,21 @@
 """Probes measure, TensorBoard writes: event files read back with TensorBoard's own reader."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 import weightsmith_plugins as w
 from ignite.metrics import MeanSquaredError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from weightsmith import ConfigurationError, Trainer
-from weightsmith_plugins.probes import histogram
+from weightsmith_plugins.probes import distributions, histogram
+from weightsmith_plugins.tensorboard import EventFile, _append
 
 TAILS = [
     torch.randn(4000),
@@ -162,3 +167,120 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ConfigurationError, match="cannot write to"):
         Trainer(model, optimizer, nn.MSELoss(), plugins=[w.TensorBoard(str(tmp_path / "file" / "run"))])
+
+
+# -------------------------------------------------------------------- distributions
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_bucket_looked_up_is_the_bucket_searched_for_whatever_the_bits(dtype):
+    size = torch.finfo(dtype).bits // 16
+    bits = torch.randint(-(2**15), 2**15, (400_000 * size,), generator=torch.Generator().manual_seed(0))
+    anything = bits.to(torch.int16).view(dtype)  # NaN, infinities, zeros and subnormal numbers among them
+    edges = distributions._edges(torch.float64, torch.device("cpu"))
+    edges = edges.to(dtype)
+    near = [torch.nextafter(edges.float(), torch.full_like(edges.float(), end)) for end in (-math.inf, math.inf)]
+    numbers = torch.cat([anything, edges, *(side.to(dtype) for side in near)])
+    assert torch.equal(distributions._counted_by_key(numbers), distributions._counted_by_search(numbers))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [0, 1, 3000, 200_000, 2_200_000])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_numbers_of_a_distribution_are_those_of_exact_arithmetic(dtype, size, scale):
+    generator = torch.Generator().manual_seed(0)
+    values = (torch.randn(size, generator=generator, dtype=torch.float64) * scale).to(dtype)
+    values[::7] = 0
+    values[::11] = torch.finfo(dtype).smallest_normal / 4
+    values[::1001] = math.nan
+    found, exact = histogram(values), values.double()[values.isfinite()]
+    assert found.count == len(exact) == found.counts.sum()
+    assert found.nonfinite == size - len(exact)
+    assert found.zeros == int((exact == 0).sum())
+    assert found.subnormal == int(((exact != 0) & (exact.abs() < torch.finfo(dtype).smallest_normal)).sum())
+    if len(exact):
+        assert (found.minimum.item(), found.maximum.item()) == (exact.min().item(), exact.max().item())
+        room = 1e-6 * exact.abs().sum().item() + size * torch.finfo(dtype).smallest_normal
+        assert found.total.item() == pytest.approx(exact.sum().item(), abs=room)
+        assert found.total_squares.item() == pytest.approx(exact.square().sum().item(), rel=2e-6, abs=1e-70)
+
+
+def test_a_layout_changes_no_distribution():
+    weight = torch.randn(6, 4, 3, 3)
+    wanted = histogram(weight.contiguous())
+    for turned in (weight.to(memory_format=torch.channels_last), weight.transpose(0, 2)):
+        assert torch.equal(histogram(turned).counts, wanted.counts)
+    strided = weight[:, ::2]
+    assert torch.equal(histogram(strided).counts, histogram(strided.contiguous()).counts)
+
+
+# -------------------------------------------------------------------- the event file
+
+
+def records(folder):
+    (path,) = folder.glob("events.out.tfevents.*")
+    return list(EventFileLoader(str(path)).Load())
+
+
+def a_summary(number):
+    return Summary(value=[Summary.Value(tag="loss", simple_value=number)])
+
+
+def test_every_record_is_read_back_with_its_check_sums(tmp_path):
+    file = EventFile(tmp_path)
+    for step in range(2000):  # more than may wait
+        file.write(a_summary(float(step)), step)
+    file.flush()
+    assert len(records(tmp_path)) == 2001  # the version first
+    file.write(a_summary(0.5), 2000)
+    file.close()
+    found = records(tmp_path)
+    assert [event.step for event in found[1:]] == list(range(2001))
+    theirs = tmp_path / "theirs"
+    writer = RecordWriter(theirs.open("wb"))
+    writer.write(found[3].SerializeToString())
+    writer.close()
+    ours = tmp_path / "ours"
+    with ours.open("wb") as stream:
+        _append(stream, found[3])
+    assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_no_file_is_made_before_there_is_something_to_write(tmp_path):
+    model = nn.Linear(3, 2)
+    Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), plugins=[w.TensorBoard(str(tmp_path))])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_another_runs_events_is_told(tmp_path, caplog):
+    run(tmp_path, nn.Linear(3, 2), [w.Losses()], epochs=1)
+    assert "another run" not in caplog.text
+    run(tmp_path, nn.Linear(3, 2), [w.Losses()], epochs=1)
+    assert "holds events of another run" in caplog.text
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_ends_the_log_and_not_the_training(tmp_path, caplog, monkeypatch):
+    open_ = Path.open
+    monkeypatch.setattr(Path, "open", lambda path, mode: open_(Path("/dev/full"), mode))
+    model = nn.Linear(3, 2)
+    trainer = run(tmp_path, model, [w.Losses(), w.WeightHistograms()], epochs=3)
+    assert trainer.state.epoch == 3
+    assert caplog.text.count("nothing more is written") == 1
+
+
+def test_what_goes_wrong_in_the_thread_reaches_the_run(tmp_path):
+    file = EventFile(tmp_path)
+    file.write(a_summary(1.0), 0)
+    file._waiting.put("no event")
+    with pytest.raises(AttributeError):
+        file.flush()
+    file.close()
+
+
+def test_a_run_goes_on_in_another_file(tmp_path):
+    trainer = run(tmp_path, nn.Linear(3, 2), [w.Losses()], epochs=2)
+    trainer.run(trainer.state.dataloader, max_epochs=3)
+    assert [event.step for event in read(tmp_path).Scalars("loss/optimizer")] == [1, 2, 3]

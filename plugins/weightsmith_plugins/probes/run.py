@@ -1,0 +1,97 @@
+"""What is measured of the run as a whole."""
+
+from __future__ import annotations
+
+import functools
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ignite.engine import Events
+from torch import Tensor
+from weightsmith import Measurement, Plugin, WeightEvents
+from weightsmith.kinds.probe import tag
+
+if TYPE_CHECKING:
+    from weightsmith import Trainer
+
+__all__ = ["LearningRates", "Losses", "PenaltyCosts", "Violations"]
+
+
+class RunProbe(Plugin, abstract=True):
+    """A probe of the run as a whole, at the end of every epoch."""
+
+    order: ClassVar[int] = 65
+
+    @abstractmethod
+    def measured(self, trainer: Trainer) -> dict[str, Measurement]:
+        """Tag to what was measured."""
+
+    def subscriptions(self, trainer: Trainer) -> Iterator[tuple[Any, Any]]:
+        yield Events.EPOCH_COMPLETED, functools.partial(self._publish, trainer)
+
+    def _publish(self, trainer: Trainer) -> None:
+        values = self.measured(trainer)
+        if values:
+            trainer.publish(values, step=trainer.state.epoch)
+
+
+class LearningRates(RunProbe):
+    """The learning rate of every parameter group at every epoch: ``learning_rate/<optimizer>``, with the group's number
+    after it where there are several."""
+
+    def measured(self, trainer: Trainer) -> dict[str, Measurement]:
+        rates: dict[str, Measurement] = {}
+        for name, optimizer in trainer.optimizers.items():
+            groups = optimizer.param_groups
+            for number, group in enumerate(groups):
+                rates[f"learning_rate/{name}{f'.{number}' if len(groups) > 1 else ''}"] = group["lr"]
+        return rates
+
+
+class PenaltyCosts(RunProbe):
+    """What each penalty charges at every epoch's end: ``penalties/<penalty>``, in units of the loss."""
+
+    def measured(self, trainer: Trainer) -> dict[str, Measurement]:
+        return {f"penalties/{penalty!r}": cost for penalty, cost in trainer.penalty_costs().items()}
+
+
+class Violations(RunProbe):
+    """How far outside its set each constrained weight is at every epoch's end: ``violations/<constraint>/<weight>``,
+    in units of the weight. 0 is inside."""
+
+    def measured(self, trainer: Trainer) -> dict[str, Measurement]:
+        found = trainer.violations()
+        return {
+            tag(f"violations/{type(constraint).__name__}", name): value for (constraint, name), value in found.items()
+        }
+
+
+class Losses(Plugin):
+    """The mean loss of every epoch: ``loss/<optimizer>``. Summed on the device; read once, at the end of the epoch."""
+
+    order: ClassVar[int] = 65
+
+    def subscriptions(self, trainer: Trainer) -> Iterator[tuple[Any, Any]]:
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+
+        def add() -> None:
+            name = str(trainer.state.optimizer)
+            loss = trainer.state.losses[name]
+            sums[name] = sums[name] + loss if name in sums else loss
+            counts[name] = counts.get(name, 0) + 1
+
+        def restart() -> None:
+            sums.clear()
+            counts.clear()
+
+        def publish() -> None:
+            means: dict[str, Measurement] = {f"loss/{name}": sums[name] / counts[name] for name in sums}
+            restart()
+            if means:
+                trainer.publish(means, step=trainer.state.epoch)
+
+        yield Events.STARTED, restart
+        yield WeightEvents.MICROBATCH_COMPLETED, add
+        yield Events.EPOCH_COMPLETED, publish

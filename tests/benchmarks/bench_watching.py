@@ -1,0 +1,121 @@
+"""Milliseconds of an epoch's weight distributions, written to TensorBoard and on the disk, against Ignite's own
+handler, ``torch.histc`` of every tensor and one bare read of the weights; and the peak of extra memory.
+
+All alternate in one process; the figures are medians. Three networks: about 100 small tensors, the weights of a
+ResNet-18, and those of a transformer of 85 million; the last also with all weights subnormal.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+
+warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
+
+from bench_plugins import NETWORKS  # noqa: E402
+from ignite.engine import Engine, Events  # noqa: E402
+from ignite.handlers.tensorboard_logger import TensorboardLogger, WeightsHistHandler  # noqa: E402
+from weightsmith import Trainer  # noqa: E402
+from weightsmith_plugins import TensorBoard, WeightHistograms  # noqa: E402
+
+
+def ours(network: nn.Module, folder: Path) -> Callable[[], object]:
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
+    trainer = Trainer(
+        network, optimizer, step=lambda t, b: None, plugins=[WeightHistograms(), TensorBoard(str(folder))]
+    )
+    return lambda: trainer._fire_event(Events.EPOCH_COMPLETED)
+
+
+def ignites(network: nn.Module, folder: Path) -> Callable[[], object]:
+    engine, log = Engine(lambda e, b: None), TensorboardLogger(log_dir=str(folder))
+    handler = WeightsHistHandler(network)
+
+    def act() -> None:
+        handler(engine, log, Events.EPOCH_COMPLETED)
+        log.writer.flush()
+
+    return act
+
+
+def histc(network: nn.Module, _: Path) -> Callable[[], object]:
+    weights = [parameter.detach() for parameter in network.parameters()]
+    return lambda: [torch.histc(weight, 100) for weight in weights]
+
+
+def read(network: nn.Module, _: Path) -> Callable[[], object]:
+    weights = [parameter.detach() for parameter in network.parameters()]
+    return lambda: [weight.sum() for weight in weights]
+
+
+WAYS = {"weightsmith": ours, "Ignite": ignites, "histc": histc, "read": read}
+
+
+def measure(network: nn.Module, least: float, skip: set[str]) -> dict[str, float]:
+    """Way to median seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        acts = {name: make(network, Path(folder) / name) for name, make in WAYS.items() if name not in skip}
+        times: dict[str, list[float]] = {name: [] for name in acts}
+        for act in acts.values():
+            act()
+        end = time.perf_counter() + least * len(acts)
+        while len(times["weightsmith"]) < 3 or time.perf_counter() < end:
+            for name, act in acts.items():
+                start = time.perf_counter()
+                act()
+                times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(found) for name, found in times.items()}
+
+
+def extra_memory(network: nn.Module) -> float:
+    """By how many MiB the peak of the process grows while the distributions are written."""
+    with tempfile.TemporaryDirectory() as folder:
+        act = ours(network, Path(folder))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        act()
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def main(sizes: list[str], seconds: float, threads: list[int], output: str | None) -> None:
+    rows = []
+    memory = {size: extra_memory(NETWORKS[size]()) for size in sizes}  # first: a peak never falls
+    print(
+        f"{'network':18s} {'threads':>7s} "
+        + " ".join(f"{name + ' ms':>15s}" for name in WAYS)
+        + f" {'Ignite / ours':>14s}"
+    )
+    for count in threads:
+        torch.set_num_threads(count)
+        for size in sizes:
+            torch.manual_seed(0)
+            for kind in ("", " subnormal") if size == "large" else ("",):
+                network = NETWORKS[size]()
+                if kind:
+                    with torch.no_grad():
+                        for parameter in network.parameters():
+                            parameter.mul_(1e-37).mul_(1e-3)
+                found = measure(network, seconds, {"Ignite"} if kind else set())
+                rows.append({"network": size + kind, "threads": count, **found})
+                shown = " ".join(f"{found[name] * 1e3:15.2f}" if name in found else f"{'-':>15s}" for name in WAYS)
+                ratio = f"{found['Ignite'] / found['weightsmith']:13.1f}x" if "Ignite" in found else ""
+                print(f"{size + kind:18s} {count:7d} {shown} {ratio}", flush=True)
+    print("extra memory:", ", ".join(f"{size} {mebibytes:.0f} MiB" for size, mebibytes in memory.items()))
+    if output:
+        Path(output).write_text(json.dumps({"rows": rows, "extra_memory": memory}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sizes", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="default all")
+    parser.add_argument("--seconds", type=float, default=3.0, help="time per way and network (default 3)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="torch threads (default 1 2)")
+    parser.add_argument("--output", help="a file for the same as JSON")
+    main(**vars(parser.parse_args()))
