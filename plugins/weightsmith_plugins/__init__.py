@@ -61,6 +61,7 @@ from weightsmith_plugins.initializers import (
     XavierUniform,
     Zeros,
 )
+from weightsmith_plugins.jsonlines import JSONLines
 from weightsmith_plugins.parametrizations import LowRankAdapter, SpectralNorm, WeightNorm
 from weightsmith_plugins.penalties import (
     L1,
@@ -78,11 +79,17 @@ from weightsmith_plugins.penalties import (
 from weightsmith_plugins.pretrained import Pretrained
 from weightsmith_plugins.probes import (
     GradientHistograms,
+    GradientNorms,
     LearningRates,
     Losses,
     PenaltyCosts,
+    Sparsity,
+    SpectralNorms,
+    UpdateHistograms,
+    UpdateRatio,
     Violations,
     WeightHistograms,
+    WeightStatistics,
 )
 from weightsmith_plugins.quantization import FakeQuantize, stored_bytes, to_int8
 from weightsmith_plugins.sparsity import (
@@ -128,12 +135,14 @@ __all__ = [
     "FakeQuantize",
     "Freeze",
     "GradientHistograms",
+    "GradientNorms",
     "GradientStep",
     "Grid",
     "GroupLasso",
     "Hoyer",
     "Identity",
     "Intersection",
+    "JSONLines",
     "KaimingNormal",
     "KaimingUniform",
     "KeepZeros",
@@ -177,8 +186,10 @@ __all__ = [
     "SkewSymmetric",
     "SkipNonFinite",
     "Sparse",
+    "Sparsity",
     "SpectralBound",
     "SpectralNorm",
+    "SpectralNorms",
     "SpectralPenalty",
     "Symmetric",
     "TensorBoard",
@@ -187,11 +198,14 @@ __all__ = [
     "Unfreeze",
     "Uniform",
     "UnitNorm",
+    "UpdateHistograms",
+    "UpdateRatio",
     "Values",
     "VarianceScaling",
     "Violations",
     "WeightHistograms",
     "WeightNorm",
+    "WeightStatistics",
     "XavierNormal",
     "XavierUniform",
     "ZeroMean",

@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import google_crc32c
 import ignite.distributed as idist
-import torch
+import numpy as np
 from ignite.engine import Events
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
@@ -180,15 +180,31 @@ def _summary(tag: str, value: Measurement) -> Summary:
 
 
 def _histogram_proto(histogram: Histogram) -> HistogramProto:
-    filled = torch.nonzero(histogram.counts).flatten()
+    counts = histogram.counts.cpu().numpy()
+    filled = np.flatnonzero(counts)
     # As SummaryWriter.add_histogram: only the filled stretch, with one empty bucket before it to mark where it begins.
-    first, last = max(int(filled[0]) - 1, 0), int(filled[-1])
-    return HistogramProto(
+    stretch = slice(max(int(filled[0]) - 1, 0), int(filled[-1]) + 1)
+    proto = HistogramProto(
         min=float(histogram.minimum),
         max=float(histogram.maximum),
         num=histogram.count,
         sum=float(histogram.total),
         sum_squares=float(histogram.total_squares),
-        bucket_limit=histogram.limits[first : last + 1].tolist(),
-        bucket=histogram.counts[first : last + 1].tolist(),
     )
+    limits = histogram.limits.cpu().numpy()
+    proto.MergeFromString(_packed(_BUCKET_LIMIT, limits[stretch]) + _packed(_BUCKET, counts[stretch]))
+    return proto
+
+
+def _packed(field: int, numbers: Any) -> bytes:
+    """A repeated double as protobuf packs it on the wire: the field's tag, the length in bytes, the numbers. Many times
+    as fast as handing them over one by one."""
+    data: bytes = numbers.astype("<f8").tobytes()
+    length, rest = b"", len(data)
+    while rest >= 128:
+        length, rest = length + bytes([rest & 127 | 128]), rest >> 7
+    return bytes([field << 3 | 2]) + length + bytes([rest]) + data
+
+
+_BUCKET_LIMIT = HistogramProto.BUCKET_LIMIT_FIELD_NUMBER
+_BUCKET = HistogramProto.BUCKET_FIELD_NUMBER

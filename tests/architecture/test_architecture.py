@@ -148,6 +148,13 @@ PLUGINS = [
     "UnitNorm",
     "Violations",
     "WeightHistograms",
+    "GradientNorms",
+    "JSONLines",
+    "Sparsity",
+    "SpectralNorms",
+    "UpdateHistograms",
+    "UpdateRatio",
+    "WeightStatistics",
 ]
 
 FUNCTIONS = ["fisher_information", "finalise", "sparsity_report", "stored_bytes", "to_int8"]

@@ -22,38 +22,11 @@ from torch import Tensor, nn
 warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
 
 import weightsmith_plugins as w  # noqa: E402
+from networks import NETWORKS, ONE_BLOCK  # noqa: E402
 from weightsmith import Constraint, GradientEditor, Penalty, Trainer, WeightEvents  # noqa: E402
 from weightsmith.files import write_tensors  # noqa: E402
 
 ByHand = Callable[[Sequence[nn.Parameter], dict[str, list[Tensor]]], object]
-
-
-# -------------------------------------------------------------------- networks
-
-
-def small() -> nn.Module:
-    return nn.Sequential(*(nn.Linear(64, 64) for _ in range(50)))
-
-
-def medium() -> nn.Module:
-    layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, bias=False), nn.BatchNorm2d(64)]
-    for inputs, outputs in ((64, 64), (64, 128), (128, 256), (256, 512)):
-        for first, second in ((inputs, outputs), (outputs, outputs), (outputs, outputs), (outputs, outputs)):
-            layers += [nn.Conv2d(first, second, 3, bias=False), nn.BatchNorm2d(second)]
-    return nn.Sequential(*layers, nn.Linear(512, 1000))
-
-
-def large(blocks: int = 12) -> nn.Module:
-    sides = [(768, 2304), (768, 768), (768, 3072), (3072, 768)]
-    return nn.Sequential(*(nn.Sequential(nn.LayerNorm(768), *(nn.Linear(*s) for s in sides)) for _ in range(blocks)))
-
-
-NETWORKS = {"small": small, "medium": medium, "large": large}
-ONE_BLOCK = {
-    "small": lambda: nn.Sequential(*(nn.Linear(64, 64) for _ in range(50))),
-    "medium": lambda: nn.Sequential(*(nn.Conv2d(128, 128, 3, bias=False) for _ in range(3))),
-    "large": lambda: large(1),
-}
 
 
 # -------------------------------------------------------------------- the loops that people write

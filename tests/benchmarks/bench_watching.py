@@ -20,9 +20,9 @@ from torch import nn
 
 warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
 
-from bench_plugins import NETWORKS  # noqa: E402
 from ignite.engine import Engine, Events  # noqa: E402
 from ignite.handlers.tensorboard_logger import TensorboardLogger, WeightsHistHandler  # noqa: E402
+from networks import NETWORKS  # noqa: E402
 from weightsmith import Trainer  # noqa: E402
 from weightsmith_plugins import TensorBoard, WeightHistograms  # noqa: E402
 

@@ -167,12 +167,19 @@ CASES = [
     Case(w.FakeQuantize(4)),
     Case(w.FakeQuantize(3, per_unit=False, observer="mse")),
     Case(w.WeightHistograms()),
+    Case(w.WeightStatistics()),
+    Case(w.GradientNorms()),
+    Case(w.Sparsity()),
+    Case(w.SpectralNorms()),
+    Case(w.UpdateHistograms()),
+    Case(w.UpdateRatio()),
     Case(w.GradientHistograms()),
     Case(w.LearningRates()),
     Case(w.Losses()),
     Case(w.PenaltyCosts()),
     Case(w.Violations()),
     Case(w.TensorBoard()),
+    Case(w.JSONLines()),
 ]
 
 

@@ -1,19 +1,23 @@
 """Probes measure, TensorBoard writes: event files read back with TensorBoard's own reader."""
 
+import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import weightsmith_plugins as w
 from ignite.metrics import MeanSquaredError
+from scipy.linalg import svdvals
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
-from weightsmith import ConfigurationError, Trainer
+from weightsmith import ConfigurationError, Trainer, WeightEvents
+from weightsmith_plugins.jsonlines import _line
 from weightsmith_plugins.probes import distributions, histogram
 from weightsmith_plugins.tensorboard import EventFile, _append
 
@@ -284,3 +288,149 @@ def test_a_run_goes_on_in_another_file(tmp_path):
     trainer = run(tmp_path, nn.Linear(3, 2), [w.Losses()], epochs=2)
     trainer.run(trainer.state.dataloader, max_epochs=3)
     assert [event.step for event in read(tmp_path).Scalars("loss/optimizer")] == [1, 2, 3]
+
+
+# -------------------------------------------------------------------- numbers of weights and of updates
+
+
+def published(trainer):
+    """Step to what is published there, filled as the run goes."""
+    found = {}
+
+    def note(engine):
+        measurements = engine.state.measurements
+        found.setdefault(measurements.step, {}).update(measurements.values)
+
+    trainer.add_event_handler(WeightEvents.MEASURED, note)
+    return found
+
+
+def test_statistics_are_those_of_numpy():
+    values = torch.randn(40, 50, generator=torch.Generator().manual_seed(0)) + 0.5
+    values[0, :10] = 0
+    values[1, :4] = 1e-40
+    values[2, 0] = math.nan
+    finite = values[values.isfinite()].double().numpy()
+    found = w.WeightStatistics()(values)
+    assert found["weight_mean"] == pytest.approx(np.mean(finite), rel=1e-6)
+    assert found["weight_std"] == pytest.approx(np.std(finite), rel=1e-6)
+    assert found["weight_norm"] == pytest.approx(np.linalg.norm(finite), rel=1e-6)
+    assert found["weight_zeros"] == 10 / 2000
+    assert found["weight_subnormal"] == 4 / 2000
+    assert found["weight_nonfinite"] == 1 / 2000
+    assert set(w.WeightStatistics()(torch.ones(3))) == {"weight_mean", "weight_std", "weight_norm", "weight_zeros"}
+    assert w.WeightStatistics()(torch.full((2,), math.inf)) == {"weight_nonfinite": 1.0}
+    assert w.WeightStatistics()(torch.zeros(0)) == {}
+
+
+def test_spectral_norms_and_stable_ranks_are_those_of_scipy():
+    weight = torch.randn(6, 4, 3, generator=torch.Generator().manual_seed(0))
+    values = svdvals(weight.flatten(1).double().numpy())
+    found = w.SpectralNorms()(weight)
+    assert found["spectral_norm"].item() == pytest.approx(values[0], rel=1e-5)
+    assert found["stable_rank"].item() == pytest.approx((values**2).sum() / values[0] ** 2, rel=1e-5)
+    assert w.SpectralNorms()(torch.zeros(3, 3))["stable_rank"] == 0
+    assert w.SpectralNorms()(torch.full((2, 2), math.nan)) == {}
+
+
+def test_gradient_norms_are_those_after_all_edits():
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(model, optimizer, nn.MSELoss(), plugins=[w.GradientNorms(), w.ClipNorm(0.01)])
+    found = published(trainer)
+    trainer.run([(torch.randn(4, 3), torch.randn(4, 2))])
+    together = math.hypot(*(found[1][f"gradient_norm/{name}"].item() for name in ("weight", "bias")))
+    assert together == pytest.approx(0.01, rel=1e-5)
+
+
+class Unsized:
+    """Batches whose number nobody knows."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __iter__(self):
+        return iter(self.batches)
+
+
+@pytest.mark.parametrize("wrapped", [list, Unsized])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_updates_are_those_of_the_last_iteration_with_everything_that_acts_on_the_weights(wrapped, accumulate):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    probes = [w.UpdateRatio(), w.UpdateHistograms()]
+    trainer = Trainer(
+        model, optimizer, nn.MSELoss(), plugins=[*probes, w.MaxNorm(0.4), w.Decay(0.01)], accumulate=accumulate
+    )
+    found, before, after = published(trainer), [], []
+    trainer.add_event_handler(WeightEvents.GRADIENTS_COMPUTED, lambda: before.append(model.weight.detach().clone()))
+    trainer.add_event_handler(WeightEvents.UPDATE_COMPLETED, lambda: after.append(model.weight.detach().clone()))
+    trainer.run(wrapped([(torch.randn(4, 3), torch.randn(4, 2)) for _ in range(5)]), max_epochs=1)
+    change = (after[-1] - before[-1]).double()
+    ratio = change.norm() / before[-1].double().norm()
+    assert found[1]["update_ratio/weight"].item() == pytest.approx(ratio.item(), rel=1e-5)
+    assert found[1]["updates/weight"].total.item() == pytest.approx(change.sum().item(), rel=1e-5)
+    assert found[1]["updates/weight"].count == 6
+
+
+def test_of_two_optimizers_each_has_its_updates_and_frozen_weights_have_none():
+    models = {"one": nn.Linear(2, 2), "two": nn.Linear(2, 2)}
+    models["two"].bias.requires_grad_(False)
+    optimizers = {name: torch.optim.SGD(model.parameters(), lr=0.1) for name, model in models.items()}
+
+    def step(trainer, batch):
+        for name, model in models.items():
+            trainer.update(model(batch).square().mean(), optimizer=name)
+
+    trainer = Trainer(models, optimizers, step=step, plugins=[w.UpdateRatio(every=2)])
+    found = published(trainer)
+    trainer.run([torch.randn(3, 2)] * 2, max_epochs=2)
+    assert list(found) == [2]
+    assert set(found[2]) == {"update_ratio/one/weight", "update_ratio/one/bias", "update_ratio/two/weight"}
+
+
+def test_sparsity_is_that_of_what_the_layer_computes_with():
+    assert w.Sparsity()(torch.tensor([[0.0, -0.0, 1.0, 2.0]])) == {"sparsity": 0.5}
+
+
+# -------------------------------------------------------------------- JSON lines
+
+
+def test_every_measurement_is_a_line(tmp_path):
+    model = nn.Linear(3, 2)
+    with torch.no_grad():
+        model.bias[0] = math.nan
+    path = tmp_path / "new" / "numbers.jsonl"
+    run(tmp_path / "board", model, [w.Losses(), w.WeightHistograms(), w.JSONLines(str(path))], epochs=2)
+    lines = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text(encoding="utf-8").splitlines()]
+    found = {(line["tag"], line["step"]): line for line in lines}
+    assert found["loss/optimizer", 2]["value"] is None  # NaN since the first update
+    weights = histogram(torch.tensor([1.0, -2.0, 0.0]))
+    assert found["nonfinite/bias", 1]["value"] == 1
+    assert ("metrics/error", 2) in found
+    line = json.loads(_line("weights/a", weights, 3))
+    assert line.pop("limits") == weights.limits[weights.counts > 0].tolist()
+    assert line == {
+        "step": 3,
+        "tag": "weights/a",
+        "count": 3,
+        "minimum": -2.0,
+        "maximum": 1.0,
+        "total": -1.0,
+        "total_squares": 5.0,
+        "zeros": 1,
+        "subnormal": 0,
+        "nonfinite": 0,
+        "counts": [1, 1, 1],
+    }
+
+
+def test_the_text_file_needs_a_place(tmp_path):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ConfigurationError, match="give path="):
+        Trainer(model, optimizer, nn.MSELoss(), plugins=[w.JSONLines()])
+    with pytest.raises(ConfigurationError, match="cannot write to"):
+        Trainer(model, optimizer, nn.MSELoss(), plugins=[w.JSONLines(str(tmp_path))])
+    Trainer(model, optimizer, nn.MSELoss(), plugins=[w.JSONLines()], run_dir=tmp_path)
+    assert (tmp_path / "measurements.jsonl").exists()

@@ -2,14 +2,28 @@
 
 from weightsmith_plugins.probes.distributions import histogram
 from weightsmith_plugins.probes.run import LearningRates, Losses, PenaltyCosts, Violations
-from weightsmith_plugins.probes.weights import GradientHistograms, WeightHistograms
+from weightsmith_plugins.probes.updates import UpdateHistograms, UpdateRatio
+from weightsmith_plugins.probes.weights import (
+    GradientHistograms,
+    GradientNorms,
+    Sparsity,
+    SpectralNorms,
+    WeightHistograms,
+    WeightStatistics,
+)
 
 __all__ = [
     "GradientHistograms",
+    "GradientNorms",
     "LearningRates",
     "Losses",
     "PenaltyCosts",
+    "Sparsity",
+    "SpectralNorms",
+    "UpdateHistograms",
+    "UpdateRatio",
     "Violations",
     "WeightHistograms",
+    "WeightStatistics",
     "histogram",
 ]

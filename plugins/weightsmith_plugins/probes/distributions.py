@@ -35,9 +35,9 @@ def histogram(values: Tensor) -> Histogram:
     flat = _in_memory_order(values.detach().abs() if values.is_complex() else values.detach())
     limits = _limits(flat.device)
     counts = _counted_by_key(flat) if flat.is_cpu and flat.dtype in _BITS else _counted_by_search(flat)
-    nonfinite, middle = int(counts[-1]), len(limits) // 2
+    nonfinite = int(counts[-1])
     finite = flat[flat.isfinite()] if nonfinite else flat
-    near_zero = int(counts[middle - 1 : middle + 1].sum())
+    near_zero = int(counts[_NEAR_ZERO].sum())
     is_coarse = torch.finfo(flat.dtype).smallest_normal > _NEAREST  # float16, whose subnormal numbers are not tiny
     zeros, subnormal = _zeros_and_subnormals(finite) if near_zero or is_coarse else (0, 0)
     total, total_squares = _sums(finite, with_subnormals=bool(subnormal) and not is_coarse)
@@ -96,6 +96,8 @@ def _zeros_and_subnormals(flat: Tensor) -> tuple[int, int]:
 def _sums(flat: Tensor, *, with_subnormals: bool) -> tuple[Tensor, Tensor]:
     """Σw and Σw² in float64. Where there are subnormal values, with which arithmetic is slow, they count as 0, which
     changes nothing but rounding."""
+    if flat.numel() <= _SUMMED:
+        return _block_sums(_normal(flat) if with_subnormals else flat)
     sums = [_block_sums(_normal(block) if with_subnormals else block) for block in torch.split(flat, _SUMMED)]
     total, squares = (torch.stack(column).sum() for column in zip(*sums, strict=True))
     return total, squares
@@ -117,7 +119,7 @@ def _block_sums(block: Tensor) -> tuple[Tensor, Tensor]:
             return block.new_zeros((), dtype=torch.float64), block.new_zeros((), dtype=torch.float64)
     if not 1e-15 < peak < 1e18:  # else squares may leave the float range
         exact = block.double()
-        return exact.sum(), exact.square().sum()
+        return exact.sum(), exact.dot(exact)
     accurate = accurate_dtype(block.dtype)
     many, rest = block[: rows * _ROW].view(rows, _ROW), block[rows * _ROW :].double()
     sums = many.sum(dim=1, dtype=accurate).double()
@@ -136,14 +138,16 @@ _SUMMED = 2**20
 _NEAREST = 1e-12
 """The edge that is nearest to 0."""
 
+_STEPS = math.ceil(math.log(1e20 / _NEAREST) / math.log(1.1))
+_NEAR_ZERO = slice(_STEPS, _STEPS + 2)
+"""The buckets on both sides of 0."""
+
 
 @functools.cache
 def _limits(device: torch.device) -> Tensor:
     """The buckets' right edges in float64, the last of them the largest number: those of ``SummaryWriter``."""
-    steps = math.ceil(math.log(1e20 / _NEAREST) / math.log(1.1))
-    positive = list(
-        itertools.accumulate(itertools.repeat(1.1, steps - 1), lambda edge, ratio: edge * ratio, initial=_NEAREST)
-    )
+    ratios = itertools.repeat(1.1, _STEPS - 1)
+    positive = list(itertools.accumulate(ratios, lambda edge, ratio: edge * ratio, initial=_NEAREST))
     negative = [-edge for edge in reversed(positive)]
     largest = torch.finfo(torch.float64).max
     return torch.tensor([*negative, 0.0, *positive, largest], dtype=torch.float64, device=device)

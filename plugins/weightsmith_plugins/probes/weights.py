@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import math
+from typing import ClassVar
+
+import torch
 from torch import Tensor
-from weightsmith import Measurement, Probe, Site
+from weightsmith import Measurement, Probe, Selector, Site, matrices
+from weightsmith.tensors import accurate_dtype, unit_matrices
 
 from weightsmith_plugins.probes.distributions import histogram
+from weightsmith_plugins.shapes import no_units
 
-__all__ = ["GradientHistograms", "WeightHistograms"]
+__all__ = [
+    "GradientHistograms",
+    "GradientNorms",
+    "Sparsity",
+    "SpectralNorms",
+    "WeightHistograms",
+    "WeightStatistics",
+]
 
 
 class WeightHistograms(Probe):
@@ -34,6 +47,88 @@ class GradientHistograms(Probe):
             return {}
         values = gradient.coalesce().values() if gradient.is_sparse else gradient
         return _distribution("gradients", "nonfinite_gradients", values)
+
+
+class WeightStatistics(Probe):
+    """Numbers of every selected weight at every epoch, as its layer computes with it, of its finite values: their mean,
+    standard deviation (of all values, without Bessel's correction), L2 norm, and the shares of zeros, of values that
+    are subnormal (nearer to zero than their dtype's smallest normal number: slow to compute with), and of values that
+    are NaN or infinite.
+
+    Measures ``weight_mean/…``, ``weight_std/…``, ``weight_norm/…``, ``weight_zeros/…``; and, only where there are any,
+    ``weight_subnormal/…`` and ``weight_nonfinite/…``.
+
+    >>> WeightStatistics()(torch.tensor([3.0, -4.0]))["weight_norm"]
+    5.0
+    """
+
+    def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
+        found, size = histogram(weight), max(1, weight.numel())
+        measured: dict[str, Measurement] = {}
+        if found.count:
+            mean, square = found.total.item() / found.count, found.total_squares.item() / found.count
+            measured = {
+                "weight_mean": mean,
+                "weight_std": math.sqrt(max(0.0, square - mean * mean)),
+                "weight_norm": math.sqrt(found.total_squares.item()),
+                "weight_zeros": found.zeros / size,
+            }
+        shares = {"weight_subnormal": found.subnormal / size, "weight_nonfinite": found.nonfinite / size}
+        return measured | {name: share for name, share in shares.items() if share}
+
+
+class Sparsity(Probe):
+    """The share of zeros in every selected weight at every epoch, as its layer computes with it: ``sparsity/…``.
+
+    >>> Sparsity()(torch.tensor([[3.0, 0.0, 0.0, 1.0]]))
+    {'sparsity': 0.5}
+    """
+
+    default_where: ClassVar[Selector] = matrices
+
+    def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
+        return {"sparsity": 1 - int(weight.count_nonzero()) / weight.numel()} if weight.numel() else {}
+
+
+class SpectralNorms(Probe):
+    """The largest singular value σ₁ of every selected weight at every epoch, as its layer computes with it, and its
+    stable rank Σσ² / σ₁²: how many directions share its size (Vershynin, 2018, "High-dimensional probability", 7.6).
+
+    Measures ``spectral_norm/…`` and ``stable_rank/…``. Units are rows; of a recurrent layer the largest of its gates'.
+    The singular values are computed in full: of a matrix of n by m it takes some n · m · min(n, m) steps, so measure
+    large ones only ``every`` few epochs.
+
+    >>> SpectralNorms()(torch.diag(torch.tensor([2.0, 2.0, 1.0])))
+    {'spectral_norm': tensor(2.), 'stable_rank': tensor(2.2500)}
+    """
+
+    default_where: ClassVar[Selector] = matrices
+    supports_complex: ClassVar[bool] = False
+
+    def misfit(self, weight: Tensor, site: Site) -> str:
+        return no_units(weight)
+
+    def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
+        if not weight.numel() or not weight.isfinite().all():
+            return {}
+        gates = unit_matrices(weight, site.unit_dims, site.gates).to(accurate_dtype(weight.dtype))
+        values = torch.linalg.svdvals(gates)
+        largest = values[:, 0]
+        ranks = torch.where(largest > 0, (values / largest.unsqueeze(1)).square().sum(1), 0.0)
+        return {"spectral_norm": largest.amax(), "stable_rank": ranks[largest.argmax()]}
+
+
+class GradientNorms(Probe):
+    """The L2 norm of every selected weight's last gradient, after all edits, at every epoch: ``gradient_norm/…``. A
+    weight that got no gradient has none. Of a parametrized weight, the raw parameter's.
+    """
+
+    def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
+        gradient = site.gradient
+        if gradient is None:
+            return {}
+        values = gradient.coalesce().values() if gradient.is_sparse else gradient
+        return {"gradient_norm": torch.linalg.vector_norm(values, dtype=accurate_dtype(values.dtype)).abs()}
 
 
 def _distribution(group: str, nonfinite_group: str, values: Tensor) -> dict[str, Measurement]:

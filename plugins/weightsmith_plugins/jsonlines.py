@@ -1,0 +1,83 @@
+"""A text file as a sink, for scripts and tests: one measurement a line."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import ignite.distributed as idist
+from weightsmith import ConfigurationError, Histogram, Measurement, Plugin, WeightEvents
+
+if TYPE_CHECKING:
+    from weightsmith import Trainer
+
+__all__ = ["JSONLines"]
+
+
+class JSONLines(Plugin):
+    """Appends every measurement to a file, as one JSON object a line: ``{"step": 1, "tag": "loss/optimizer", "value":
+    0.5}``; of a distribution, in place of ``"value"``, its ``"count"``, ``"minimum"``, ``"maximum"``, ``"total"``,
+    ``"total_squares"``, ``"zeros"``, ``"subnormal"``, ``"nonfinite"`` and, of the buckets that hold something,
+    ``"limits"`` (right edges) and ``"counts"``. A number that is not finite is ``null``. The file is complete after
+    every batch of measurements. Of several processes the first writes.
+
+    Args:
+        path: the file; its folder is made if missing. Default: ``measurements.jsonl`` in the trainer's ``run_dir``.
+
+    Raises:
+        ConfigurationError: neither ``path`` nor the trainer's ``run_dir`` is given, or the file cannot be written.
+    """
+
+    order: ClassVar[int] = 90
+
+    path: str | None = None
+
+    def subscriptions(self, trainer: Trainer) -> Iterator[tuple[Any, Any]]:
+        if self.path is None and trainer.run_dir is None:
+            raise ConfigurationError(f"{self!r}: give path=…, or the Trainer run_dir=…")
+        if idist.get_rank() != 0:
+            return
+        path = Path(self.path) if self.path is not None else Path(str(trainer.run_dir)) / "measurements.jsonl"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
+        except OSError as error:
+            raise ConfigurationError(f"{self!r}: cannot write to {path}: {error.strerror}") from error
+
+        def write() -> None:
+            measurements = trainer.state.measurements
+            if measurements is not None:
+                lines = [_line(tag, value, measurements.step) for tag, value in measurements.values.items()]
+                with path.open("a", encoding="utf-8") as file:
+                    file.writelines(lines)
+
+        yield WeightEvents.MEASURED, write
+
+
+def _line(tag: str, value: Measurement, step: int) -> str:
+    found = _distribution(value) if isinstance(value, Histogram) else {"value": _number(value)}
+    return json.dumps({"step": step, "tag": tag, **found}, allow_nan=False) + "\n"
+
+
+def _number(value: Any) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def _distribution(histogram: Histogram) -> dict[str, Any]:
+    filled = histogram.counts.nonzero().flatten()
+    return {
+        "count": histogram.count,
+        "minimum": _number(histogram.minimum),
+        "maximum": _number(histogram.maximum),
+        "total": _number(histogram.total),
+        "total_squares": _number(histogram.total_squares),
+        "zeros": histogram.zeros,
+        "subnormal": histogram.subnormal,
+        "nonfinite": histogram.nonfinite,
+        "limits": histogram.limits[filled].tolist(),
+        "counts": histogram.counts[filled].tolist(),
+    }
