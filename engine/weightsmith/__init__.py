@@ -20,7 +20,7 @@ from weightsmith.kinds import (
     Probe,
     WeightEditor,
 )
-from weightsmith.measurements import Histogram, Measurement, Measurements
+from weightsmith.measurements import Histogram, Measurement, Measurements, Picture
 from weightsmith.plain import load_plain_state_dict, plain_state_dict
 from weightsmith.plan import Plan, PlanRow
 from weightsmith.plugin import Plugin
@@ -41,6 +41,7 @@ __all__ = [
     "Measurements",
     "Parametrization",
     "Penalty",
+    "Picture",
     "Plan",
     "PlanRow",
     "Plugin",

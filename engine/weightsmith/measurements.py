@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Histogram", "Measurement", "Measurements"]
+__all__ = ["Histogram", "Measurement", "Measurements", "Picture"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +38,19 @@ class Histogram:
     subnormal: int
 
 
-Measurement: TypeAlias = Tensor | float | Histogram
-"""One measured thing: a 0-d tensor or a number (drawn as a scalar), or a histogram."""
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """An image.
+
+    Attributes:
+        pixels: red, green and blue, 0 to 255; uint8, shape ``(height, width, 3)``.
+    """
+
+    pixels: Tensor
+
+
+Measurement: TypeAlias = Tensor | float | Histogram | Picture
+"""One measured thing: a 0-d tensor or a number (drawn as a scalar), a histogram, or a picture."""
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from weightsmith_plugins.gradient_editors import (
     SkipNonFinite,
     Unfreeze,
 )
+from weightsmith_plugins.ignite_loggers import log_with_ignite
 from weightsmith_plugins.initializers import (
     LSUV,
     Constant,
@@ -78,6 +79,7 @@ from weightsmith_plugins.penalties import (
 )
 from weightsmith_plugins.pretrained import Pretrained
 from weightsmith_plugins.probes import (
+    FilterImages,
     GradientHistograms,
     GradientNorms,
     LearningRates,
@@ -133,6 +135,7 @@ __all__ = [
     "ElasticConsolidation",
     "ElasticNet",
     "FakeQuantize",
+    "FilterImages",
     "Freeze",
     "GradientHistograms",
     "GradientNorms",
@@ -212,6 +215,7 @@ __all__ = [
     "Zeros",
     "finalise",
     "fisher_information",
+    "log_with_ignite",
     "sparsity_report",
     "stored_bytes",
     "to_int8",

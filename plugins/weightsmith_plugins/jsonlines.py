@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ignite.distributed as idist
-from weightsmith import ConfigurationError, Histogram, Measurement, Plugin, WeightEvents
+from weightsmith import ConfigurationError, Histogram, Picture, Plugin, WeightEvents
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
@@ -21,8 +21,8 @@ class JSONLines(Plugin):
     """Appends every measurement to a file, as one JSON object a line: ``{"step": 1, "tag": "loss/optimizer", "value":
     0.5}``; of a distribution, in place of ``"value"``, its ``"count"``, ``"minimum"``, ``"maximum"``, ``"total"``,
     ``"total_squares"``, ``"zeros"``, ``"subnormal"``, ``"nonfinite"`` and, of the buckets that hold something,
-    ``"limits"`` (right edges) and ``"counts"``. A number that is not finite is ``null``. The file is complete after
-    every batch of measurements. Of several processes the first writes.
+    ``"limits"`` (right edges) and ``"counts"``. A number that is not finite is ``null``; pictures are left out.
+    The file is complete after every batch of measurements. Of several processes the first writes.
 
     Args:
         path: the file; its folder is made if missing. Default: ``measurements.jsonl`` in the trainer's ``run_dir``.
@@ -50,14 +50,15 @@ class JSONLines(Plugin):
         def write() -> None:
             measurements = trainer.state.measurements
             if measurements is not None:
-                lines = [_line(tag, value, measurements.step) for tag, value in measurements.values.items()]
+                values = {tag: v for tag, v in measurements.values.items() if not isinstance(v, Picture)}
+                lines = [_line(tag, value, measurements.step) for tag, value in values.items()]
                 with path.open("a", encoding="utf-8") as file:
                     file.writelines(lines)
 
         yield WeightEvents.MEASURED, write
 
 
-def _line(tag: str, value: Measurement, step: int) -> str:
+def _line(tag: str, value: Any, step: int) -> str:
     found = _distribution(value) if isinstance(value, Histogram) else {"value": _number(value)}
     return json.dumps({"step": step, "tag": tag, **found}, allow_nan=False) + "\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import io
 import itertools
 import logging
 import os
@@ -20,9 +21,10 @@ import google_crc32c
 import ignite.distributed as idist
 import numpy as np
 from ignite.engine import Events
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
-from weightsmith import ConfigurationError, Histogram, Measurement, Plugin, WeightEvents
+from weightsmith import ConfigurationError, Histogram, Measurement, Picture, Plugin, WeightEvents
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
@@ -33,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class TensorBoard(Plugin):
-    """Writes every measurement to TensorBoard's event files: numbers as scalars, distributions as histograms.
+    """Writes every measurement to TensorBoard's event files: numbers, distributions, pictures.
 
     View them with ``tensorboard --logdir`` on the folder, or on one above it to compare runs. A thread in the
     background writes as soon as it can; everything is on the disk at the end of every epoch and of the run, however it
@@ -176,6 +178,8 @@ def _check_sum(data: bytes) -> bytes:
 def _summary(tag: str, value: Measurement) -> Summary:
     if isinstance(value, Histogram):
         return Summary(value=[Summary.Value(tag=tag, histo=_histogram_proto(value))])
+    if isinstance(value, Picture):
+        return Summary(value=[Summary.Value(tag=tag, image=_image_proto(value))])
     return Summary(value=[Summary.Value(tag=tag, simple_value=float(value))])
 
 
@@ -194,6 +198,13 @@ def _histogram_proto(histogram: Histogram) -> HistogramProto:
     limits = histogram.limits.cpu().numpy()
     proto.MergeFromString(_packed(_BUCKET_LIMIT, limits[stretch]) + _packed(_BUCKET, counts[stretch]))
     return proto
+
+
+def _image_proto(picture: Picture) -> Any:
+    height, width, channels = picture.pixels.shape
+    file = io.BytesIO()
+    Image.fromarray(picture.pixels.numpy()).save(file, format="PNG")
+    return Summary.Image(height=height, width=width, colorspace=channels, encoded_image_string=file.getvalue())
 
 
 def _packed(field: int, numbers: Any) -> bytes:

@@ -23,6 +23,7 @@ PUBLIC = [
     "Measurements",
     "Parametrization",
     "Penalty",
+    "Picture",
     "Plan",
     "PlanRow",
     "Plugin",
@@ -148,6 +149,7 @@ PLUGINS = [
     "UnitNorm",
     "Violations",
     "WeightHistograms",
+    "FilterImages",
     "GradientNorms",
     "JSONLines",
     "Sparsity",
@@ -157,7 +159,7 @@ PLUGINS = [
     "WeightStatistics",
 ]
 
-FUNCTIONS = ["fisher_information", "finalise", "sparsity_report", "stored_bytes", "to_int8"]
+FUNCTIONS = ["fisher_information", "finalise", "log_with_ignite", "sparsity_report", "stored_bytes", "to_int8"]
 
 
 def test_the_public_surface_is_what_is_promised():

@@ -171,6 +171,7 @@ CASES = [
     Case(w.GradientNorms()),
     Case(w.Sparsity()),
     Case(w.SpectralNorms()),
+    Case(w.FilterImages()),
     Case(w.UpdateHistograms()),
     Case(w.UpdateRatio()),
     Case(w.GradientHistograms()),

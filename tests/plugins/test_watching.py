@@ -1,5 +1,6 @@
 """Probes measure, TensorBoard writes: event files read back with TensorBoard's own reader."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -8,7 +9,9 @@ import numpy as np
 import pytest
 import torch
 import weightsmith_plugins as w
+from ignite.handlers import TensorboardLogger
 from ignite.metrics import MeanSquaredError
+from PIL import Image
 from scipy.linalg import svdvals
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -434,3 +437,75 @@ def test_the_text_file_needs_a_place(tmp_path):
         Trainer(model, optimizer, nn.MSELoss(), plugins=[w.JSONLines(str(tmp_path))])
     Trainer(model, optimizer, nn.MSELoss(), plugins=[w.JSONLines()], run_dir=tmp_path)
     assert (tmp_path / "measurements.jsonl").exists()
+
+
+# -------------------------------------------------------------------- pictures
+
+
+def corners(picture):
+    return picture.pixels[[0, 0, -1, -1], [0, -1, 0, -1]].tolist()
+
+
+RED, WHITE, BLUE = [255, 0, 0], [255, 255, 255], [0, 0, 255]
+
+
+def test_a_matrix_is_drawn_red_white_and_blue_and_its_scale_is_told():
+    found = w.FilterImages()(torch.tensor([[2.0, 0.0, -2.0], [-2.0, 1.0, 2.0]]))
+    assert found["image_scale"] == 2
+    picture = found["images"]
+    assert picture.pixels.shape == (2 * 85, 3 * 85, 3)
+    assert corners(picture) == [RED, BLUE, BLUE, RED]
+    assert picture.pixels[0, 3 * 85 // 2].tolist() == WHITE
+    assert picture.pixels[-1, 3 * 85 // 2].tolist() == [255, 128, 128]
+
+
+def test_filters_are_drawn_each_on_its_own():
+    weight = torch.zeros(5, 3, 2, 2)
+    weight[0, 0] = 1.0  # all red
+    weight[4, 2] = -1.0  # no blue
+    picture = w.FilterImages()(weight)["images"]
+    side = 256 // 8  # 3 filters of 2 pixels, 2 lines between them
+    assert picture.pixels.shape == (5 * side, 8 * side, 3)
+    assert picture.pixels[0, 0].tolist() == [255, 128, 128]
+    assert picture.pixels[0, 3 * side].tolist() == [128, 128, 128]
+    assert picture.pixels[-1, 4 * side].tolist() == [128, 128, 0]
+    assert w.FilterImages()(torch.ones(5, 1, 2, 2))["images"].pixels[0, 0].tolist() == RED
+
+
+def test_a_large_matrix_is_averaged_down_and_what_is_not_a_number_is_black():
+    weight = torch.ones(3000, 20)
+    assert w.FilterImages(100)(weight)["images"].pixels.shape == (100, 20, 3)
+    assert w.FilterImages()(torch.tensor([[math.nan, 1.0]]))["images"].pixels[0, 0].tolist() == [0, 0, 0]
+    assert w.FilterImages()(torch.zeros(2, 2))["images"].pixels.unique().tolist() == [255]
+
+
+def test_tensorboard_shows_the_picture_that_was_measured(tmp_path):
+    model = nn.Linear(3, 2)
+    run(tmp_path, model, [w.FilterImages()], epochs=2)
+    accumulator = EventAccumulator(str(tmp_path), size_guidance={"images": 0})
+    accumulator.Reload()
+    shown = accumulator.Images("images/weight")
+    assert [event.step for event in shown] == [1, 2]
+    with Image.open(io.BytesIO(shown[-1].encoded_image_string)) as image:
+        assert torch.equal(torch.from_numpy(np.array(image)), w.FilterImages()(model.weight)["images"].pixels)
+
+
+# -------------------------------------------------------------------- Ignite's loggers
+
+
+def test_ignites_loggers_get_the_numbers(tmp_path):
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plugins = [w.Losses(), w.WeightHistograms(), w.FilterImages(), w.LearningRates()]
+    trainer = Trainer(model, optimizer, nn.MSELoss(), plugins=plugins)
+    with TensorboardLogger(log_dir=str(tmp_path)) as logger:
+        handle = w.log_with_ignite(trainer, logger)
+        trainer.run([(torch.randn(4, 3), torch.randn(4, 2))], max_epochs=2)
+        handle.remove()
+        trainer.run([(torch.randn(4, 3), torch.randn(4, 2))], max_epochs=3)
+    found = read(tmp_path)
+    wanted = {"weightsmith/loss/optimizer", "weightsmith/learning_rate/optimizer", "weightsmith/image_scale/weight"}
+    assert set(found.Tags()["scalars"]) == wanted
+    assert [event.step for event in found.Scalars("weightsmith/loss/optimizer")] == [1, 2]
+    with pytest.raises(ConfigurationError, match="one of Ignite's loggers, not a Linear"):
+        w.log_with_ignite(trainer, model)

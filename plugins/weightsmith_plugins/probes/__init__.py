@@ -1,6 +1,7 @@
 """What is measured of weights and of the run. Sinks, such as TensorBoard, write it down."""
 
 from weightsmith_plugins.probes.distributions import histogram
+from weightsmith_plugins.probes.images import FilterImages
 from weightsmith_plugins.probes.run import LearningRates, Losses, PenaltyCosts, Violations
 from weightsmith_plugins.probes.updates import UpdateHistograms, UpdateRatio
 from weightsmith_plugins.probes.weights import (
@@ -13,6 +14,7 @@ from weightsmith_plugins.probes.weights import (
 )
 
 __all__ = [
+    "FilterImages",
     "GradientHistograms",
     "GradientNorms",
     "LearningRates",
