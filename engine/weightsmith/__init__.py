@@ -20,7 +20,7 @@ from weightsmith.kinds import (
     Probe,
     WeightEditor,
 )
-from weightsmith.measurements import Histogram, Measurement, Measurements, Picture
+from weightsmith.measurements import Histogram, Measurement, Measurements, Picture, Settings
 from weightsmith.plain import load_plain_state_dict, plain_state_dict
 from weightsmith.plan import Plan, PlanRow
 from weightsmith.plugin import Plugin
@@ -52,6 +52,7 @@ __all__ = [
     "Schedule",
     "SelectionError",
     "Selector",
+    "Settings",
     "Site",
     "Trainer",
     "TrainingState",

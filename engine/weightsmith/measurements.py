@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Histogram", "Measurement", "Measurements", "Picture"]
+__all__ = ["Histogram", "Measurement", "Measurements", "Picture", "Settings"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +49,21 @@ class Picture:
     pixels: Tensor
 
 
-Measurement: TypeAlias = Tensor | float | Histogram | Picture
-"""One measured thing: a 0-d tensor or a number (drawn as a scalar), a histogram, or a picture."""
+@dataclass(frozen=True)
+class Settings:
+    """What a run was configured to be, to compare runs by.
+
+    Attributes:
+        values: name to number, text or truth value.
+        metrics: the tags of the numbers by which to judge the run.
+    """
+
+    values: Mapping[str, float | str | bool]
+    metrics: tuple[str, ...]
+
+
+Measurement: TypeAlias = Tensor | float | Histogram | Picture | Settings
+"""One measured thing: a 0-d tensor or a number (drawn as a scalar), a histogram, a picture, or a run's settings."""
 
 
 @dataclass(frozen=True)

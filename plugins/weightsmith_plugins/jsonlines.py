@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ignite.distributed as idist
-from weightsmith import ConfigurationError, Histogram, Picture, Plugin, WeightEvents
+from weightsmith import ConfigurationError, Histogram, Picture, Plugin, Settings, WeightEvents
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
@@ -59,7 +59,10 @@ class JSONLines(Plugin):
 
 
 def _line(tag: str, value: Any, step: int) -> str:
-    found = _distribution(value) if isinstance(value, Histogram) else {"value": _number(value)}
+    if isinstance(value, Settings):
+        found: dict[str, Any] = {"settings": dict(value.values), "metrics": list(value.metrics)}
+    else:
+        found = _distribution(value) if isinstance(value, Histogram) else {"value": _number(value)}
     return json.dumps({"step": step, "tag": tag, **found}, allow_nan=False) + "\n"
 
 

@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
@@ -24,7 +24,9 @@ from ignite.engine import Events
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
-from weightsmith import ConfigurationError, Histogram, Measurement, Picture, Plugin, WeightEvents
+from torch import Tensor
+from torch.utils.tensorboard.summary import hparams
+from weightsmith import ConfigurationError, Histogram, Measurement, Picture, Plugin, Settings, WeightEvents
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
@@ -35,7 +37,7 @@ logger = logging.getLogger(__name__)
 
 
 class TensorBoard(Plugin):
-    """Writes every measurement to TensorBoard's event files: numbers, distributions, pictures.
+    """Writes every measurement to TensorBoard's event files: numbers, distributions, pictures, settings.
 
     View them with ``tensorboard --logdir`` on the folder, or on one above it to compare runs. A thread in the
     background writes as soon as it can; everything is on the disk at the end of every epoch and of the run, however it
@@ -65,7 +67,8 @@ class TensorBoard(Plugin):
             measurements = trainer.state.measurements
             if measurements is not None:
                 for tag, value in measurements.values.items():
-                    file.write(_summary(tag, value), measurements.step)
+                    for summary in _summaries(tag, value):
+                        file.write(summary, measurements.step)
 
         yield WeightEvents.MEASURED, write
         yield Events.EPOCH_COMPLETED, file.flush
@@ -175,7 +178,15 @@ def _check_sum(data: bytes) -> bytes:
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _summary(tag: str, value: Measurement) -> Summary:
+def _summaries(tag: str, value: Measurement) -> Sequence[Summary]:
+    if isinstance(value, Settings):
+        make: Any = hparams
+        found: Sequence[Summary] = make(dict(value.values), dict.fromkeys(value.metrics, 0.0))
+        return found
+    return [_summary(tag, value)]
+
+
+def _summary(tag: str, value: Tensor | float | Histogram | Picture) -> Summary:
     if isinstance(value, Histogram):
         return Summary(value=[Summary.Value(tag=tag, histo=_histogram_proto(value))])
     if isinstance(value, Picture):

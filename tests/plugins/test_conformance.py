@@ -172,6 +172,7 @@ CASES = [
     Case(w.Sparsity()),
     Case(w.SpectralNorms()),
     Case(w.FilterImages()),
+    Case(w.Hyperparameters()),
     Case(w.UpdateHistograms()),
     Case(w.UpdateRatio()),
     Case(w.GradientHistograms()),

@@ -16,6 +16,7 @@ from scipy.linalg import svdvals
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -509,3 +510,39 @@ def test_ignites_loggers_get_the_numbers(tmp_path):
     assert [event.step for event in found.Scalars("weightsmith/loss/optimizer")] == [1, 2]
     with pytest.raises(ConfigurationError, match="one of Ignite's loggers, not a Linear"):
         w.log_with_ignite(trainer, model)
+
+
+# -------------------------------------------------------------------- settings
+
+
+def test_the_settings_stand_beside_the_last_metrics(tmp_path):
+    plugins = [
+        w.Hyperparameters({"batch_size": 4, "note": "first", "tied": True}),
+        w.JSONLines(str(tmp_path / "n.jsonl")),
+    ]
+    run(tmp_path / "board", nn.Linear(3, 2), plugins, epochs=2, seed=7)
+    wanted = {
+        "accumulate": 1,
+        "precision": "float32",
+        "seed": "7",
+        "optimizer.class": "SGD",
+        "optimizer.lr": 0.05,
+        "batch_size": 4,
+        "note": "first",
+        "tied": True,
+    }
+    lines = [json.loads(line) for line in (tmp_path / "n.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert lines[-1] == {"step": 2, "tag": "hyperparameters", "settings": wanted, "metrics": ["metrics/error"]}
+    found = read(tmp_path / "board").PluginTagToContent("hparams")
+    data = HParamsPluginData.FromString(found["_hparams_/session_start_info"]).session_start_info.hparams
+    assert {
+        name: value.number_value or value.string_value or value.bool_value for name, value in data.items()
+    } == wanted
+    experiment = HParamsPluginData.FromString(found["_hparams_/experiment"]).experiment
+    assert [metric.name.tag for metric in experiment.metric_infos] == ["metrics/error"]
+
+
+@pytest.mark.parametrize(("values", "message"), [({"a": [1]}, "'a' is"), ("ab", "takes a dict")])
+def test_settings_are_plain(values, message):
+    with pytest.raises(ConfigurationError, match=message):
+        w.Hyperparameters(values)

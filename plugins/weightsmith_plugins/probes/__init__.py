@@ -2,7 +2,7 @@
 
 from weightsmith_plugins.probes.distributions import histogram
 from weightsmith_plugins.probes.images import FilterImages
-from weightsmith_plugins.probes.run import LearningRates, Losses, PenaltyCosts, Violations
+from weightsmith_plugins.probes.run import Hyperparameters, LearningRates, Losses, PenaltyCosts, Violations
 from weightsmith_plugins.probes.updates import UpdateHistograms, UpdateRatio
 from weightsmith_plugins.probes.weights import (
     GradientHistograms,
@@ -17,6 +17,7 @@ __all__ = [
     "FilterImages",
     "GradientHistograms",
     "GradientNorms",
+    "Hyperparameters",
     "LearningRates",
     "Losses",
     "PenaltyCosts",

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ignite.engine import Events
 from torch import Tensor
-from weightsmith import Measurement, Plugin, WeightEvents
+from weightsmith import ConfigurationError, Measurement, Plugin, Settings, WeightEvents
 from weightsmith.kinds.probe import tag
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
 
-__all__ = ["LearningRates", "Losses", "PenaltyCosts", "Violations"]
+__all__ = ["Hyperparameters", "LearningRates", "Losses", "PenaltyCosts", "Violations"]
 
 
 class RunProbe(Plugin, abstract=True):
@@ -47,6 +47,45 @@ class LearningRates(RunProbe):
             for number, group in enumerate(groups):
                 rates[f"learning_rate/{name}{f'.{number}' if len(groups) > 1 else ''}"] = group["lr"]
         return rates
+
+
+class Hyperparameters(Plugin):
+    """What the run was configured to be, at its end, for TensorBoard's HParams page, beside its last metrics: the
+    values given; of every optimizer its class and the learning rates that it began with, as ``<optimizer>.class`` and
+    ``<optimizer>.lr``; and how many micro-batches an update has, the precision and the seed.
+
+    Args:
+        values: name to number, text or truth value, such as ``{"batch_size": 32}``. Default none.
+    """
+
+    order: ClassVar[int] = 65
+
+    values: tuple[tuple[str, Any], ...] = ()
+
+    def validate(self) -> None:
+        for pair in self.values:
+            if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
+                raise ConfigurationError(f"{self!r}: values takes a dict of name to number, text or truth value")
+            if not isinstance(pair[1], (bool, int, float, str)):
+                raise ConfigurationError(f"{self!r}: {pair[0]!r} is {pair[1]!r}: give a number, text or truth value")
+
+    def subscriptions(self, trainer: Trainer) -> Iterator[tuple[Any, Any]]:
+        started: dict[str, float | str | bool] = {}
+
+        def begin() -> None:
+            started.update(accumulate=trainer.accumulate, precision=trainer.precision, seed=str(trainer.seed))
+            for name, optimizer in trainer.optimizers.items():
+                started[f"{name}.class"] = type(optimizer).__name__
+                for place, group in enumerate(optimizer.param_groups):
+                    started[f"{name}.lr{f'.{place}' if place else ''}"] = float(group["lr"])
+            started.update(self.values)
+
+        def publish() -> None:
+            metrics = tuple(f"metrics/{name}" for name in trainer.state.metrics)
+            trainer.publish({"hyperparameters": Settings(dict(started), metrics)}, step=trainer.state.epoch)
+
+        yield Events.STARTED, begin
+        yield Events.COMPLETED, publish
 
 
 class PenaltyCosts(RunProbe):
