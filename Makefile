@@ -3,13 +3,14 @@
 # make bench   set up, and time the loop against a hand-written one and Ignite's, every constraint, penalty and gradient
 #              editor against the loop that people write by hand, and weight histograms against Ignite's (a quarter of
 #              an hour)
+# make browser look at a run's pages of TensorBoard in headless Chromium (Debian's package chromium), into pictures/
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test bench clean
+.PHONY: train test bench browser clean
 
 train: $(READY)
 	$(BIN)/python scripts/train_digits.py
@@ -31,6 +32,10 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
+
+browser: $(READY)
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[browser]"
+	$(BIN)/pytest -m browser tests/browser
 
 clean:
 	rm -rf $(VENV)

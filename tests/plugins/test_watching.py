@@ -542,7 +542,7 @@ def test_the_settings_stand_beside_the_last_metrics(tmp_path):
     assert [metric.name.tag for metric in experiment.metric_infos] == ["metrics/error"]
 
 
-@pytest.mark.parametrize(("values", "message"), [({"a": [1]}, "'a' is"), ("ab", "takes a dict")])
+@pytest.mark.parametrize(("values", "message"), [({"a": None}, "'a' is None: give a number"), ("ab", "takes a dict")])
 def test_settings_are_plain(values, message):
     with pytest.raises(ConfigurationError, match=message):
         w.Hyperparameters(values)
