@@ -221,8 +221,10 @@ class Attachments:
     def _refuse_to_strand_others(self, binding: Binding) -> None:
         """A plugin must not take parameters of its own away that are all that another selects."""
         gone = binding.added()
+        if not gone:
+            return
         remaining = [weight for weight in raw_weights(self._inventory()) if id(weight.parameter) not in gone]
-        for other in _bindings(self._listed, Plugin) if gone else ():
+        for other in _bindings(self._listed, Plugin):
             if other is binding or other.plugin.sees_effective_weights:
                 continue
             try:
@@ -250,9 +252,9 @@ class Attachments:
         if not isinstance(binding.plugin, Constraint):
             return
         for other in _bindings(self._listed, Constraint):
-            held = {id(parameter) for weight in other.weights for parameter in weight.raw}
             if _get_along(other.plugin, binding.plugin):
                 continue
+            held = {id(parameter) for weight in other.weights for parameter in weight.raw}
             remember = any(plugin.remembers for plugin in (other.plugin, binding.plugin))
             mend = "" if remember else "write Intersection(first, second), or "
             for weight in binding.weights:
@@ -298,9 +300,7 @@ class Attachments:
 
 def _get_along(first: Any, second: Any) -> bool:
     """Whether two constraints may claim one weight: one that only puts zeros, and one that allows them anywhere."""
-    return (first.puts_zeros and second.allows_zeros and not second.puts_zeros) or (
-        second.puts_zeros and first.allows_zeros and not first.puts_zeros
-    )
+    return (first.puts_zeros and second.allows_zeros) or (second.puts_zeros and first.allows_zeros)
 
 
 _PLACE = {

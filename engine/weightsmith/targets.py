@@ -43,10 +43,6 @@ class Target:
         yield self.weight
         yield self.site
 
-    def drop_gradient(self) -> None:
-        """Take the gradient away, so that the optimizer leaves the weight alone."""
-        self._first.grad = None
-
     @property
     def is_trained(self) -> bool:
         return self._first.requires_grad or self.weight.trainable
