@@ -40,8 +40,8 @@ class TensorBoard(Plugin):
     """Writes every measurement to TensorBoard's event files: numbers, distributions, pictures, settings.
 
     View them with ``tensorboard --logdir`` on the folder, or on one above it to compare runs. A thread in the
-    background writes as soon as it can; everything is on the disk at the end of every epoch and of the run, however it
-    ends. Of several processes the first writes. If the folder cannot be written any more, as when the disk is full, the
+    background writes as soon as it can; everything is on the disk at the end of every epoch and of the run, and when an
+    exception or Ctrl-C ends the process. Of several processes the first writes. If the folder cannot be written any more, as when the disk is full, the
     log says so once, and training goes on.
 
     Args:
@@ -198,7 +198,7 @@ def _histogram_proto(histogram: Histogram) -> HistogramProto:
     counts = histogram.counts.cpu().numpy()
     filled = np.flatnonzero(counts)
     # As SummaryWriter.add_histogram: only the filled stretch, with one empty bucket before it to mark where it begins.
-    stretch = slice(max(int(filled[0]) - 1, 0), int(filled[-1]) + 1)
+    stretch = slice(max(int(filled[0]) - 1, 0), int(filled[-1]) + 1) if len(filled) else slice(0, 1)
     proto = HistogramProto(
         min=float(histogram.minimum),
         max=float(histogram.maximum),

@@ -20,7 +20,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
-from weightsmith import ConfigurationError, Trainer, WeightEvents
+from weightsmith import ConfigurationError, Probe, Trainer, WeightEvents
 from weightsmith_plugins.jsonlines import _line
 from weightsmith_plugins.probes import distributions, histogram
 from weightsmith_plugins.tensorboard import EventFile, _append
@@ -222,6 +222,17 @@ def test_a_layout_changes_no_distribution():
         assert torch.equal(histogram(turned).counts, wanted.counts)
     strided = weight[:, ::2]
     assert torch.equal(histogram(strided).counts, histogram(strided.contiguous()).counts)
+
+
+class EmptyHistogram(Probe):
+    def measure(self, weight, site):
+        return {"nothing": histogram(torch.zeros(0))}
+
+
+def test_a_distribution_of_nothing_is_written_as_nothing(tmp_path):
+    run(tmp_path, nn.Linear(3, 2), [EmptyHistogram(where="weight")], epochs=1)
+    found = read(tmp_path).Histograms("nothing/weight")[0].histogram_value
+    assert (found.num, found.bucket) == (0, [0])
 
 
 # -------------------------------------------------------------------- the event file
