@@ -26,7 +26,7 @@ def log_with_ignite(trainer: Trainer, logger: BaseLogger, *, tag: str = "weights
         Ignite's handle; its ``remove()`` ends it.
 
     Raises:
-        ConfigurationError: the logger is none of Ignite's.
+        ConfigurationError: the logger is none of Ignite's, or one without an output handler, such as ``ProgressBar``.
     """
     if not isinstance(logger, BaseLogger):
         raise ConfigurationError(f"log_with_ignite takes one of Ignite's loggers, not a {type(logger).__name__}")
@@ -40,11 +40,16 @@ def log_with_ignite(trainer: Trainer, logger: BaseLogger, *, tag: str = "weights
         return 0 if trainer.state.measurements is None else trainer.state.measurements.step
 
     # As logger.attach_output_handler, which knows no events but Ignite's own.
-    module = next(
-        cls.__module__ for cls in type(logger).__mro__ if hasattr(sys.modules[cls.__module__], "OutputHandler")
-    )
-    handler = sys.modules[module].OutputHandler(tag, output_transform=numbers, global_step_transform=step)
+    handler = _output_handler(logger)(tag, output_transform=numbers, global_step_transform=step)
     handle: RemovableEventHandle = trainer.add_event_handler(
         WeightEvents.MEASURED, handler, logger, WeightEvents.MEASURED
     )
     return handle
+
+
+def _output_handler(logger: BaseLogger) -> Any:
+    """The class that stands beside the logger's own in Ignite, which writes numbers."""
+    for cls in type(logger).__mro__:
+        if hasattr(sys.modules[cls.__module__], "OutputHandler"):
+            return sys.modules[cls.__module__].OutputHandler
+    raise ConfigurationError(f"log_with_ignite: {type(logger).__name__} has no output handler, which writes numbers")

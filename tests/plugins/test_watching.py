@@ -1,5 +1,7 @@
 """Probes measure, TensorBoard writes: event files read back with TensorBoard's own reader."""
 
+import importlib
+import inspect
 import io
 import json
 import math
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import weightsmith_plugins as w
-from ignite.handlers import TensorboardLogger
+from ignite.handlers import ProgressBar, TensorboardLogger
 from ignite.metrics import MeanSquaredError
 from PIL import Image
 from scipy.linalg import svdvals
@@ -521,6 +523,20 @@ def test_ignites_loggers_get_the_numbers(tmp_path):
     assert [event.step for event in found.Scalars("weightsmith/loss/optimizer")] == [1, 2]
     with pytest.raises(ConfigurationError, match="one of Ignite's loggers, not a Linear"):
         w.log_with_ignite(trainer, model)
+
+
+@pytest.mark.parametrize("name", ["clearml", "mlflow", "neptune", "polyaxon", "tensorboard", "visdom", "wandb"])
+def test_every_logger_of_ignites_has_the_output_handler_that_is_used(name):
+    module = importlib.import_module(f"ignite.handlers.{name}_logger")
+    signature = inspect.signature(module.OutputHandler)
+    assert signature.bind("tag", output_transform=len, global_step_transform=len)
+
+
+def test_a_logger_that_writes_no_numbers_is_refused():
+    model = nn.Linear(3, 2)
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss())
+    with pytest.raises(ConfigurationError, match="ProgressBar has no output handler"):
+        w.log_with_ignite(trainer, ProgressBar())
 
 
 # -------------------------------------------------------------------- settings
