@@ -103,7 +103,7 @@ class LowRankAdapter(MatrixParametrization):
     Hu et al. (2021), "LoRA: low-rank adaptation of large language models", arXiv:2106.09685. A (``weight.down``) begins
     as in its authors' code, uniform in ±1 / √(values per unit), and B (``weight.up``) as zeros: the model computes what
     it did before. Both join the optimizer's group of the weight. Detaching merges them into w, which is trained again.
-    What else is to stay as it is, ``Freeze`` holds.
+    What else is to stay as it is, ``Freeze(where=~added)`` holds.
 
     Args:
         rank: of the change, from 1 to the least side of the matrix; a whole number.

@@ -82,8 +82,8 @@ class UpdateHistograms(UpdateProbe):
 
 
 class UpdateRatio(UpdateProbe):
-    """‖Δw‖ / ‖w‖ of an epoch's last update, for every selected weight: ``update_ratio/…``. About 1e-3 is usual; a
-    weight that was zero before has none.
+    """‖Δw‖ / ‖w‖ of an epoch's last update, for every selected weight: ``update_ratio/…``. A rule of
+    thumb is 1e-3 (Stanford CS231n, "Neural networks, part 3"). A weight that was zero before has none.
     """
 
     def compare(self, before: Tensor, after: Tensor, site: Site) -> dict[str, Measurement]:

@@ -24,11 +24,7 @@ class RankedPruning(Pruning, abstract=True):
     """Keeps the weights with the highest scores.
 
     Args:
-        sparsity: the share of weights that are zero, from 0 to below 1; usually a schedule such as
-            ``cubic(0.0, 0.9, over="10 epochs")``.
-        scope: among which weights the least are sought: ``"global"`` (default), all that are selected and that one
-            optimizer holds; ``"layer"``, each weight on its own; ``"unit"``, each unit on its own; ``"2:4"`` and the
-            like, two of every four consecutive inputs, for which sparsity is a constant 0.5.
+        sparsity, scope: as for :class:`MagnitudePruning`.
     """
 
     sparsity: float
