@@ -300,7 +300,7 @@ class Attachments:
 
 def _get_along(first: Any, second: Any) -> bool:
     """Whether two constraints may claim one weight: one that only puts zeros, and one that allows them anywhere."""
-    return (first.puts_zeros and second.allows_zeros) or (second.puts_zeros and first.allows_zeros)
+    return bool((first.puts_zeros and second.allows_zeros) or (second.puts_zeros and first.allows_zeros))
 
 
 _PLACE = {

@@ -41,8 +41,8 @@ class TensorBoard(Plugin):
 
     View them with ``tensorboard --logdir`` on the folder, or on one above it to compare runs. A thread in the
     background writes as soon as it can; everything is on the disk at the end of every epoch and of the run, and when an
-    exception or Ctrl-C ends the process. Of several processes the first writes. If the folder cannot be written any more, as when the disk is full, the
-    log says so once, and training goes on.
+    exception or Ctrl-C ends the process. Of several processes the first writes. If the folder cannot be written any
+    more, as when the disk is full, the log says so once, and training goes on.
 
     Args:
         log_dir: the folder, made if missing. Default: the trainer's ``run_dir``.
