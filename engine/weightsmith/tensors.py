@@ -16,14 +16,17 @@ from torch.nn.modules.conv import _ConvTransposeNd
 __all__ = [
     "accurate_dtype",
     "clamp_",
+    "copy_",
     "divide_",
     "fans",
     "from_unit_matrices",
     "gates",
     "global_norm",
+    "joined",
     "keep_",
     "lerp_",
     "normalize_",
+    "parted",
     "row_groups",
     "row_length",
     "scale_",
@@ -170,7 +173,22 @@ def unstack_rows(tensors: Sequence[Tensor], rows: Tensor) -> None:
         part if part.shape == tensor.shape else part.view(tensor.shape)
         for part, tensor in zip(torch.split(rows, counts), tensors, strict=True)
     ]
-    torch._foreach_copy_(list(tensors), parts)
+    copy_(tensors, parts)
+
+
+def joined(tensors: Sequence[Tensor]) -> Tensor:
+    """The values of several tensors as one long row, on the first one's device.
+
+    >>> joined([torch.ones(1, 2), torch.zeros(1)])
+    tensor([1., 1., 0.])
+    """
+    return torch.cat([tensor.reshape(-1).to(tensors[0].device) for tensor in tensors])
+
+
+def parted(row: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """What :func:`joined` joined, each part in the shape, and on the device, of its tensor."""
+    parts = torch.split(row, [tensor.numel() for tensor in tensors])
+    return [part.view(tensor.shape).to(tensor.device) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def accurate_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -233,6 +251,12 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     together = torch.stack([norm.to(norms[0].device) for norm in norms])
     total: Tensor = torch.linalg.vector_norm(together)
     return total
+
+
+def copy_(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Write values in the tensors' place."""
+    if tensors:
+        torch._foreach_copy_(list(tensors), list(values))
 
 
 def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:

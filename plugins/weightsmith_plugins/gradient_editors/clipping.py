@@ -72,7 +72,7 @@ class ClipUnitNorm(GradientEditor):
         return gradient.mul_(self._factors(gradient, site))
 
     def _factors(self, gradient: Tensor, site: Site) -> Tensor:
-        return (self.max_norm / unit_norms(gradient, site.unit_dims)).clamp_(max=1.0)
+        return unit_norms(gradient, site.unit_dims).div_(self.max_norm).clamp_(min=1.0).reciprocal_()
 
 
 class ClipValue(GradientEditor):

@@ -157,14 +157,12 @@ class Noise(GradientEditor):
             raise ConfigurationError(f"{self!r}: std must be at least 0, not {self.std}")
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
-        return (gradient + self.std * self._noise(gradient, site)).to(gradient.dtype)
+        return (gradient + self._noise(gradient, site)).to(gradient.dtype)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        self._singly(self._disturb_, as_it_is, gradients, sites, gradients)
-
-    def _disturb_(self, gradient: Tensor, site: Site) -> Tensor:
-        return gradient.add_(self._noise(gradient, site), alpha=self.std)
+        for gradient, site in zip(gradients, sites, strict=True):
+            gradient.add_(self._noise(gradient, site))
 
     def _noise(self, gradient: Tensor, site: Site) -> Tensor:
-        dtype = accurate_dtype(gradient.dtype)
-        return torch.randn(gradient.shape, generator=site.generator, dtype=dtype, device=gradient.device)
+        drawn = torch.empty(gradient.shape, dtype=accurate_dtype(gradient.dtype), device=gradient.device)
+        return drawn.normal_(0.0, self.std, generator=site.generator)

@@ -12,7 +12,7 @@ from weightsmith import Constraint, Site, Trainer
 from weightsmith.binding import Binding
 from weightsmith.plugin import Subscription
 from weightsmith.targets import Target, Targets
-from weightsmith.tensors import keep_
+from weightsmith.tensors import joined, keep_, parted
 from weightsmith.weights import Weight
 
 __all__ = ["KeepZeros", "Pruning", "count_kept", "masked"]
@@ -70,22 +70,26 @@ class Pruning(Constraint, abstract=True):
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
         targets = binding.targets()
+        if not targets:
+            return
         self._prepare(targets)
-        before = [self._standing(target).clone() for target in targets]
+        before = joined([self._standing(target) for target in targets])
         renewed = self._renewed(targets)
         self.project_all_(renewed.tensors, renewed.sites)
-        for target, standing in zip(targets, before, strict=True):
-            grown = self._grown(target, standing)
-            if grown.any():
-                binding.forget_moments(target, grown)
+        grown = self._grown(targets, before)
+        if not grown.view(torch.uint8).amax():  # much faster than any()
+            return
+        for target, some in zip(targets, parted(grown, targets.tensors), strict=True):
+            if some.any():
+                binding.forget_moments(target, some)
 
     def _standing(self, target: Target) -> Tensor:
-        """What :meth:`_grown` needs to know of a weight before its mask is renewed."""
+        """What :meth:`_grown` needs to know of a weight before its mask is renewed; boolean, of its shape."""
         return target.site.state["mask"]
 
-    def _grown(self, target: Target, standing: Tensor) -> Tensor:
-        """Which weights grow from zero, given what was standing."""
-        return target.site.state["mask"] > standing
+    def _grown(self, targets: Targets, standing: Tensor) -> Tensor:
+        """Which values grow from zero, given what was standing; :func:`joined`."""
+        return joined([target.site.state["mask"] for target in targets]) > standing
 
     def _renewed(self, targets: Targets) -> Targets:
         """Those whose masks are renewed; the others keep theirs."""

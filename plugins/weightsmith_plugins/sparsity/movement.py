@@ -84,8 +84,11 @@ class MovementPruning(GradientPruning):
         score = torch.zeros_like(weight, dtype=accurate_dtype(weight.dtype))
         return {**super().init(weight, site), "score": score, "moved": torch.tensor(False)}
 
-    def _scores(self, alive: Tensor, site: Site) -> Tensor:
-        return site.state["score"].masked_fill(~site.state["mask"], -math.inf)
+    def _scores(self, weight: Tensor, site: Site) -> Tensor:
+        return site.state["score"].clone()
+
+    def _set_back(self, scores: Tensor, standing: Tensor) -> None:
+        scores.masked_fill_(~standing, -math.inf)
 
     def _renewed(self, targets: Targets) -> Targets:
         return Targets(target for target in targets if not self._is_unranked(target.site))
@@ -129,8 +132,8 @@ class SNIP(GradientPruning):
         for weight, site in zip(weights, sites, strict=True):
             keep_(weight, site.state["mask"])
 
-    def _scores(self, alive: Tensor, site: Site) -> Tensor:
-        scores = alive.to(accurate_dtype(alive.dtype))
+    def _scores(self, weight: Tensor, site: Site) -> Tensor:
+        scores = weight.to(accurate_dtype(weight.dtype))
         return torch.zeros_like(scores) if site.gradient is None else (scores * site.gradient).abs()
 
     def _looks(self, binding: Binding) -> bool:

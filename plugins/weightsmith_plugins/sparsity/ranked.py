@@ -7,12 +7,11 @@ import re
 from abc import abstractmethod
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Site
 from weightsmith.kinds.base import copy_to
 from weightsmith.ranking import largest, largest_of_groups
-from weightsmith.tensors import accurate_dtype, from_unit_matrices, keep_, unit_matrices
+from weightsmith.tensors import copy_, from_unit_matrices, joined, keep_, parted, unit_matrices
 
 from weightsmith_plugins.shapes import no_equal_groups
 from weightsmith_plugins.sparsity.masks import Pruning, count_kept, masked
@@ -54,8 +53,9 @@ class RankedPruning(Pruning, abstract=True):
 
     def _ranked(self, weight: Tensor, site: Site) -> tuple[Tensor, dict[str, Tensor]]:
         """The weight with the least taken out, and the new mask."""
-        alive = masked(weight, site)
-        mask = self._mask(self._scores(alive, site), site)
+        alive, scores = masked(weight, site), self._scores(weight, site)
+        self._set_back(scores, site.state["mask"])
+        mask = self._mask(scores, site)
         return alive.masked_fill(~mask, 0), {"mask": mask}
 
     def _rank_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
@@ -70,19 +70,21 @@ class RankedPruning(Pruning, abstract=True):
             self._rank_together_(group)
 
     def _rank_together_(self, group: Sequence[tuple[Tensor, Site]]) -> None:
-        for weight, site in group:
-            keep_(weight, site.state["mask"])
-        scores = [self._scores(weight, site).flatten() for weight, site in group]
-        together = torch.cat([score.to(scores[0].device, accurate_dtype(score.dtype)) for score in scores])
-        kept = largest(together.unsqueeze(0), count_kept(together.numel(), self.sparsity))[0]
-        masks = torch.split(kept, [score.numel() for score in scores])
-        for (weight, site), flat in zip(group, masks, strict=True):
-            mask = site.state["mask"].copy_(flat.view(weight.shape))
-            keep_(weight, mask)
+        weights, masks = [weight for weight, _ in group], [site.state["mask"] for _, site in group]
+        scores, standing = joined([self._scores(weight, site) for weight, site in group]), joined(masks)
+        self._set_back(scores, standing)
+        kept = largest(scores.unsqueeze(0), count_kept(scores.numel(), self.sparsity))[0]
+        copy_(masks, parted(kept, masks))
+        for weight, mask in zip(weights, parted(kept.logical_and_(standing), weights), strict=True):
+            keep_(weight, mask)  # what comes back starts from zero
 
     @abstractmethod
-    def _scores(self, alive: Tensor, site: Site) -> Tensor:
-        """How much each weight matters, given the weight with zeros where it is pruned; the same shape."""
+    def _scores(self, weight: Tensor, site: Site) -> Tensor:
+        """How much each value matters, in a new tensor of the same shape."""
+
+    def _set_back(self, scores: Tensor, standing: Tensor) -> None:
+        """Give what is not standing the least score, in place. Where scores are magnitudes, that is 0."""
+        keep_(scores, standing)
 
     def _mask(self, scores: Tensor, site: Site) -> Tensor:
         pattern = _pattern(self.scope)
@@ -114,8 +116,8 @@ class MagnitudePruning(RankedPruning):
             [ 0.,  0.]])
     """
 
-    def _scores(self, alive: Tensor, site: Site) -> Tensor:
-        return alive.abs()
+    def _scores(self, weight: Tensor, site: Site) -> Tensor:
+        return weight.abs()
 
 
 def _pattern(scope: str) -> tuple[int, int] | None:

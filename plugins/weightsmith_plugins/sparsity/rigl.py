@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Site
 from weightsmith.ranking import largest
-from weightsmith.targets import Target
+from weightsmith.targets import Target, Targets
+from weightsmith.tensors import joined
 
 from weightsmith_plugins.sparsity.masks import Pruning, count_kept, masked
 
@@ -60,9 +61,10 @@ class RigL(Pruning):
     def _standing(self, target: Target) -> Tensor:
         return target.site.state["mask"] & (target.tensor != 0)
 
-    def _grown(self, target: Target, standing: Tensor) -> Tensor:
+    def _grown(self, targets: Targets, standing: Tensor) -> Tensor:
         """Those that were dropped just now, too."""
-        return target.site.state["mask"] & ~(standing & (target.tensor != 0))
+        masks, alive = joined([target.site.state["mask"] for target in targets]), joined(targets.tensors) != 0
+        return masks > standing.logical_and_(alive)
 
 
 def _best(scores: Tensor, among: Tensor, count: int) -> Tensor:
