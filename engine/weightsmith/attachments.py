@@ -14,11 +14,12 @@ from ignite.engine.events import EventsList
 from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError, ConflictError, SelectionError
 from weightsmith.events import WeightEvents
-from weightsmith.faults import PluginHandler, blaming
+from weightsmith.faults import blaming
+from weightsmith.handlers import PluginHandler
 from weightsmith.kinds import Constraint, Initializer, WeightPlugin
 from weightsmith.optimizers import held_by
 from weightsmith.plan import Plan, PlanRow
-from weightsmith.plugin import Plugin, class_path
+from weightsmith.plugin import DETACHED, Plugin, class_path
 from weightsmith.selection import select
 from weightsmith.weights import Weight, inventory, raw_weights
 
@@ -39,12 +40,14 @@ class Attachment:
         binding: its weights; ``None`` for a plugin that selects none.
         handlers: the events that it subscribes to, and its handlers of them.
         registered: these handlers as Ignite holds them, by which their order is kept.
+        endings: what to call when it is detached.
     """
 
     plugin: Plugin
     binding: Binding | None = None
     handlers: list[tuple[Any, PluginHandler]] = field(default_factory=list)
     registered: list[Any] = field(default_factory=list)
+    endings: list[Callable[..., Any]] = field(default_factory=list)
 
 
 class Attachments:
@@ -142,6 +145,9 @@ class Attachments:
         plugin, trainer = attachment.plugin, self._trainer
         for events, handler in [*plugin.subscriptions(trainer), *_beginnings(attachment)]:
             for event in events if isinstance(events, EventsList) else [events]:
+                if event is DETACHED:
+                    attachment.endings.append(handler)
+                    continue
                 if not trainer.has_registered_events(event):
                     raise ConfigurationError(f"{plugin!r} subscribes to {event!r}, which is no event of this trainer")
                 name = str(getattr(event, "name", event))
@@ -171,6 +177,9 @@ class Attachments:
         if attachment.binding is not None:
             attachment.binding.release()
         self._rearrange()
+        for ending in attachment.endings:
+            with blaming(attachment.plugin, "when it was detached"):
+                ending()
 
     def _rearrange(self) -> None:
         """After a change of what acts: look at the weights anew, number the plugins of a class, order the handlers."""

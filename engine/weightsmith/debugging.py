@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from weightsmith.binding import Binding
 from weightsmith.errors import PluginContractError
 from weightsmith.events import WeightEvents
-from weightsmith.faults import PluginHandler
+from weightsmith.handlers import PluginHandler
 
 __all__ = ["WriteGuard"]
 

@@ -9,6 +9,7 @@ from ignite.engine import EventEnum, State
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from weightsmith.handlers import PluginHandler
     from weightsmith.measurements import Measurements
 
 __all__ = ["TrainingState", "WeightEvents"]
@@ -42,6 +43,8 @@ class WeightEvents(EventEnum):
         └─ Events.COMPLETED
 
     ``MEASURED`` fires whenever measurements are ready in ``state.measurements``; sinks (TensorBoard) listen to it.
+    ``PLUGIN_STARTED`` and ``PLUGIN_COMPLETED`` fire around every handler of a plugin, which is then ``state.acting``,
+    if anybody listens: to see what each one does.
 
     Ignite's filters work on every member, and see ``state.update``: the 1-based number of the update in progress,
     counted for each optimizer on its own. At the start, before any update, it is 0.
@@ -58,6 +61,8 @@ class WeightEvents(EventEnum):
     WEIGHTS_EDITED = "weights_edited"
     UPDATE_COMPLETED = "update_completed"
     MEASURED = "measured"
+    PLUGIN_STARTED = "plugin_started"
+    PLUGIN_COMPLETED = "plugin_completed"
 
 
 class TrainingState(State):
@@ -72,6 +77,8 @@ class TrainingState(State):
             their closure several times a step (LBFGS), and while an update is evaluated again.
         losses: the last loss of each optimizer, by name; 0-d, detached, on the device.
         measurements: the measurements published last, while ``MEASURED`` fires and after.
+        acting: the handler of a plugin that runs now, with ``plugin``, ``binding`` (its weights) and ``event``;
+            ``None`` between them, and where nobody listens to ``PLUGIN_STARTED`` or ``PLUGIN_COMPLETED``.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -83,6 +90,7 @@ class TrainingState(State):
         self.evaluation = 0
         self.losses: dict[str, Tensor] = {}
         self.measurements: Measurements | None = None
+        self.acting: PluginHandler | None = None
 
     @property
     def share(self) -> float | None:

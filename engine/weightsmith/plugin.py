@@ -31,10 +31,13 @@ from weightsmith.selection import Selector
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["Plugin", "Subscription", "nearest"]
+__all__ = ["DETACHED", "Plugin", "Subscription", "nearest"]
 
 Subscription = tuple[Any, Callable[..., Any]]
 Self = TypeVar("Self", bound="Plugin")
+
+DETACHED = object()
+"""In place of an event: ``yield DETACHED, close`` calls ``close()`` when the plugin is detached."""
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -118,7 +121,8 @@ class Plugin(metaclass=PluginType, abstract=True):
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         """Yield ``(event, handler)`` pairs: any event of Ignite or of weightsmith, filtered or not, and what to call.
 
-        A handler may take the trainer as its first argument. Runs when the plugin is attached.
+        A handler may take the trainer as its first argument. Runs when the plugin is attached. In place of an event
+        stands ``DETACHED`` for what is to be called, without an argument, when the plugin is detached.
         """
 
     def validate(self) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,7 @@ from weightsmith.errors import ConfigurationError, ConflictError
 from weightsmith.optimizers import held_by
 from weightsmith.tensors import unit_view
 
-__all__ = ["Weight", "inventory", "persistent_buffers"]
+__all__ = ["Weight", "inventory", "persistent_buffers", "raw_weights"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ def inventory(models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimize
     return [replace(weight, holders=tuple(owners.get(id(p)) for p in weight.raw)) for weight in found.values()]
 
 
-def raw_weights(weights: list[Weight]) -> list[Weight]:
+def raw_weights(weights: Sequence[Weight]) -> list[Weight]:
     """The same weights, those that are computed from several parameters replaced by these."""
     parts = [part for weight in weights for part in _parts(weight)]
     return list({id(part.parameter): part for part in reversed(parts)}.values())[::-1]  # each parameter once

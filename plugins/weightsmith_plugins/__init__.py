@@ -79,6 +79,7 @@ from weightsmith_plugins.penalties import (
 )
 from weightsmith_plugins.pretrained import Pretrained
 from weightsmith_plugins.probes import (
+    DormantUnits,
     FilterImages,
     GradientHistograms,
     GradientNorms,
@@ -86,6 +87,7 @@ from weightsmith_plugins.probes import (
     LearningRates,
     Losses,
     PenaltyCosts,
+    PluginEffect,
     Sparsity,
     SpectralNorms,
     UpdateHistograms,
@@ -133,6 +135,7 @@ __all__ = [
     "Decay",
     "DeltaOrthogonal",
     "Dirac",
+    "DormantUnits",
     "ElasticConsolidation",
     "ElasticNet",
     "FakeQuantize",
@@ -177,6 +180,7 @@ __all__ = [
     "Orthonormal",
     "PenaltyCosts",
     "Perturb",
+    "PluginEffect",
     "PositiveDefinite",
     "Pretrained",
     "ResetDormant",

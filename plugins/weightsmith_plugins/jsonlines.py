@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ignite.distributed as idist
+from ignite.engine import Events
 from weightsmith import ConfigurationError, Histogram, Picture, Plugin, Settings, WeightEvents
+
+from weightsmith_plugins.places import Place
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
@@ -25,7 +28,8 @@ class JSONLines(Plugin):
     The file is complete after every batch of measurements. Of several processes the first writes.
 
     Args:
-        path: the file; its folder is made if missing. Default: ``measurements.jsonl`` in the trainer's ``run_dir``.
+        path: the file; its folder is made if missing. Default: ``measurements.jsonl`` in the trainer's ``run_dir``. A
+            run that begins anew where there is the file of another is written to ``measurements_2.jsonl``, and so on.
 
     Raises:
         ConfigurationError: neither ``path`` nor the trainer's ``run_dir`` is given, or the file cannot be written.
@@ -47,15 +51,22 @@ class JSONLines(Plugin):
         except OSError as error:
             raise ConfigurationError(f"{self!r}: cannot write to {path}: {error.strerror}") from error
 
+        place = Place(trainer, lambda n: path if n == 1 else path.with_stem(f"{path.stem}_{n}"), _is_written)
+
         def write() -> None:
             measurements = trainer.state.measurements
             if measurements is not None:
                 values = {tag: v for tag, v in measurements.values.items() if not isinstance(v, Picture)}
                 lines = [_line(tag, value, measurements.step) for tag, value in values.items()]
-                with path.open("a", encoding="utf-8") as file:
+                with place.path().open("a", encoding="utf-8") as file:
                     file.writelines(lines)
 
+        yield Events.STARTED, place.leave
         yield WeightEvents.MEASURED, write
+
+
+def _is_written(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > 0
 
 
 def _line(tag: str, value: Any, step: int) -> str:

@@ -13,7 +13,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
@@ -25,8 +25,12 @@ from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from torch import Tensor
-from torch.utils.tensorboard.summary import hparams
+from torch.utils.tensorboard.summary import custom_scalars, hparams
 from weightsmith import ConfigurationError, Histogram, Measurement, Picture, Plugin, Settings, WeightEvents
+from weightsmith.plugin import DETACHED
+
+from weightsmith_plugins.dashboard import charts
+from weightsmith_plugins.places import Place
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
@@ -37,7 +41,8 @@ logger = logging.getLogger(__name__)
 
 
 class TensorBoard(Plugin):
-    """Writes every measurement to TensorBoard's event files: numbers, distributions, pictures, settings.
+    """Writes every measurement to TensorBoard's event files: numbers, distributions, pictures, settings; and, of what
+    the first epoch measured, the telling charts, for the Custom Scalars page.
 
     View them with ``tensorboard --logdir`` on the folder, or on one above it to compare runs. A thread in the
     background writes as soon as it can; everything is on the disk at the end of every epoch and of the run, and when an
@@ -45,7 +50,8 @@ class TensorBoard(Plugin):
     more, as when the disk is full, the log says so once, and training goes on.
 
     Args:
-        log_dir: the folder, made if missing. Default: the trainer's ``run_dir``.
+        log_dir: the folder, made if missing. Default: the trainer's ``run_dir``. A run that begins anew where there are
+            events of another is written to ``run_2`` in it, the next to ``run_3``.
 
     Raises:
         ConfigurationError: neither ``log_dir`` nor the trainer's ``run_dir`` is given, or the folder cannot be written.
@@ -61,18 +67,12 @@ class TensorBoard(Plugin):
             raise ConfigurationError(f"{self!r}: give log_dir=…, or the Trainer run_dir=…")
         if idist.get_rank() != 0:
             return
-        file = EventFile(self._writable(Path(folder)))
-
-        def write() -> None:
-            measurements = trainer.state.measurements
-            if measurements is not None:
-                for tag, value in measurements.values.items():
-                    for summary in _summaries(tag, value):
-                        file.write(summary, measurements.step)
-
-        yield WeightEvents.MEASURED, write
-        yield Events.EPOCH_COMPLETED, file.flush
-        yield Events.COMPLETED, file.close
+        writer = _Writer(trainer, self._writable(Path(folder)))
+        yield Events.STARTED, writer.start
+        yield WeightEvents.MEASURED, writer.write
+        yield Events.EPOCH_COMPLETED, writer.end_epoch
+        yield Events.COMPLETED, writer.file.close
+        yield DETACHED, writer.file.close
 
     def _writable(self, folder: Path) -> Path:
         try:
@@ -81,9 +81,37 @@ class TensorBoard(Plugin):
             raise ConfigurationError(f"{self!r}: cannot write to {folder}: {error.strerror}") from error
         if not os.access(folder, os.W_OK):
             raise ConfigurationError(f"{self!r}: cannot write to {folder}: no permission")
-        if any(folder.glob("events.out.tfevents.*")):
-            logger.warning("%r: %s holds events of another run, with which TensorBoard will mix these", self, folder)
         return folder
+
+
+class _Writer:
+    """Writes a trainer's measurements, each run's in a folder of its own."""
+
+    def __init__(self, trainer: Trainer, folder: Path) -> None:
+        self._trainer = trainer
+        self._place = Place(trainer, lambda n: folder if n == 1 else folder / f"run_{n}", _has_events)
+        self._tags: dict[str, None] | None = {}  # of numbers; None once the charts are laid out
+        self.file = EventFile(self._place.path)
+
+    def start(self) -> None:
+        if self._place.leave():
+            self._tags = {}
+
+    def write(self) -> None:
+        measurements = self._trainer.state.measurements
+        if measurements is None:
+            return
+        for tag, value in measurements.values.items():
+            for summary in _summaries(tag, value):
+                self.file.write(summary, measurements.step)
+            if self._tags is not None and not isinstance(value, (Histogram, Picture, Settings)):
+                self._tags[tag] = None
+
+    def end_epoch(self) -> None:
+        if self._tags:
+            self.file.write(_layout(charts(self._tags)), self._trainer.state.epoch)
+            self._tags = None
+        self.file.flush()
 
 
 class EventFile:
@@ -91,10 +119,10 @@ class EventFile:
     :meth:`close`, the next event begins another.
 
     Args:
-        folder: where it stands; there already.
+        folder: tells where it stands, whenever one is begun; made if missing.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Callable[[], Path]) -> None:
         self._folder = folder
         self._waiting: queue.Queue[Any] = queue.Queue(_MOST_WAITING)
         self._thread: threading.Thread | None = None
@@ -108,7 +136,9 @@ class EventFile:
         """
         self._raise_failure()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._write_all, name="weightsmith-tensorboard", daemon=True)
+            self._thread = threading.Thread(
+                target=self._write_all, args=(self._folder(),), name="weightsmith-tensorboard", daemon=True
+            )
             self._thread.start()
             atexit.register(self.close)
         self._waiting.put(Event(wall_time=time.time(), step=step, summary=summary))
@@ -133,15 +163,16 @@ class EventFile:
         if failure is not None:
             raise failure
 
-    def _write_all(self) -> None:
+    def _write_all(self, folder: Path) -> None:
         """What the thread does until it is told to close. After a failure it takes what comes and writes nothing."""
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers)}"
+        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers):06d}"
         file: IO[bytes] | None = None
         works = True
         for item in iter(self._waiting.get, _CLOSE):
             try:
                 if works and file is None:
-                    file = (self._folder / name).open("wb")
+                    folder.mkdir(parents=True, exist_ok=True)
+                    file = (folder / name).open("wb")
                     _append(file, Event(wall_time=time.time(), file_version="brain.Event:2"))
                 if works and file is not None:
                     _append(file, item)
@@ -149,7 +180,7 @@ class EventFile:
                         file.flush()
             except OSError as error:
                 works = False
-                logger.error("TensorBoard: nothing more is written to %s: %s", self._folder, error.strerror)
+                logger.error("TensorBoard: nothing more is written to %s: %s", folder, error.strerror)
             except Exception as error:
                 works, self._failure = False, error
             finally:
@@ -184,6 +215,17 @@ def _summaries(tag: str, value: Measurement) -> Sequence[Summary]:
         found: Sequence[Summary] = make(dict(value.values), dict.fromkeys(value.metrics, 0.0))
         return found
     return [_summary(tag, value)]
+
+
+def _has_events(folder: Path) -> bool:
+    return any(folder.glob("events.out.tfevents.*"))
+
+
+def _layout(found: Mapping[str, Mapping[str, str]]) -> Summary:
+    """Category to title to a regular expression of tags, as the Custom Scalars page reads it."""
+    make: Any = custom_scalars
+    summary: Summary = make({c: {t: ["Multiline", [tags]] for t, tags in some.items()} for c, some in found.items()})
+    return summary
 
 
 def _summary(tag: str, value: Tensor | float | Histogram | Picture) -> Summary:

@@ -59,6 +59,8 @@ def test_the_loop_names_the_events_in_the_order_of_the_loop():
         "WEIGHTS_EDITED",
         "UPDATE_COMPLETED",
         "MEASURED",
+        "PLUGIN_STARTED",
+        "PLUGIN_COMPLETED",
     ]
     assert set(drawn) == set(weightsmith.WeightEvents.__members__)
 

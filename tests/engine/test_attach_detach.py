@@ -10,7 +10,14 @@ from torch.nn.utils import parametrize
 from weightsmith import ConfigurationError, Parametrization, Trainer, WeightEvents
 from weightsmith_plugins import L2, Constant, Decay, MaxNorm, Perturb, UnitNorm, WeightHistograms
 
-UPDATE_EVENTS = [event for event in WeightEvents if event.name not in ("INITIALIZING", "MEASURED")]
+UPDATE_EVENTS = [
+    WeightEvents.MICROBATCH_COMPLETED,
+    WeightEvents.GRADIENTS_COMPUTED,
+    WeightEvents.GRADIENTS_READY,
+    WeightEvents.STEP_COMPLETED,
+    WeightEvents.WEIGHTS_EDITED,
+    WeightEvents.UPDATE_COMPLETED,
+]
 
 
 class Doubled(Parametrization):

@@ -15,6 +15,7 @@ from weightsmith.errors import PluginContractError
 from weightsmith.kinds.base import WeightPlugin
 from weightsmith.measurements import Measurement
 from weightsmith.site import Site
+from weightsmith.weights import raw_weights
 
 __all__ = ["Probe", "tag"]
 
@@ -27,6 +28,9 @@ class Probe(WeightPlugin, abstract=True):
     acts_on_frozen: ClassVar[bool] = True
     sees_effective_weights: ClassVar[bool] = True
     supports_complex: ClassVar[bool] = True
+    measures_raw: ClassVar[bool] = False
+    """Whether the raw parameters of a weight that a parametrization computes are measured besides, as ``raw_<group>``;
+    for a measure that asks nothing of the axes."""
 
     @abstractmethod
     def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
@@ -37,17 +41,23 @@ class Probe(WeightPlugin, abstract=True):
     def act(self, binding: Binding) -> None:
         values: dict[str, Measurement] = {}
         for weight, site in binding.all_targets():
-            try:
-                measured = self._ask(self.measure, weight.effective_units().detach(), site=site)
-                if not isinstance(measured, dict):
-                    raise PluginContractError(
-                        f"{type(self).__name__}.measure returned {measured!r}: return a dict of group to measurement"
-                    )
-            except Exception as error:
-                error.add_note(f"on weight {site.name!r}")
-                raise
-            values |= {tag(group, weight.name): value for group, value in measured.items()}
+            values |= self._measured("", weight.name, weight.effective_units(), site)
+            for part in raw_weights([weight]) if self.measures_raw and weight.parametrized else []:
+                values |= self._measured("raw_", part.name, part.units(), site)
         binding.publish(values)
+
+    def _measured(self, prefix: str, name: str, weight: Tensor, site: Site) -> dict[str, Measurement]:
+        """What one call measures, by tag."""
+        try:
+            measured = self._ask(self.measure, weight.detach(), site=site)
+            if not isinstance(measured, dict):
+                raise PluginContractError(
+                    f"{type(self).__name__}.measure returned {measured!r}: return a dict of group to measurement"
+                )
+        except Exception as error:
+            error.add_note(f"on weight {name!r}")
+            raise
+        return {tag(f"{prefix}{group}", name): value for group, value in measured.items()}
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> dict[str, Measurement]:
         """What it measures of one tensor, outside a trainer."""

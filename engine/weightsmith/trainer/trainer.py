@@ -21,6 +21,7 @@ from weightsmith.errors import ConfigurationError
 from weightsmith.evaluation import EvaluationStep, evaluator, pair
 from weightsmith.events import WeightEvents
 from weightsmith.faults import blaming
+from weightsmith.handlers import ANNOUNCEMENTS
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
 from weightsmith.lending import lendable, lending, renew_statistics
 from weightsmith.measurements import Measurement, Measurements
@@ -143,7 +144,23 @@ class Trainer(UpdatePipeline):
         guard = getattr(self, "_guard", None)
         if guard is not None and guard.concerns(event_name, handler):
             handler = guard.watching(handler, event_name)
-        return super().add_event_handler(event_name, handler, *args, **kwargs)
+        handle = super().add_event_handler(event_name, handler, *args, **kwargs)
+        self._settle_announcing()
+        return handle
+
+    def remove_event_handler(self, handler: Callable[..., Any], event_name: Any) -> None:
+        """As Ignite's."""
+        super().remove_event_handler(handler, event_name)
+        self._settle_announcing()
+
+    def _settle_announcing(self) -> None:
+        self.announces = any(self._event_handlers.get(event) for event in ANNOUNCEMENTS)
+
+    def announce(self, event: WeightEvents) -> None:
+        """Fire an event inside another, which stays the one in progress."""
+        current = self.last_event_name
+        self._fire_event(event)
+        self.last_event_name = current
 
     def _charged(self) -> Tensor | float:
         """The costs of the penalties that add their gradients in the update in progress."""
@@ -216,7 +233,7 @@ class Trainer(UpdatePipeline):
             step: where they belong on the horizontal axis.
         """
         self.state.measurements = Measurements(dict(values), step)
-        self._fire_event(WeightEvents.MEASURED)
+        self.announce(WeightEvents.MEASURED)
 
     # ---------------------------------------------------------------- evaluating
 

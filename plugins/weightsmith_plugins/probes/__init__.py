@@ -1,12 +1,13 @@
 """What is measured of weights and of the run. Sinks, such as TensorBoard, write it down."""
 
 from weightsmith_plugins.probes.distributions import histogram
+from weightsmith_plugins.probes.dormant import DormantUnits
 from weightsmith_plugins.probes.images import FilterImages
+from weightsmith_plugins.probes.plugins import GradientNorms, PluginEffect
 from weightsmith_plugins.probes.run import Hyperparameters, LearningRates, Losses, PenaltyCosts, Violations
 from weightsmith_plugins.probes.updates import UpdateHistograms, UpdateRatio
 from weightsmith_plugins.probes.weights import (
     GradientHistograms,
-    GradientNorms,
     Sparsity,
     SpectralNorms,
     WeightHistograms,
@@ -14,6 +15,7 @@ from weightsmith_plugins.probes.weights import (
 )
 
 __all__ = [
+    "DormantUnits",
     "FilterImages",
     "GradientHistograms",
     "GradientNorms",
@@ -21,6 +23,7 @@ __all__ = [
     "LearningRates",
     "Losses",
     "PenaltyCosts",
+    "PluginEffect",
     "Sparsity",
     "SpectralNorms",
     "UpdateHistograms",

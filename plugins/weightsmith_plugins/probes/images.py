@@ -26,7 +26,7 @@ class FilterImages(Probe):
 
     Args:
         most: pixels of a side, above which neighbours are averaged. Default 1024. What is smaller than 256 is enlarged
-            by a whole number.
+            by a whole number, each side of a matrix by its own.
 
     >>> FilterImages()(torch.tensor([[1.0, -1.0], [0.0, 0.5]]))["images"].pixels[0, [0, -1]]
     tensor([[255,   0,   0],
@@ -52,7 +52,7 @@ class FilterImages(Probe):
         shares = (values / torch.where(peak > 0, peak, 1)).clamp(-1, 1)
         is_image = weight.ndim == 4 and site.unit_dims == (1, 2, 3) and weight.shape[1] in (1, 3)
         colours = _filters(shares) if is_image else _diverging(unit_matrices(shares, site.unit_dims)[0])
-        pixels = (_sized(colours, self.most).nan_to_num(0.0) * 255).round().to(torch.uint8).cpu()
+        pixels = (_sized(colours, self.most, square=is_image).nan_to_num(0.0) * 255).round().to(torch.uint8).cpu()
         return {"images": Picture(pixels.movedim(0, -1)), "image_scale": peak}
 
 
@@ -73,10 +73,13 @@ def _filters(shares: Tensor) -> Tensor:
     return drawn
 
 
-def _sized(colours: Tensor, most: int) -> Tensor:
-    """Averaged down to ``most`` a side, or enlarged to about 256."""
+def _sized(colours: Tensor, most: int, *, square: bool) -> Tensor:
+    """Averaged down to ``most`` a side, or enlarged to about 256; with square pixels, or so that no side is thin."""
     height, width = colours.shape[1:]
     if max(height, width) > most:
-        return adaptive_avg_pool2d(colours, (min(height, most), min(width, most)))
-    factor = max(1, min(256, most) // max(height, width))
-    return colours.repeat_interleave(factor, dim=1).repeat_interleave(factor, dim=2)
+        colours = adaptive_avg_pool2d(colours, (min(height, most), min(width, most)))
+        height, width = colours.shape[1:]
+    longest = (max(height, width),) * 2 if square else (height, width)
+    for axis, side in enumerate(longest, 1):
+        colours = colours.repeat_interleave(max(1, min(256, most) // side), dim=axis)
+    return colours

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -89,10 +90,17 @@ class Hyperparameters(Plugin):
 
 
 class PenaltyCosts(RunProbe):
-    """What each penalty charges at every epoch's end: ``penalties/<penalty>``, in units of the loss."""
+    """What each penalty charges at every epoch's end: ``penalties/<class>``, in units of the loss. The second one of a
+    class is ``penalties/<class>.1``, whatever its settings, so that runs with other settings share a chart."""
 
     def measured(self, trainer: Trainer) -> dict[str, Measurement]:
-        return {f"penalties/{penalty!r}": cost for penalty, cost in trainer.penalty_costs().items()}
+        seen: Counter[str] = Counter()
+        costs: dict[str, Measurement] = {}
+        for penalty, cost in trainer.penalty_costs().items():
+            name = type(penalty).__name__
+            costs[f"penalties/{name}{f'.{seen[name]}' if seen[name] else ''}"] = cost
+            seen[name] += 1
+        return costs
 
 
 class Violations(RunProbe):

@@ -23,7 +23,7 @@ from weightsmith_plugins.probes.distributions import histogram
 if TYPE_CHECKING:
     from weightsmith import Trainer
 
-__all__ = ["UpdateHistograms", "UpdateRatio"]
+__all__ = ["UpdateHistograms", "UpdateRatio", "is_last_iteration"]
 
 
 class UpdateProbe(WeightPlugin, abstract=True):
@@ -47,9 +47,7 @@ class UpdateProbe(WeightPlugin, abstract=True):
 
         @torch.no_grad()
         def remember() -> None:
-            length = trainer.state.epoch_length
-            is_last = length is None or trainer.state.iteration == trainer.state.epoch * length
-            if is_last and binding.due() and binding.is_first_evaluation():
+            if is_last_iteration(trainer) and binding.due() and binding.is_first_evaluation():
                 weights = {weight.name: weight.effective_units().clone() for weight, _ in binding.targets()}
                 binding.once(_before).update(weights)
 
@@ -66,6 +64,12 @@ class UpdateProbe(WeightPlugin, abstract=True):
                 values |= {tag(group, weight.name): value for group, value in found.items()}
         before.clear()
         binding.publish(values)
+
+
+def is_last_iteration(trainer: Trainer) -> bool:
+    """Whether this iteration is the last of its epoch, as far as is known."""
+    length = trainer.state.epoch_length
+    return length is None or trainer.state.iteration == trainer.state.epoch * length
 
 
 def _before(_: Sequence[Weight]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from weightsmith import Measurement, Probe, Selector, Site, matrices
+from weightsmith import Histogram, Measurement, Probe, Selector, Site, matrices
 from weightsmith.tensors import accurate_dtype, unit_matrices
 
 from weightsmith_plugins.probes.distributions import histogram
@@ -15,7 +15,6 @@ from weightsmith_plugins.shapes import no_units
 
 __all__ = [
     "GradientHistograms",
-    "GradientNorms",
     "Sparsity",
     "SpectralNorms",
     "WeightHistograms",
@@ -27,11 +26,22 @@ class WeightHistograms(Probe):
     """The distribution of every selected weight at every epoch, as its layer computes with it.
 
     Measures ``weights/<module>/<parameter>``, a histogram of the finite values; and, only where there are any,
-    ``nonfinite/<module>/<parameter>``, the number of NaN and infinite ones. Complex weights by their magnitude.
+    ``nonfinite/<module>/<parameter>``, the number of NaN and infinite ones. Complex weights by their magnitude. Of a
+    weight that a parametrization computes, the raw parameters too: ``raw_weights/…``, ``raw_nonfinite/…``.
+
+    Args:
+        statistics: whether to measure what :class:`WeightStatistics` does besides, in the same passes over the
+            weights. Default false.
     """
 
+    measures_raw: ClassVar[bool] = True
+
+    statistics: bool = False
+
     def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
-        return _distribution("weights", "nonfinite", weight)
+        found = histogram(weight)
+        numbers = _statistics(found, weight.numel()) if self.statistics else {}
+        return _distribution("weights", "nonfinite", found) | numbers
 
 
 class GradientHistograms(Probe):
@@ -46,7 +56,7 @@ class GradientHistograms(Probe):
         if gradient is None:
             return {}
         values = gradient.coalesce().values() if gradient.is_sparse else gradient
-        return _distribution("gradients", "nonfinite_gradients", values)
+        return _distribution("gradients", "nonfinite_gradients", histogram(values))
 
 
 class WeightStatistics(Probe):
@@ -56,25 +66,17 @@ class WeightStatistics(Probe):
     are NaN or infinite.
 
     Measures ``weight_mean/…``, ``weight_std/…``, ``weight_norm/…``, ``weight_zeros/…``; and, only where there are any,
-    ``weight_subnormal/…`` and ``weight_nonfinite/…``.
+    ``weight_subnormal/…`` and ``weight_nonfinite/…``. Of a weight that a parametrization computes, the raw parameters
+    too, as ``raw_weight_mean/…`` and so on.
 
     >>> WeightStatistics()(torch.tensor([3.0, -4.0]))["weight_norm"]
     5.0
     """
 
+    measures_raw: ClassVar[bool] = True
+
     def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
-        found, size = histogram(weight), max(1, weight.numel())
-        measured: dict[str, Measurement] = {}
-        if found.count:
-            mean, square = found.total.item() / found.count, found.total_squares.item() / found.count
-            measured = {
-                "weight_mean": mean,
-                "weight_std": math.sqrt(max(0.0, square - mean * mean)),
-                "weight_norm": math.sqrt(found.total_squares.item()),
-                "weight_zeros": found.zeros / size,
-            }
-        shares = {"weight_subnormal": found.subnormal / size, "weight_nonfinite": found.nonfinite / size}
-        return measured | {name: share for name, share in shares.items() if share}
+        return _statistics(histogram(weight), weight.numel())
 
 
 class Sparsity(Probe):
@@ -118,21 +120,22 @@ class SpectralNorms(Probe):
         return {"spectral_norm": largest.amax(), "stable_rank": ranks[largest.argmax()]}
 
 
-class GradientNorms(Probe):
-    """The L2 norm of every selected weight's last gradient, after all edits, at every epoch: ``gradient_norm/…``. A
-    weight that got no gradient has none. Of a parametrized weight, the raw parameter's.
-    """
+def _statistics(found: Histogram, size: int) -> dict[str, Measurement]:
+    """What a distribution says in numbers."""
+    measured: dict[str, Measurement] = {}
+    if found.count:
+        mean, square = found.total.item() / found.count, found.total_squares.item() / found.count
+        measured = {
+            "weight_mean": mean,
+            "weight_std": math.sqrt(max(0.0, square - mean * mean)),
+            "weight_norm": math.sqrt(found.total_squares.item()),
+            "weight_zeros": found.zeros / size,
+        }
+    shares = {"weight_subnormal": found.subnormal / max(1, size), "weight_nonfinite": found.nonfinite / max(1, size)}
+    return measured | {name: share for name, share in shares.items() if share}
 
-    def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
-        gradient = site.gradient
-        if gradient is None:
-            return {}
-        values = gradient.coalesce().values() if gradient.is_sparse else gradient
-        return {"gradient_norm": torch.linalg.vector_norm(values, dtype=accurate_dtype(values.dtype)).abs()}
 
-
-def _distribution(group: str, nonfinite_group: str, values: Tensor) -> dict[str, Measurement]:
-    found = histogram(values)
+def _distribution(group: str, nonfinite_group: str, found: Histogram) -> dict[str, Measurement]:
     measured: dict[str, Measurement] = {group: found} if found.count else {}
     if found.nonfinite:
         measured[nonfinite_group] = float(found.nonfinite)

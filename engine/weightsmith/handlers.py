@@ -1,0 +1,78 @@
+"""A plugin's handler of one event: blamed for what it raises, and announced to whoever wants to know what it did."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from weightsmith.events import WeightEvents
+from weightsmith.faults import blame
+
+if TYPE_CHECKING:
+    from weightsmith.binding import Binding
+    from weightsmith.plugin import Plugin
+    from weightsmith.trainer import Trainer
+
+__all__ = ["ANNOUNCEMENTS", "PluginHandler"]
+
+ANNOUNCEMENTS = frozenset({WeightEvents.PLUGIN_STARTED, WeightEvents.PLUGIN_COMPLETED})
+
+
+class PluginHandler:
+    """A plugin's handler of one event, as the engine registers it; while it runs, ``state.acting``.
+
+    Attributes:
+        plugin: whose handler it is.
+        binding: the weights that the plugin selects; ``None`` if it selects none.
+        event: the event's name.
+    """
+
+    def __init__(
+        self, handler: Callable[..., Any], plugin: Plugin, binding: Binding | None, event: str, trainer: Trainer
+    ) -> None:
+        functools.update_wrapper(self, handler)
+        self.plugin = plugin
+        self.binding = binding
+        self.event = event
+        self._handler = handler
+        self._trainer = trainer
+        self._is_told = event in (announcement.name for announcement in ANNOUNCEMENTS)
+
+    @property
+    def name(self) -> str:
+        """The plugin's class, and its number among the acting plugins of that class: ``"L2"``, ``"L2.1"``."""
+        label = type(self.plugin).__name__ if self.binding is None else self.binding.label
+        return label.rpartition(".")[2].replace("#", ".")
+
+    def may_write(self, what: str, name: str) -> bool:
+        """Whether the plugin may write the ``"weight"`` or the ``"gradient"`` of this raw parameter. One that selects
+        no weights may write any."""
+        return self.binding is None or self.binding.may_write(what, name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            if self._trainer.announces and not self._is_told:
+                return self._announced(*args, **kwargs)
+            return self._handler(*args, **kwargs)
+        except StopIteration as error:  # Ignite's loop is a generator, in which Python lets none pass
+            raise self._blamed(RuntimeError("the plugin raised StopIteration")) from error
+        except Exception as error:
+            self._blamed(error)
+            raise
+
+    def _announced(self, *args: Any, **kwargs: Any) -> Any:
+        state = self._trainer.state
+        outer, state.acting = state.acting, self
+        try:
+            self._trainer.announce(WeightEvents.PLUGIN_STARTED)
+            result = self._handler(*args, **kwargs)
+            self._trainer.announce(WeightEvents.PLUGIN_COMPLETED)
+            return result
+        finally:
+            state.acting = outer
+
+    def _blamed(self, error: Exception) -> Exception:
+        state = self._trainer.state
+        blame(error, self.plugin, f"on {self.event}, update {state.update}, epoch {state.epoch}")
+        return error
