@@ -13,13 +13,12 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, ClassVar
 
 import google_crc32c
 import ignite.distributed as idist
-import numpy as np
 from ignite.engine import Events
 from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event
@@ -101,11 +100,11 @@ class _Writer:
         measurements = self._trainer.state.measurements
         if measurements is None:
             return
-        for tag, value in measurements.values.items():
-            for summary in _summaries(tag, value):
-                self.file.write(summary, measurements.step)
-            if self._tags is not None and not isinstance(value, (Histogram, Picture, Settings)):
-                self._tags[tag] = None
+        for summary in _summaries(measurements.values):
+            self.file.write(summary, measurements.step)
+        if self._tags is not None:
+            numbers = (tag for tag, value in measurements.values.items() if isinstance(value, (Tensor, float, int)))
+            self._tags.update(dict.fromkeys(numbers))
 
     def end_epoch(self) -> None:
         if self._tags:
@@ -209,12 +208,24 @@ def _check_sum(data: bytes) -> bytes:
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _summaries(tag: str, value: Measurement) -> Sequence[Summary]:
-    if isinstance(value, Settings):
-        make: Any = hparams
-        found: Sequence[Summary] = make(dict(value.values), dict.fromkeys(value.metrics, 0.0))
-        return found
-    return [_summary(tag, value)]
+def _summaries(measured: Mapping[str, Measurement]) -> Iterator[Summary]:
+    """As few as it goes: what an event costs beside its values is most of what a small distribution does."""
+    some: list[Summary.Value] = []
+    for tag, value in measured.items():
+        if isinstance(value, Settings):
+            make: Any = hparams
+            yield from make(dict(value.values), dict.fromkeys(value.metrics, 0.0))
+            continue
+        some.append(_summary_value(tag, value))
+        if len(some) == _TOGETHER:
+            yield Summary(value=some)
+            some = []
+    if some:
+        yield Summary(value=some)
+
+
+_TOGETHER = 50
+"""How many values share an event."""
 
 
 def _has_events(folder: Path) -> bool:
@@ -228,19 +239,21 @@ def _layout(found: Mapping[str, Mapping[str, str]]) -> Summary:
     return summary
 
 
-def _summary(tag: str, value: Tensor | float | Histogram | Picture) -> Summary:
+def _summary_value(tag: str, value: Tensor | float | Histogram | Picture) -> Any:
     if isinstance(value, Histogram):
-        return Summary(value=[Summary.Value(tag=tag, histo=_histogram_proto(value))])
+        return Summary.Value(tag=tag, histo=_histogram_proto(value))
     if isinstance(value, Picture):
-        return Summary(value=[Summary.Value(tag=tag, image=_image_proto(value))])
-    return Summary(value=[Summary.Value(tag=tag, simple_value=float(value))])
+        return Summary.Value(tag=tag, image=_image_proto(value))
+    return Summary.Value(tag=tag, simple_value=float(value))
 
 
 def _histogram_proto(histogram: Histogram) -> HistogramProto:
     counts = histogram.counts.cpu().numpy()
-    filled = np.flatnonzero(counts)
     # As SummaryWriter.add_histogram: only the filled stretch, with one empty bucket before it to mark where it begins.
-    stretch = slice(max(int(filled[0]) - 1, 0), int(filled[-1]) + 1) if len(filled) else slice(0, 1)
+    filled = counts > 0
+    stretch = slice(max(int(filled.argmax()) - 1, 0), len(filled) - int(filled[::-1].argmax()))
+    if not histogram.count:
+        stretch = slice(0, 1)
     proto = HistogramProto(
         min=float(histogram.minimum),
         max=float(histogram.maximum),
