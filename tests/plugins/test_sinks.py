@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -112,3 +114,45 @@ def test_every_number_has_its_place_on_one_page(tmp_path):
 def test_a_group_that_nobody_knows_has_a_chart_too(tag):
     group = tag.partition("/")[0]
     assert charts([tag]) == {"More": {group: f"{group}/.*"}}
+
+
+TWO_PROCESSES = """
+import sys
+import warnings
+
+warnings.filterwarnings("ignore", category=DeprecationWarning)
+import ignite.distributed as idist
+import torch
+import weightsmith_plugins as w
+from torch import nn
+from weightsmith import Trainer
+
+
+def train(rank, folder):
+    torch.manual_seed(0)
+    model = nn.parallel.DistributedDataParallel(nn.Linear(3, 2))
+    plugins = [w.WeightHistograms(), w.PluginEffect(), w.MaxNorm(0.5), w.TensorBoard(folder), w.JSONLines(folder + "/lines")]
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), plugins=plugins)
+    generator = torch.Generator().manual_seed(rank)
+    batches = [(torch.randn(4, 3, generator=generator), torch.randn(4, 2, generator=generator)) for _ in range(3)]
+    trainer.run(batches, max_epochs=2)
+    torch.save(model.module.weight.detach(), f"{folder}/{rank}.pt")
+
+
+if __name__ == "__main__":
+    idist.spawn("gloo", train, args=(sys.argv[1],), nproc_per_node=2)
+"""
+
+
+def test_of_two_processes_the_first_writes_what_both_share(tmp_path):
+    script, folder = tmp_path / "train.py", tmp_path / "run"
+    script.write_text(TWO_PROCESSES)
+    subprocess.run([sys.executable, str(script), str(folder)], check=True, timeout=200, capture_output=True)
+    first, second = (torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2))
+    assert torch.equal(first, second)
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    accumulator = EventAccumulator(str(folder), size_guidance={"histograms": 0})
+    accumulator.Reload()
+    assert [event.step for event in accumulator.Histograms("weights/weight")] == [1, 2]
+    assert accumulator.Histograms("weights/weight")[-1].histogram_value.sum == pytest.approx(first.sum().item())
+    assert len([line for line in lines(folder / "lines") if line == 2]) == lines(folder / "lines").count(1) > 0

@@ -497,16 +497,17 @@ def test_filters_are_drawn_each_on_its_own():
     weight[0, 0] = 1.0  # all red
     weight[4, 2] = -1.0  # no blue
     picture = w.FilterImages()(weight)["images"]
-    side = 256 // 8  # 3 filters of 2 pixels, 2 lines between them
-    assert picture.pixels.shape == (5 * side, 8 * side, 3)
+    side = 2 * (256 // 6)  # 3 filters of 2 weights, and lines of a pixel between them
+    assert picture.pixels.shape == (2 * side + 1, 3 * side + 2, 3)
     assert picture.pixels[0, 0].tolist() == [255, 128, 128]
-    assert picture.pixels[0, 3 * side].tolist() == [128, 128, 128]
-    assert picture.pixels[-1, 4 * side].tolist() == [128, 128, 0]
+    assert picture.pixels[0, 2 * side].tolist() == [128, 128, 128]
+    assert picture.pixels[-1, side].tolist() == [128, 128, 128]
+    assert picture.pixels[-1, side + 1].tolist() == [128, 128, 0]
     assert w.FilterImages()(torch.ones(5, 1, 2, 2))["images"].pixels[0, 0].tolist() == RED
 
 
 def test_a_large_matrix_is_averaged_down_and_what_is_not_a_number_is_black():
-    weight = torch.ones(3000, 20)  # the narrow side is enlarged five times
+    weight = torch.ones(3000, 20)
     assert w.FilterImages(100)(weight)["images"].pixels.shape == (100, 100, 3)
     assert w.FilterImages()(torch.tensor([[math.nan, 1.0]]))["images"].pixels[0, 0].tolist() == [0, 0, 0]
     assert w.FilterImages()(torch.zeros(2, 2))["images"].pixels.unique().tolist() == [255]

@@ -51,8 +51,9 @@ class FilterImages(Probe):
         peak = values.nan_to_num(0.0, 0.0, 0.0).abs().amax()
         shares = (values / torch.where(peak > 0, peak, 1)).clamp(-1, 1)
         is_image = weight.ndim == 4 and site.unit_dims == (1, 2, 3) and weight.shape[1] in (1, 3)
-        colours = _filters(shares) if is_image else _diverging(unit_matrices(shares, site.unit_dims)[0])
-        pixels = (_sized(colours, self.most, square=is_image).nan_to_num(0.0) * 255).round().to(torch.uint8).cpu()
+        most = self.most
+        colours = _filters(shares, most) if is_image else _matrix(unit_matrices(shares, site.unit_dims)[0], most)
+        pixels = (_averaged(colours, most).nan_to_num(0.0) * 255).round().to(torch.uint8).cpu()
         return {"images": Picture(pixels.movedim(0, -1)), "image_scale": peak}
 
 
@@ -61,25 +62,35 @@ def _diverging(shares: Tensor) -> Tensor:
     return torch.stack([1 + shares.clamp(max=0), 1 - shares.abs(), 1 - shares.clamp(min=0)])
 
 
-def _filters(shares: Tensor) -> Tensor:
+def _matrix(shares: Tensor, most: int) -> Tensor:
+    """Each side enlarged by its own factor, so that none is thin; shape ``(3, …)``."""
+    height, width = shares.shape
+    return _enlarged(_diverging(shares), _factor(height, most), _factor(width, most))
+
+
+def _filters(shares: Tensor, most: int) -> Tensor:
     """The filters side by side, as nearly in a square as it goes, with a grey line between; shape ``(3, …)``."""
     tiles = (shares + 1).movedim(1, 0) / 2 if shares.shape[1] == 3 else _diverging(shares[:, 0])
     columns = math.ceil(math.sqrt(tiles.shape[1]))
     rows = math.ceil(tiles.shape[1] / columns)
-    tiles = pad(tiles, (0, 1, 0, 1), value=0.5)
+    factor = _factor(max(rows * tiles.shape[2], columns * tiles.shape[3]), most)
+    tiles = pad(_enlarged(tiles, factor, factor), (0, 1, 0, 1), value=0.5)
     missing = tiles.new_full((3, rows * columns - tiles.shape[1], *tiles.shape[2:]), 0.5)
     grid = torch.cat([tiles, missing], dim=1).unflatten(1, (rows, columns))  # type: ignore[no-untyped-call]
     drawn: Tensor = grid.permute(0, 1, 3, 2, 4).flatten(3).flatten(1, 2)[:, :-1, :-1]
     return drawn
 
 
-def _sized(colours: Tensor, most: int, *, square: bool) -> Tensor:
-    """Averaged down to ``most`` a side, or enlarged to about 256; with square pixels, or so that no side is thin."""
+def _factor(side: int, most: int) -> int:
+    """By how much to enlarge a side that is short."""
+    return max(1, min(256, most) // side)
+
+
+def _enlarged(colours: Tensor, vertically: int, horizontally: int) -> Tensor:
+    return colours.repeat_interleave(vertically, dim=-2).repeat_interleave(horizontally, dim=-1)
+
+
+def _averaged(colours: Tensor, most: int) -> Tensor:
+    """Averaged down to ``most`` a side."""
     height, width = colours.shape[1:]
-    if max(height, width) > most:
-        colours = adaptive_avg_pool2d(colours, (min(height, most), min(width, most)))
-        height, width = colours.shape[1:]
-    longest = (max(height, width),) * 2 if square else (height, width)
-    for axis, side in enumerate(longest, 1):
-        colours = colours.repeat_interleave(max(1, min(256, most) // side), dim=axis)
-    return colours
+    return adaptive_avg_pool2d(colours, (min(height, most), min(width, most)))
