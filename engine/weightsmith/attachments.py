@@ -190,7 +190,17 @@ class Attachments:
             binding.call(f"{name}#{seen[name]}" if seen[name] else name)
             seen[name] += 1
             binding.refresh(weights, self._trainer.optimizers)
+        self._name_handlers()
         self._sort()
+
+    def _name_handlers(self) -> None:
+        """A short name for each plugin: its class's, and a number where others share it."""
+        seen: Counter[str] = Counter()
+        for attachment in self._acting:
+            name = type(attachment.plugin).__name__
+            for _, handler in attachment.handlers:
+                handler.name = f"{name}.{seen[name]}" if seen[name] else name
+            seen[name] += 1
 
     def _sort(self) -> None:
         """The engine's own handlers first, then plugins by kind and in the list's order, then everybody else's."""
@@ -317,8 +327,8 @@ _PLACE = {
     for place, name in enumerate(
         [
             "FORWARD",
-            Events.STARTED.name,
             WeightEvents.INITIALIZING.name,
+            Events.STARTED.name,
             Events.EPOCH_STARTED.name,
             Events.GET_BATCH_STARTED.name,
             Events.GET_BATCH_COMPLETED.name,

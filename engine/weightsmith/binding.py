@@ -56,6 +56,8 @@ class Binding:
         label: its class's path, and its number among the acting plugins of that class: ``"weightsmith_plugins.L2"``,
             ``"weightsmith_plugins.L2#1"``. Seeds its draws and names its saved state.
         weights: the weights that it selects.
+        notes: what the plugin notes of the run in progress; unlike what :meth:`once` derives, it outlasts a
+            change of the selected weights.
     """
 
     def __init__(self, plugin: WeightPlugin, trainer: Trainer) -> None:
@@ -63,6 +65,7 @@ class Binding:
         self.label = ""
         self.weights: list[Weight] = []
         self.trainer = trainer
+        self.notes: dict[Any, Any] = {}
         self._state: TrainingState = trainer.state
         self._targets: dict[str, Target] = {}
         self._every = Targets()
@@ -319,13 +322,20 @@ class Binding:
         if what not in self.plugin.writes:
             return False
         everywhere = what == "gradient" and self.plugin.evaluates_again
-        return everywhere or any(weight.name == name for weight in raw_weights(self.weights))
+        return everywhere or name in self.once(_raw_names)
 
     def run(self) -> None:
         """Act, if it is time. The handler that the kinds subscribe."""
-        if not (self._always or self.at_start() or self.due()):
-            return
-        self.current().act(self)
+        if self.acts_now():
+            self.current().act(self)
+
+    def acts_now(self) -> bool:
+        """Whether it is time to act."""
+        return self._always or self.at_start() or self.due()
+
+    def is_in_force(self) -> bool:
+        """Whether ``after`` and ``before`` let the plugin act now, whatever its ``every``."""
+        return replace(self.plugin, every=1).due(self.count(), self._state.update, self._state.epoch)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """What is remembered, by weight name."""
@@ -339,6 +349,10 @@ class Binding:
             memory, device = target.site._memory, target.weight.raw[0].device
             memory.clear()
             memory.update({key: value.detach().clone().to(device) for key, value in state.get(name, {}).items()})
+
+
+def _raw_names(weights: Sequence[Weight]) -> frozenset[str]:
+    return frozenset(weight.name for weight in raw_weights(weights))
 
 
 _START = frozenset({WeightEvents.INITIALIZING, WeightEvents.WEIGHTS_EDITED})

@@ -43,8 +43,9 @@ class WeightEvents(EventEnum):
         └─ Events.COMPLETED
 
     ``MEASURED`` fires whenever measurements are ready in ``state.measurements``; sinks (TensorBoard) listen to it.
-    ``PLUGIN_STARTED`` and ``PLUGIN_COMPLETED`` fire around every handler of a plugin, which is then ``state.acting``,
-    if anybody listens: to see what each one does.
+    ``PLUGIN_STARTED`` and ``PLUGIN_COMPLETED`` fire around every handler of a plugin that has something to do, which is
+    then ``state.acting``, if anybody listens: to see what each one does. (What layers do in their forward pass, such as
+    ``mode="forward"``, is no handler.)
 
     Ignite's filters work on every member, and see ``state.update``: the 1-based number of the update in progress,
     counted for each optimizer on its own. At the start, before any update, it is 0.
@@ -73,8 +74,8 @@ class TrainingState(State):
         update: the 1-based number of the update in progress, else of the last one; 0 before the first.
         optimizer: the name of the optimizer whose update is in progress; ``None`` between updates.
         window: how many accumulation windows have been opened, by all optimizers together.
-        evaluation: the 1-based evaluation within the update in progress. Above 1 only for optimizers that evaluate
-            their closure several times a step (LBFGS), and while an update is evaluated again.
+        evaluation: the evaluation within the update in progress: 0 where there is but one; counted from 1 for
+            optimizers that evaluate their closure several times a step (LBFGS); 2 while an update is evaluated again.
         losses: the last loss of each optimizer, by name; 0-d, detached, on the device.
         measurements: the measurements published last, while ``MEASURED`` fires and after.
         acting: the handler of a plugin that runs now, with ``plugin``, ``binding`` (its weights) and ``event``;

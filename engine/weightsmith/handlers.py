@@ -24,8 +24,10 @@ class PluginHandler:
 
     Attributes:
         plugin: whose handler it is.
+        name: the plugin's class, and its number among the acting plugins of that name: ``"L2"``, ``"L2.1"``.
         binding: the weights that the plugin selects; ``None`` if it selects none.
         event: the event's name.
+        outer: the handler inside which it runs; ``None`` if there is none.
     """
 
     def __init__(
@@ -33,17 +35,13 @@ class PluginHandler:
     ) -> None:
         functools.update_wrapper(self, handler)
         self.plugin = plugin
+        self.name = type(plugin).__name__
         self.binding = binding
         self.event = event
+        self.outer: PluginHandler | None = None
         self._handler = handler
         self._trainer = trainer
         self._is_told = event in (announcement.name for announcement in ANNOUNCEMENTS)
-
-    @property
-    def name(self) -> str:
-        """The plugin's class, and its number among the acting plugins of that class: ``"L2"``, ``"L2.1"``."""
-        label = type(self.plugin).__name__ if self.binding is None else self.binding.label
-        return label.rpartition(".")[2].replace("#", ".")
 
     def may_write(self, what: str, name: str) -> bool:
         """Whether the plugin may write the ``"weight"`` or the ``"gradient"`` of this raw parameter. One that selects
@@ -52,7 +50,7 @@ class PluginHandler:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            if self._trainer.announces and not self._is_told:
+            if self._trainer._announces and not self._is_told:
                 return self._announced(*args, **kwargs)
             return self._handler(*args, **kwargs)
         except StopIteration as error:  # Ignite's loop is a generator, in which Python lets none pass
@@ -62,15 +60,19 @@ class PluginHandler:
             raise
 
     def _announced(self, *args: Any, **kwargs: Any) -> Any:
+        if self.binding is not None and self._handler == self.binding.run and not self.binding.acts_now():
+            return None
         state = self._trainer.state
-        outer, state.acting = state.acting, self
+        outer = state.acting
+        self.outer, state.acting = outer, self
         try:
-            self._trainer.announce(WeightEvents.PLUGIN_STARTED)
+            self._trainer._announce(WeightEvents.PLUGIN_STARTED)
             result = self._handler(*args, **kwargs)
-            self._trainer.announce(WeightEvents.PLUGIN_COMPLETED)
+            self.outer = outer  # one that evaluates the update again runs inside itself
+            self._trainer._announce(WeightEvents.PLUGIN_COMPLETED)
             return result
         finally:
-            state.acting = outer
+            self.outer, state.acting = None, outer
 
     def _blamed(self, error: Exception) -> Exception:
         state = self._trainer.state

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Histogram", "Measurement", "Measurements", "Picture", "Settings"]
+__all__ = ["Histogram", "Measurement", "Measurements", "Picture", "Settings", "is_measurement"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +64,13 @@ class Settings:
 
 Measurement: TypeAlias = Tensor | float | Histogram | Picture | Settings
 """One measured thing: a 0-d tensor or a number (drawn as a scalar), a histogram, a picture, or a run's settings."""
+
+
+def is_measurement(value: object) -> bool:
+    """Whether it is a :data:`Measurement`."""
+    if isinstance(value, Tensor):
+        return value.ndim == 0 and not value.is_complex()
+    return isinstance(value, (int, float, Histogram, Picture, Settings))
 
 
 @dataclass(frozen=True)

@@ -348,7 +348,9 @@ def _refuse_wrong_count(cls: Any, args: tuple[Any, ...], settings: dict[str, Any
     positional = [field_.name for field_ in fields(cls) if not field_.kw_only]
     if len(args) > len(positional):
         takes = f"takes {', '.join(positional)}" if positional else "takes none"
-        raise ConfigurationError(f"{cls.__name__} was given {len(args)} values, and {takes}; name the others: where=…")
+        others = [field_.name for field_ in fields(cls) if field_.kw_only]
+        mend = f"; name the others: {others[0]}=…" if others else " (a plugin's values are its annotated fields)"
+        raise ConfigurationError(f"{cls.__name__} was given {len(args)} values, and {takes}{mend}")
     given = {*positional[: len(args)], *settings}
     missing = [
         field_.name

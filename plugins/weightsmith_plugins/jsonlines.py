@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import logging
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,17 +21,22 @@ if TYPE_CHECKING:
 
 __all__ = ["JSONLines"]
 
+logger = logging.getLogger(__name__)
+
 
 class JSONLines(Plugin):
     """Appends every measurement to a file, as one JSON object a line: ``{"step": 1, "tag": "loss/optimizer", "value":
     0.5}``; of a distribution, in place of ``"value"``, its ``"count"``, ``"minimum"``, ``"maximum"``, ``"total"``,
     ``"total_squares"``, ``"zeros"``, ``"subnormal"``, ``"nonfinite"`` and, of the buckets that hold something,
     ``"limits"`` (right edges) and ``"counts"``. A number that is not finite is ``null``; pictures are left out.
-    The file is complete after every batch of measurements. Of several processes the first writes.
+    Of settings, ``"settings"`` and ``"metrics"``. The file is complete after every batch of measurements. Of several
+    processes the first writes. If the file cannot be written any more, as when the disk is full, the log says so once,
+    and training goes on.
 
     Args:
-        path: the file; its folder is made if missing. Default: ``measurements.jsonl`` in the trainer's ``run_dir``. A
-            run that begins anew where there is the file of another is written to ``measurements_2.jsonl``, and so on.
+        path: the file; its folder is made if missing. A run that begins anew where there is ``file.jsonl`` of another
+            is written to ``file_2.jsonl``, and so on. Default: ``measurements.jsonl`` in the trainer's ``run_dir``,
+            then in ``run_2`` in it.
 
     Raises:
         ConfigurationError: neither ``path`` nor the trainer's ``run_dir`` is given, or the file cannot be written.
@@ -50,19 +57,33 @@ class JSONLines(Plugin):
             path.open("a").close()
         except OSError as error:
             raise ConfigurationError(f"{self!r}: cannot write to {path}: {error.strerror}") from error
-
-        place = Place(trainer, lambda n: path if n == 1 else path.with_stem(f"{path.stem}_{n}"), _is_written)
+        place, works = Place(trainer, functools.partial(self._nth, path), _is_written), True
 
         def write() -> None:
+            nonlocal works
             measurements = trainer.state.measurements
-            if measurements is not None:
-                values = {tag: v for tag, v in measurements.values.items() if not isinstance(v, Picture)}
-                lines = [_line(tag, value, measurements.step) for tag, value in values.items()]
+            if measurements is None or not works:
+                return
+            values = {tag: v for tag, v in measurements.values.items() if not isinstance(v, Picture)}
+            lines = [_line(tag, value, measurements.step) for tag, value in values.items()]
+            try:
+                place.path().parent.mkdir(exist_ok=True)
                 with place.path().open("a", encoding="utf-8") as file:
                     file.writelines(lines)
+            except OSError as error:
+                works = False
+                logger.error("%r: nothing more is written to %s: %s", self, path, error.strerror)
 
-        yield Events.STARTED, place.leave
+        yield Events.STARTED, place.begin_run
         yield WeightEvents.MEASURED, write
+
+    def _nth(self, path: Path, number: int) -> Path:
+        """Where the run of this number writes."""
+        if number == 1:
+            return path
+        return (
+            path.parent / f"run_{number}" / path.name if self.path is None else path.with_stem(f"{path.stem}_{number}")
+        )
 
 
 def _is_written(path: Path) -> bool:
@@ -71,7 +92,8 @@ def _is_written(path: Path) -> bool:
 
 def _line(tag: str, value: Any, step: int) -> str:
     if isinstance(value, Settings):
-        found: dict[str, Any] = {"settings": dict(value.values), "metrics": list(value.metrics)}
+        settings = {key: _number(v) if isinstance(v, float) else v for key, v in value.values.items()}
+        found: dict[str, Any] = {"settings": settings, "metrics": list(value.metrics)}
     else:
         found = _distribution(value) if isinstance(value, Histogram) else {"value": _number(value)}
     return json.dumps({"step": step, "tag": tag, **found}, allow_nan=False) + "\n"

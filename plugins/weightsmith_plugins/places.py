@@ -31,20 +31,23 @@ class Place:
         self._nth = nth
         self._is_used = is_used
         self._chosen: Path | None = None
+        self._runs = 0
+        self._goes_on = False
 
-    def leave(self) -> bool:
-        """Let a run that begins anew have a place of its own. Call when a run starts; says whether it does."""
-        is_new = self._trainer.state.epoch == 0
-        if is_new:
+    def begin_run(self) -> bool:
+        """Call when a run starts: one that begins anew leaves the place of the run before. Says whether it does."""
+        self._goes_on = self._trainer.state.iteration > 0
+        leaves = self._runs > 0 and not self._goes_on
+        if leaves:
             self._chosen = None
-        return is_new
+        self._runs += 1
+        return leaves
 
     def path(self) -> Path:
         """The place of the run in progress."""
         if self._chosen is None:
             unused = next(n for n in itertools.count(1) if not self._is_used(self._nth(n)))
-            goes_on = self._trainer.state.epoch > 1
-            self._chosen = self._nth(max(1, unused - 1) if goes_on else unused)
-            if self._chosen != self._nth(1) and not goes_on:
+            self._chosen = self._nth(max(1, unused - 1) if self._goes_on else unused)
+            if unused > 1 and not self._goes_on:
                 logger.warning("%s holds another run: this one is written to %s", self._nth(1), self._chosen)
         return self._chosen

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import collections
 import contextlib
 import io
 import itertools
@@ -40,8 +41,8 @@ logger = logging.getLogger(__name__)
 
 
 class TensorBoard(Plugin):
-    """Writes every measurement to TensorBoard's event files: numbers, distributions, pictures, settings; and, of what
-    the first epoch measured, the telling charts, for the Custom Scalars page.
+    """Writes every measurement to TensorBoard's event files: numbers, distributions, pictures, settings; and the
+    telling charts of what is measured, for the Custom Scalars page.
 
     View them with ``tensorboard --logdir`` on the folder, or on one above it to compare runs. A thread in the
     background writes as soon as it can; everything is on the disk at the end of every epoch and of the run, and when an
@@ -67,10 +68,10 @@ class TensorBoard(Plugin):
         if idist.get_rank() != 0:
             return
         writer = _Writer(trainer, self._writable(Path(folder)))
-        yield Events.STARTED, writer.start
+        yield Events.STARTED, writer.begin_run
         yield WeightEvents.MEASURED, writer.write
         yield Events.EPOCH_COMPLETED, writer.end_epoch
-        yield Events.COMPLETED, writer.file.close
+        yield Events.COMPLETED, writer.end_run
         yield DETACHED, writer.file.close
 
     def _writable(self, folder: Path) -> Path:
@@ -89,28 +90,37 @@ class _Writer:
     def __init__(self, trainer: Trainer, folder: Path) -> None:
         self._trainer = trainer
         self._place = Place(trainer, lambda n: folder if n == 1 else folder / f"run_{n}", _has_events)
-        self._tags: dict[str, None] | None = {}  # of numbers; None once the charts are laid out
+        self._numbers: dict[str, None] = {}
+        self._laid_out: dict[str, dict[str, str]] = {}
         self.file = EventFile(self._place.path)
 
-    def start(self) -> None:
-        if self._place.leave():
-            self._tags = {}
+    def begin_run(self) -> None:
+        if self._place.begin_run():
+            self.file.close()
+            self._numbers, self._laid_out = {}, {}
 
     def write(self) -> None:
         measurements = self._trainer.state.measurements
-        if measurements is None:
-            return
-        for summary in _summaries(measurements.values):
-            self.file.write(summary, measurements.step)
-        if self._tags is not None:
-            numbers = (tag for tag, value in measurements.values.items() if isinstance(value, (Tensor, float, int)))
-            self._tags.update(dict.fromkeys(numbers))
+        if measurements is not None:
+            for summary in _summaries(measurements.values):
+                self.file.write(summary, measurements.step)
+            found = (tag for tag, value in measurements.values.items() if isinstance(value, (Tensor, float, int)))
+            self._numbers.update(dict.fromkeys(found))
 
     def end_epoch(self) -> None:
-        if self._tags:
-            self.file.write(_layout(charts(self._tags)), self._trainer.state.epoch)
-            self._tags = None
+        self._lay_out()
         self.file.flush()
+
+    def end_run(self) -> None:
+        self._lay_out()
+        self.file.close()
+
+    def _lay_out(self) -> None:
+        """Say which charts there are, where there are new ones: TensorBoard takes what was said last."""
+        found = charts(self._numbers)
+        if found != self._laid_out:
+            self._laid_out = found
+            self.file.write(_layout(found), self._trainer.state.epoch)
 
 
 class EventFile:
@@ -125,7 +135,7 @@ class EventFile:
         self._folder = folder
         self._waiting: queue.Queue[Any] = queue.Queue(_MOST_WAITING)
         self._thread: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._failures: collections.deque[BaseException] = collections.deque()
 
     def write(self, summary: Summary, step: int) -> None:
         """Hand an event to the thread; waits while too many wait there.
@@ -135,8 +145,9 @@ class EventFile:
         """
         self._raise_failure()
         if self._thread is None:
+            records = _Records(self._folder())
             self._thread = threading.Thread(
-                target=self._write_all, args=(self._folder(),), name="weightsmith-tensorboard", daemon=True
+                target=self._write_all, args=(records,), name="weightsmith-tensorboard", daemon=True
             )
             self._thread.start()
             atexit.register(self.close)
@@ -158,40 +169,73 @@ class EventFile:
         self._raise_failure()
 
     def _raise_failure(self) -> None:
-        failure, self._failure = self._failure, None
-        if failure is not None:
-            raise failure
+        if self._failures:
+            raise self._failures.popleft()
 
-    def _write_all(self, folder: Path) -> None:
-        """What the thread does until it is told to close. After a failure it takes what comes and writes nothing."""
-        name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers):06d}"
-        file: IO[bytes] | None = None
-        works = True
-        for item in iter(self._waiting.get, _CLOSE):
+    def _write_all(self, records: _Records) -> None:
+        """What the thread does until it is told to close: whatever happens, it goes on taking what waits."""
+        is_open = True
+        while is_open:
+            item = self._waiting.get()
             try:
-                if works and file is None:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    file = (folder / name).open("wb")
-                    _append(file, Event(wall_time=time.time(), file_version="brain.Event:2"))
-                if works and file is not None:
-                    _append(file, item)
-                    if self._waiting.empty():
-                        file.flush()
-            except OSError as error:
-                works = False
-                logger.error("TensorBoard: nothing more is written to %s: %s", folder, error.strerror)
-            except Exception as error:
-                works, self._failure = False, error
+                if item is _CLOSE:
+                    is_open = False
+                    records.close()
+                else:
+                    records.append(item, flush=self._waiting.empty())
+            except BaseException as error:
+                self._failures.append(error)
             finally:
                 self._waiting.task_done()
-        if file is not None:
-            with contextlib.suppress(OSError):  # said already
-                file.close()
-        self._waiting.task_done()
 
 
 _CLOSE = object()
-_MOST_WAITING = 1000
+_MOST_WAITING = 32
+"""Events of about a megabyte."""
+
+
+class _Records:
+    """A file of events. When it cannot be written any more, the log says so, once, and nothing is written."""
+
+    def __init__(self, folder: Path) -> None:
+        name = f"{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{next(_numbers):06d}"
+        self._path = folder / f"events.out.tfevents.{name}"
+        self._file: IO[bytes] | None = None
+        self._works = True
+
+    def append(self, event: Event, *, flush: bool) -> None:
+        if not self._works:
+            return
+        with self._giving_up():
+            if self._file is None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                self._file = self._path.open("wb")
+                _append(self._file, Event(wall_time=time.time(), file_version="brain.Event:2"))
+            _append(self._file, event)
+            if flush:
+                self._file.flush()
+                self._path.stat()  # whether it was taken away
+
+    def close(self) -> None:
+        if self._file is not None:
+            if self._works:
+                with self._giving_up():
+                    self._file.flush()
+            with contextlib.suppress(OSError):
+                self._file.close()
+
+    @contextlib.contextmanager
+    def _giving_up(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._works = False
+            logger.error("TensorBoard: nothing more is written to %s: %s", self._path.parent, error.strerror)
+        except BaseException:
+            self._works = False
+            raise
+
+
 _numbers = itertools.count()
 
 
@@ -211,21 +255,23 @@ def _check_sum(data: bytes) -> bytes:
 def _summaries(measured: Mapping[str, Measurement]) -> Iterator[Summary]:
     """As few as it goes: what an event costs beside its values is most of what a small distribution does."""
     some: list[Summary.Value] = []
+    size = 0
     for tag, value in measured.items():
         if isinstance(value, Settings):
             make: Any = hparams
             yield from make(dict(value.values), dict.fromkeys(value.metrics, 0.0))
             continue
         some.append(_summary_value(tag, value))
-        if len(some) == _TOGETHER:
+        size += some[-1].ByteSize()
+        if size > _TOGETHER:
             yield Summary(value=some)
-            some = []
+            some, size = [], 0
     if some:
         yield Summary(value=some)
 
 
-_TOGETHER = 50
-"""How many values share an event."""
+_TOGETHER = 2**20
+"""Bytes of values, up to which they share an event."""
 
 
 def _has_events(folder: Path) -> bool:

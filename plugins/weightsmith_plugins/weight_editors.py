@@ -23,6 +23,7 @@ from weightsmith.plugin import Subscription
 from weightsmith.tensors import accurate_dtype, unit_norms
 from weightsmith.weights import Weight
 
+from weightsmith_plugins.dormancy import are_dormant
 from weightsmith_plugins.initializers import KaimingUniform
 
 __all__ = ["Decay", "GradientStep", "Lookahead", "Perturb", "ResetDormant", "Rewind", "ShrinkPerturb"]
@@ -252,8 +253,7 @@ class ResetDormant(WeightEditor):
         if seen < self.interval:
             reset = torch.zeros_like(activity, dtype=torch.bool)
             return weight.clone(), {"activity": activity, "reset": reset, "seen": seen}
-        mean = activity.mean()
-        reset = (activity <= self.threshold * mean) & (mean > 0)
+        reset = are_dormant(activity, self.threshold) & (activity > 0).any()  # a layer out of use is left alone
         renewed = torch.where(reset, self.initializer.draw(weight, site), weight)
         return renewed, {"activity": torch.zeros_like(activity), "reset": reset, "seen": torch.tensor(0)}
 

@@ -173,11 +173,11 @@ def test_the_raw_parameters_of_a_parametrized_weight_stand_beside_it(tmp_path):
     assert {tag for tag in found.Tags()["histograms"] if tag.startswith("raw")} == {
         "raw_weights/0/weight",
         "raw_weights/1/weight",
-        "raw_weights/1.weight/down",
-        "raw_weights/1.weight/up",
+        "raw_weights/1/weight.down",
+        "raw_weights/1/weight.up",
     }
     norm = model[1].parametrizations.weight[0].down.detach().norm().item()
-    assert found.Scalars("raw_weight_norm/1.weight/down")[0].value == pytest.approx(norm, rel=1e-6)
+    assert found.Scalars("raw_weight_norm/1/weight.down")[0].value == pytest.approx(norm, rel=1e-6)
 
 
 def test_statistics_come_with_the_histograms_and_are_the_same():
@@ -354,9 +354,19 @@ def test_statistics_are_those_of_numpy():
     assert found["weight_zeros"] == 10 / 2000
     assert found["weight_subnormal"] == 4 / 2000
     assert found["weight_nonfinite"] == 1 / 2000
-    assert set(w.WeightStatistics()(torch.ones(3))) == {"weight_mean", "weight_std", "weight_norm", "weight_zeros"}
+    assert (found["weight_min"], found["weight_max"]) == (np.min(finite), np.max(finite))
+    numbers = {"weight_min", "weight_max", "weight_mean", "weight_std", "weight_norm", "weight_zeros"}
+    assert set(w.WeightStatistics()(torch.ones(3))) == numbers
     assert w.WeightStatistics()(torch.full((2,), math.inf)) == {"weight_nonfinite": 1.0}
     assert w.WeightStatistics()(torch.zeros(0)) == {}
+
+
+@pytest.mark.parametrize("spread", [1e-2, 1e-4, 1e-6, 0.0])
+@pytest.mark.parametrize("size", [100, 300_000])
+def test_a_narrow_distribution_far_from_zero_has_its_own_width(spread, size):
+    values = 1 + spread * torch.randn(size, generator=torch.Generator().manual_seed(0))
+    found = w.WeightStatistics()(values)["weight_std"]
+    assert found == pytest.approx(np.std(values.double().numpy()), rel=1e-3, abs=1e-12)
 
 
 def test_spectral_norms_and_stable_ranks_are_those_of_scipy():
@@ -440,10 +450,11 @@ def test_every_measurement_is_a_line(tmp_path):
     run(tmp_path / "board", model, [w.Losses(), w.WeightHistograms(), w.JSONLines(str(path))], epochs=2)
     lines = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text(encoding="utf-8").splitlines()]
     found = {(line["tag"], line["step"]): line for line in lines}
-    assert found["loss/optimizer", 2]["value"] is None  # NaN since the first update
+    assert found["nonfinite_losses/optimizer", 2]["value"] == 2  # NaN since the first update
+    assert ("loss/optimizer", 2) not in found
+    assert found["metrics/error", 2]["value"] is None
     weights = histogram(torch.tensor([1.0, -2.0, 0.0]))
     assert found["nonfinite/bias", 1]["value"] == 1
-    assert ("metrics/error", 2) in found
     line = json.loads(_line("weights/a", weights, 3))
     assert line.pop("limits") == weights.limits[weights.counts > 0].tolist()
     assert line == {

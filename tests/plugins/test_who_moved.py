@@ -5,8 +5,10 @@ import math
 import pytest
 import torch
 import weightsmith_plugins as w
+from ignite.engine import Events
 from torch import nn
 from weightsmith import Plugin, Trainer, WeightEvents
+from weightsmith_plugins.probes.updates import SampledUpdates
 
 BATCHES = [(torch.randn(4, 3), torch.randn(4, 2)) for _ in range(3)]
 
@@ -73,9 +75,9 @@ def test_moves_of_an_epoch_add_up():
     whole, _ = trained([*plugins, w.PluginEffect("epoch")])
     torch.manual_seed(0)
     start = nn.Linear(3, 2)
-    assert once["effect/weight/Decay"] == 0
-    assert whole["effect/weight/Decay"] == pytest.approx(0.1 * norm(start.weight), rel=1e-5)
-    assert once["effect/weight/optimizer"] == whole["effect/weight/optimizer"] == 0
+    assert "effect/weight/Decay" not in once
+    assert whole["epoch_effect/weight/Decay"] == pytest.approx(0.1 * norm(start.weight), rel=1e-5)
+    assert once["effect/weight/optimizer"] == whole["epoch_effect/weight/optimizer"] == 0
 
 
 def test_a_second_plugin_of_a_class_has_a_name_of_its_own_and_equals_are_apart():
@@ -84,6 +86,13 @@ def test_a_second_plugin_of_a_class_has_a_name_of_its_own_and_equals_are_apart()
     size = norm(nn.Linear(3, 2).weight)
     assert found["effect/weight/Decay"] == pytest.approx(0.1 * size, rel=1e-5)
     assert found["effect/weight/Decay.1"] == pytest.approx(0.2 * 0.9 * size, rel=1e-5)
+
+
+class Skips(Plugin):
+    order = 30
+
+    def subscriptions(self, trainer):
+        yield WeightEvents.GRADIENTS_COMPUTED, trainer.skip_update
 
 
 class Mover(Plugin):
@@ -101,7 +110,87 @@ def move(trainer):
 def test_a_plugin_that_selects_no_weights_is_seen_where_it_writes():
     found, _ = trained([Mover(), w.PluginEffect(), w.Freeze()])
     assert found["effect/bias/Mover"] == pytest.approx(3 * math.sqrt(2), rel=1e-5)
-    assert found["effect/weight/Mover"] == 0
+    assert "effect/weight/Mover" not in found
+
+
+def test_a_plugin_that_only_looks_moves_nothing_and_does_not_split_the_step():
+    """LBFGS moves the weights many times in a step, with plugins in between."""
+    alone, _ = trained([w.PluginEffect()], optimizer=torch.optim.LBFGS)
+    found, _ = trained([w.Losses(), w.PluginEffect(), w.JSONLines("/dev/null")], optimizer=torch.optim.LBFGS)
+    effects = {tag: value for tag, value in found.items() if tag.startswith("effect")}
+    assert effects == alone
+    assert set(effects) == {"effect/weight/optimizer", "effect/bias/optimizer"}
+
+
+def test_the_step_of_an_optimizer_that_evaluates_repeatedly_is_one_move():
+    found, trainer = trained([w.PluginEffect()], optimizer=torch.optim.LBFGS, data=BATCHES[:1])
+    torch.manual_seed(0)
+    start = nn.Linear(3, 2)
+    assert found["effect/weight/optimizer"] == pytest.approx(norm(trainer.model.weight - start.weight), rel=1e-4)
+
+
+def test_a_plugin_that_acts_elsewhere_is_seen_there():
+    plugins = [w.Decay(0.5, at=Events.EPOCH_COMPLETED), w.ScaleGradient(0.0), w.L2(0.1), w.Freeze()]
+    for of, group in (("update", "effect"), ("epoch", "epoch_effect")):
+        found, _ = trained([*plugins, w.PluginEffect(of)])
+        torch.manual_seed(0)
+        assert found[f"{group}/weight/Decay"] == pytest.approx(0.5 * norm(nn.Linear(3, 2).weight), rel=1e-5)
+
+
+def test_sums_of_an_epoch_outlast_a_plugin_that_comes_or_goes():
+    def sums(change):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 2)
+        plugins = [w.Decay(0.01), w.PluginEffect("epoch"), w.DormantUnits(), w.UpdateRatio(), w.Losses()]
+        trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), nn.MSELoss(), plugins=plugins)
+        found = {}
+        trainer.add_event_handler(WeightEvents.MEASURED, lambda engine: found.update(tags(engine)))
+        if change:
+            trainer.on(Events.ITERATION_COMPLETED(once=2))(lambda: trainer.attach(w.LearningRates()))
+            trainer.on(Events.ITERATION_COMPLETED(once=3))(lambda: trainer.detach(w.LearningRates()))
+        trainer.run(BATCHES)
+        return {tag: float(value) for tag, value in found.items()}
+
+    assert sums(change=True) == sums(change=False)
+
+
+def test_an_optimizer_that_is_updated_now_and_then_is_watched_at_its_first_update_of_the_epoch():
+    models = {"often": nn.Linear(2, 2), "seldom": nn.Linear(2, 2)}
+    optimizers = {name: torch.optim.SGD(model.parameters(), lr=0.1) for name, model in models.items()}
+    changes = {}
+
+    def step(trainer, batch):
+        trainer.update(models["often"](batch).square().mean(), optimizer="often")
+        if trainer.state.iteration % 4 in (1, 2):
+            before = models["seldom"].weight.detach().clone()
+            trainer.update(models["seldom"](batch).square().mean(), optimizer="seldom")
+            changes[trainer.state.iteration] = norm(models["seldom"].weight - before) / norm(before)
+
+    plugins = [w.UpdateRatio(), w.PluginEffect(), w.GradientNorms(), w.L2(0.1)]
+    trainer = Trainer(models, optimizers, step=step, plugins=plugins)
+    found = {}
+    trainer.add_event_handler(WeightEvents.MEASURED, lambda engine: found.update(tags(engine)))
+    trainer.run([torch.randn(3, 2) for _ in range(4)], max_epochs=2)
+    assert float(found["update_ratio/seldom/weight"]) == pytest.approx(changes[5], rel=1e-4)
+    assert "effect/seldom/weight/optimizer" in found
+    assert "gradient_norm_after/seldom/weight/L2" in found
+
+
+@pytest.mark.parametrize("probe", [w.UpdateRatio(), w.PluginEffect(), w.GradientNorms()])
+def test_the_weights_are_looked_at_in_the_first_and_the_last_update_only(probe, monkeypatch):
+    looked = []
+    sampled = SampledUpdates.includes_this
+    monkeypatch.setattr(SampledUpdates, "includes_this", lambda self: looked.append(sampled(self)) or looked[-1])
+    trained([probe, w.L2(0.1)], data=BATCHES * 3, epochs=2)
+    asked = len(looked) // 18
+    assert looked == ([True] * asked + [False] * asked * 7 + [True] * asked) * 2
+
+
+@pytest.mark.parametrize("probe", [w.UpdateRatio(), w.PluginEffect()])
+def test_an_update_that_is_skipped_is_none(probe):
+    found, trainer = trained([probe, Skips()])
+    assert trainer.state.updates == {"optimizer": 0}
+    assert found == {}
 
 
 def test_two_optimizers_are_each_charged_for_their_own_weights():
@@ -157,10 +246,16 @@ def test_what_the_backward_pass_gave_is_the_losss_gradient():
     assert found["gradient_norm_after/weight/Sign"] == pytest.approx(math.sqrt(6), rel=1e-5)
 
 
-def test_of_a_second_evaluation_the_gradient_that_steps_is_followed():
-    found, _ = trained([w.GradientNorms(), w.SharpnessAware(0.5), w.L2(0.3)], data=BATCHES[:1])
-    assert found["gradient_norm_after/weight/SharpnessAware"] == pytest.approx(found["gradient_norm/weight"], rel=1e-6)
-    assert found["gradient_norm_after/weight/L2"] == pytest.approx(found["gradient_norm/weight"], rel=1e-6)
+def test_of_a_second_evaluation_the_gradient_shows_as_what_asked_for_it_left_it():
+    plugins = [w.GradientNorms(), w.SharpnessAware(0.5), w.L2(0.3), w.ScaleGradient(0.5)]
+    found, _ = trained(plugins, data=BATCHES[:1])
+    plain, _ = trained([w.GradientNorms(), w.L2(0.3)], data=BATCHES[:1])
+    for who in ("backward", "L2"):
+        tag = f"gradient_norm_after/weight/{who}"
+        assert found[tag] == pytest.approx(plain[tag], rel=1e-6)
+    sharp = found["gradient_norm_after/weight/SharpnessAware"]
+    assert sharp > 1.1 * found["gradient_norm_after/weight/L2"]
+    assert found["gradient_norm/weight"] == pytest.approx(sharp / 2, rel=1e-6)
 
 
 def test_where_nothing_edits_there_is_no_path():
@@ -200,11 +295,6 @@ def test_every_handler_of_a_plugin_is_announced_while_somebody_listens():
     completed.remove()
     trainer.run(BATCHES[:1])
     assert log == [None]
-
-
-class Skips(Plugin):
-    def subscriptions(self, trainer):
-        yield WeightEvents.GRADIENTS_COMPUTED, trainer.skip_update
 
 
 def test_the_event_in_progress_is_still_the_one_outside():

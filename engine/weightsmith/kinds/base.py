@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["WeightPlugin", "as_it_is", "copy_to"]
 
 
+_ECHOES = (WeightEvents.MEASURED.name, WeightEvents.PLUGIN_STARTED.name, WeightEvents.PLUGIN_COMPLETED.name)
 _GRADIENT_EVENTS = (WeightEvents.GRADIENTS_COMPUTED.name, WeightEvents.GRADIENTS_READY.name)
 
 
@@ -128,6 +129,8 @@ class WeightPlugin(Plugin, abstract=True):
 
     def refuse_event(self) -> None:
         """Raise where ``at`` is an event on which the kind can do nothing."""
+        if self.at in _ECHOES:
+            raise ConfigurationError(f"{self!r}: {self.at} fires inside other events: give one of these in at=")
         if self.acts_on_its_event_only and self.at is not None:
             raise ConfigurationError(f"{self!r}: it acts on {self.event.name} and nowhere else: leave out at=")
         if "gradient" in self.writes and self.at is not None and self.at not in _GRADIENT_EVENTS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -181,7 +181,7 @@ class Constraint(WeightPlugin, abstract=True):
     def enforce(self, binding: Binding, targets: Sequence[Target]) -> None:
         """Put what stands in these weights' place for a while (an average) into the set, if the constraint is in force
         now. Neither the plugin's memory nor the optimizer's changes."""
-        if not replace(self, every=1).due(binding.count(), binding.trainer.state.update, binding.trainer.state.epoch):
+        if not binding.is_in_force():
             return
         sites = [site for _, site in targets]
         memories = [{name: entry.clone() for name, entry in site.state.items()} for site in sites]

@@ -13,9 +13,9 @@ from torch import Tensor
 from weightsmith.binding import Binding
 from weightsmith.errors import PluginContractError
 from weightsmith.kinds.base import WeightPlugin
-from weightsmith.measurements import Measurement
+from weightsmith.measurements import Measurement, is_measurement
 from weightsmith.site import Site
-from weightsmith.weights import raw_weights
+from weightsmith.weights import Weight, raw_weights
 
 __all__ = ["Probe", "tag"]
 
@@ -39,25 +39,34 @@ class Probe(WeightPlugin, abstract=True):
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
-        values: dict[str, Measurement] = {}
-        for weight, site in binding.all_targets():
-            values |= self._measured("", weight.name, weight.effective_units(), site)
-            for part in raw_weights([weight]) if self.measures_raw and weight.parametrized else []:
-                values |= self._measured("raw_", part.name, part.units(), site)
-        binding.publish(values)
+        binding.publish(self.measured(binding))
 
-    def _measured(self, prefix: str, name: str, weight: Tensor, site: Site) -> dict[str, Measurement]:
+    def measured(self, binding: Binding) -> dict[str, Measurement]:
+        """What it measures of all its weights now, by tag; inside an update, of that optimizer's."""
+        values: dict[str, Measurement] = {}
+        optimizer = binding.trainer.state.optimizer
+        for weight, site in binding.all_targets():
+            if optimizer is not None and weight.optimizer != optimizer:
+                continue
+            seen = weight.effective_units() if self.sees_effective_weights else weight.units()
+            values |= self._measured_of("", weight, seen, site)
+            for part in raw_weights([weight]) if self.measures_raw and weight.parametrized else []:
+                values |= self._measured_of("raw_", part, part.units(), site)
+        return values
+
+    def _measured_of(self, prefix: str, weight: Weight, seen: Tensor, site: Site) -> dict[str, Measurement]:
         """What one call measures, by tag."""
         try:
-            measured = self._ask(self.measure, weight.detach(), site=site)
-            if not isinstance(measured, dict):
+            measured = self._ask(self.measure, seen.detach(), site=site)
+            if not (isinstance(measured, dict) and all(is_measurement(value) for value in measured.values())):
                 raise PluginContractError(
-                    f"{type(self).__name__}.measure returned {measured!r}: return a dict of group to measurement"
+                    f"{type(self).__name__}.measure returned {measured!r}: return a dict of group to a number, a 0-d "
+                    "tensor, a Histogram or a Picture"
                 )
         except Exception as error:
-            error.add_note(f"on weight {name!r}")
+            error.add_note(f"on weight {weight.name!r}")
             raise
-        return {tag(f"{prefix}{group}", name): value for group, value in measured.items()}
+        return {tag(f"{prefix}{group}", weight.name, weight.leaf): value for group, value in measured.items()}
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> dict[str, Measurement]:
         """What it measures of one tensor, outside a trainer."""
@@ -65,11 +74,16 @@ class Probe(WeightPlugin, abstract=True):
         return measured
 
 
-def tag(group: str, name: str) -> str:
+def tag(group: str, name: str, leaf: str | None = None) -> str:
     """Where a measurement of a weight stands: a folder for the group, one for the module, then the parameter.
 
-    >>> tag("weights", "features.0.weight")
-    'weights/features.0/weight'
+    Args:
+        group: what is measured.
+        name: the weight's name.
+        leaf: the attribute under which its module has it. Default: what follows the name's last dot.
+
+    >>> tag("weights", "features.0.weight"), tag("weights", "fc.weight.up", "weight")
+    ('weights/features.0/weight', 'weights/fc/weight.up')
     """
-    module, _, leaf = name.rpartition(".")
-    return "/".join(part for part in (group, module, leaf) if part)
+    start = f".{name}".rfind(f".{name.rpartition('.')[2] if leaf is None else leaf}")
+    return "/".join(part for part in (group, name[: max(0, start - 1)], name[start:]) if part)

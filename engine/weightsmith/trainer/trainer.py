@@ -17,14 +17,14 @@ from torch.optim import Optimizer
 from weightsmith.attachments import Attachments
 from weightsmith.binding import Binding
 from weightsmith.debugging import WriteGuard
-from weightsmith.errors import ConfigurationError
+from weightsmith.errors import ConfigurationError, PluginContractError
 from weightsmith.evaluation import EvaluationStep, evaluator, pair
 from weightsmith.events import WeightEvents
 from weightsmith.faults import blaming
 from weightsmith.handlers import ANNOUNCEMENTS
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
 from weightsmith.lending import lendable, lending, renew_statistics
-from weightsmith.measurements import Measurement, Measurements
+from weightsmith.measurements import Measurement, Measurements, is_measurement
 from weightsmith.plan import Plan
 from weightsmith.plugin import Plugin
 from weightsmith.selection import Where, everything, select
@@ -107,6 +107,9 @@ class Trainer(UpdatePipeline):
         self.seed = torch.initial_seed() if seed is None else seed
         self.debug = debug
         self._guard = WriteGuard(self.weights) if debug else None
+        self.published: dict[str, int] = {}
+        """What was measured in this run: tag to the step of its last measurement."""
+        self._said_twice: set[str] = set()
         inventory(self.models, self.optimizers)  # refuses, by name, a weight that two optimizers hold
         self._attachments = Attachments(self)
         for plugin in [plugins] if isinstance(plugins, Plugin) else plugins:
@@ -154,9 +157,9 @@ class Trainer(UpdatePipeline):
         self._settle_announcing()
 
     def _settle_announcing(self) -> None:
-        self.announces = any(self._event_handlers.get(event) for event in ANNOUNCEMENTS)
+        self._announces = any(self._event_handlers.get(event) for event in ANNOUNCEMENTS)
 
-    def announce(self, event: WeightEvents) -> None:
+    def _announce(self, event: WeightEvents) -> None:
         """Fire an event inside another, which stays the one in progress."""
         current = self.last_event_name
         self._fire_event(event)
@@ -168,6 +171,10 @@ class Trainer(UpdatePipeline):
 
     def _between_updates(self) -> None:
         self._attachments.settle()
+
+    def _start(self) -> None:
+        self.published.clear()
+        super()._start()
 
     def _look_again(self) -> None:
         self._attachments.follow_optimizers()
@@ -208,11 +215,12 @@ class Trainer(UpdatePipeline):
         return measured
 
     def penalty_costs(self) -> dict[Penalty, Tensor]:
-        """What each penalty charges now, on all its weights that are trained, 0-d on the device. Equal penalties that
-        are attached several times count together."""
+        """What each penalty charges now, on all its weights that are trained, 0-d on the device; 0 before its ``after``
+        and from its ``before`` on. Equal penalties that are attached several times count together."""
         costs: dict[Penalty, Tensor] = {}
-        for binding, cost in self._costs():
+        for binding, charge in self._costs():
             penalty: Any = binding.plugin
+            cost = charge if binding.is_in_force() else torch.zeros_like(charge)
             costs[penalty] = costs[penalty] + cost if penalty in costs else cost
         return costs
 
@@ -229,11 +237,24 @@ class Trainer(UpdatePipeline):
         """Hand measurements to the sinks: sets ``state.measurements`` and fires MEASURED.
 
         Args:
-            values: tag to a number, a 0-d tensor or a :class:`~weightsmith.measurements.Histogram`.
+            values: tag to a number, a 0-d tensor, a :class:`~weightsmith.measurements.Histogram`, a
+                :class:`~weightsmith.measurements.Picture` or :class:`~weightsmith.measurements.Settings`.
             step: where they belong on the horizontal axis.
+
+        Raises:
+            PluginContractError: a value is something else.
         """
+        for tag, value in values.items():
+            if not is_measurement(value):
+                raise PluginContractError(
+                    f"{tag!r} was measured as {value!r}: give a number, a 0-d tensor, a Histogram, …"
+                )
+            if self.published.get(tag) == step and tag not in self._said_twice:
+                self._said_twice.add(tag)
+                self.logger.warning("%r was measured twice at step %d: two probes share it, and so one line", tag, step)
+            self.published[tag] = step
         self.state.measurements = Measurements(dict(values), step)
-        self.announce(WeightEvents.MEASURED)
+        self._announce(WeightEvents.MEASURED)
 
     # ---------------------------------------------------------------- evaluating
 

@@ -33,6 +33,7 @@ def histogram(values: Tensor) -> Histogram:
     (3, 1, 1, 3.0)
     """
     flat = _in_memory_order(values.detach().abs() if values.is_complex() else values.detach())
+    flat = flat if flat.dtype in _BITS else flat.float()
     limits = _limits(flat.device)
     counts = _counted_by_key(flat) if flat.is_cpu and flat.dtype in _BITS else _counted_by_search(flat)
     nonfinite = int(counts[-1])
@@ -87,7 +88,8 @@ _BITS = {
 def _zeros_and_subnormals(flat: Tensor) -> tuple[int, int]:
     """How many values are zero, and how many are nearer to it than the smallest normal number."""
     bits, other_than_zero, normal = _BITS[flat.dtype], 0, 0
-    for block in torch.split(flat.view(bits.whole), _BLOCK):  # as integers: subnormal numbers are slow
+    size = _BLOCK if flat.is_cpu else flat.numel()  # each block is read back
+    for block in torch.split(flat.view(bits.whole), size):  # as integers: subnormal numbers are slow
         other_than_zero += int((block & bits.magnitude).count_nonzero())
         normal += int((block & bits.exponent).count_nonzero())
     return flat.numel() - other_than_zero, other_than_zero - normal
@@ -96,7 +98,7 @@ def _zeros_and_subnormals(flat: Tensor) -> tuple[int, int]:
 def _sums(flat: Tensor, *, with_subnormals: bool) -> tuple[Tensor, Tensor]:
     """Σw and Σw² in float64. Where there are subnormal values, with which arithmetic is slow, they count as 0, which
     changes nothing but rounding."""
-    if flat.numel() <= _SUMMED:
+    if flat.numel() <= _SUMMED or not flat.is_cpu:
         return _block_sums(_normal(flat) if with_subnormals else flat)
     sums = [_block_sums(_normal(block) if with_subnormals else block) for block in torch.split(flat, _SUMMED)]
     total, squares = (torch.stack(column).sum() for column in zip(*sums, strict=True))

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from ignite.engine import Events
 from ignite.engine.events import EventEnum
-from torch import Tensor
 from weightsmith import ConfigurationError, Measurement, Selector, WeightEvents, matrices
 from weightsmith.binding import Binding
 from weightsmith.kinds import WeightPlugin
 from weightsmith.kinds.probe import tag
 from weightsmith.plugin import Subscription
 from weightsmith.tensors import unit_norms
-from weightsmith.weights import Weight
+
+from weightsmith_plugins.dormancy import are_dormant
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
@@ -29,8 +29,9 @@ class DormantUnits(WeightPlugin):
 
     Sokar et al. (2023), "The dormant neuron phenomenon in deep reinforcement learning", arXiv:2302.12902, with
     gradients in place of activations, as :class:`ResetDormant`, which draws such units anew: a unit that is silent for
-    every input gets none. The gradients are the loss's, before penalties and edits; one that is not finite counts as
-    zero. Reads all gradients of the selected weights once an update.
+    every input gets none. All units of a layer that gets no gradient at all are. The gradients are the loss's, before
+    penalties and edits; in an update in which a unit's is not finite, it counts as zero. Reads all gradients of the
+    selected weights, by default ``matrices``, once an update.
 
     Args:
         threshold: the share of the layer's mean at or below which a unit is dormant, at least 0. Default 0.025.
@@ -40,6 +41,7 @@ class DormantUnits(WeightPlugin):
     order: ClassVar[int] = 5  # on GRADIENTS_COMPUTED before the penalties
     acts_on_its_event_only: ClassVar[bool] = True
     uses_gradients: ClassVar[bool] = True
+    supports_complex: ClassVar[bool] = True
     default_where: ClassVar[Selector] = matrices
 
     threshold: float = 0.025
@@ -55,24 +57,20 @@ class DormantUnits(WeightPlugin):
         def add() -> None:
             if not (binding.due() and binding.is_first_evaluation()):
                 return
-            activity = binding.once(_activity)
             for weight, site in binding.targets():
                 if site.gradient is not None:
-                    found = unit_norms(site.gradient, site.unit_dims, order=1.0).nan_to_num(0.0, 0.0, 0.0)
-                    activity[weight.name] = activity[weight.name] + found if weight.name in activity else found
+                    found = unit_norms(site.gradient, site.unit_dims, order=1.0).abs().nan_to_num(0.0, 0.0, 0.0)
+                    binding.notes[weight.name] = binding.notes.get(weight.name, 0.0) + found
 
-        yield Events.EPOCH_STARTED, lambda: binding.once(_activity).clear()
+        yield Events.EPOCH_STARTED, lambda: binding.notes.clear()
         yield WeightEvents.GRADIENTS_COMPUTED, add
         yield self.event, binding.run
 
     def act(self, binding: Binding) -> None:
         shares: dict[str, Measurement] = {}
-        for name, activity in binding.once(_activity).items():
-            dormant = activity <= self.threshold * activity.mean()
-            shares[tag("dormant_units", name)] = dormant.double().mean()
+        for weight, _ in binding.all_targets():
+            activity = binding.notes.get(weight.name)
+            if activity is not None:
+                share = are_dormant(activity, self.threshold).double().mean()
+                shares[tag("dormant_units", weight.name, weight.leaf)] = share
         binding.publish(shares)
-
-
-def _activity(_: Sequence[Weight]) -> dict[str, Tensor]:
-    """Where a :class:`DormantUnits` sums Σ|∂loss/∂w| of every unit, by weight name."""
-    return {}

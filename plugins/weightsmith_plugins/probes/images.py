@@ -49,11 +49,13 @@ class FilterImages(Probe):
             return {}
         values = (weight.abs() if weight.is_complex() else weight).float()
         peak = values.nan_to_num(0.0, 0.0, 0.0).abs().amax()
-        shares = (values / torch.where(peak > 0, peak, 1)).clamp(-1, 1)
+        scale = torch.where(peak > 0, peak, 1)
         is_image = weight.ndim == 4 and site.unit_dims == (1, 2, 3) and weight.shape[1] in (1, 3)
-        most = self.most
-        colours = _filters(shares, most) if is_image else _matrix(unit_matrices(shares, site.unit_dims)[0], most)
-        pixels = (_averaged(colours, most).nan_to_num(0.0) * 255).round().to(torch.uint8).cpu()
+        if is_image:
+            colours = _averaged(_filters((values / scale).clamp(-1, 1), self.most), self.most)
+        else:
+            colours = _matrix(unit_matrices(values, site.unit_dims)[0], scale, self.most)
+        pixels = (colours.nan_to_num(0.0) * 255).round().to(torch.uint8).cpu()
         return {"images": Picture(pixels.movedim(0, -1)), "image_scale": peak}
 
 
@@ -62,10 +64,15 @@ def _diverging(shares: Tensor) -> Tensor:
     return torch.stack([1 + shares.clamp(max=0), 1 - shares.abs(), 1 - shares.clamp(min=0)])
 
 
-def _matrix(shares: Tensor, most: int) -> Tensor:
-    """Each side enlarged by its own factor, so that none is thin; shape ``(3, …)``."""
-    height, width = shares.shape
-    return _enlarged(_diverging(shares), _factor(height, most), _factor(width, most))
+def _matrix(values: Tensor, scale: Tensor, most: int) -> Tensor:
+    """Coloured, and each side enlarged by its own factor, so that none is thin; shape ``(3, …)``. Of a large matrix the
+    positive and the negative parts are averaged first: their colours are linear."""
+    positive, negative = (
+        _averaged(part.unsqueeze(0), most) / scale for part in (values.clamp(min=0), values.clamp(max=0))
+    )
+    colours = torch.cat([1 + negative, 1 + negative - positive, 1 - positive]).clamp(0, 1)
+    height, width = colours.shape[1:]
+    return _enlarged(colours, _factor(height, most), _factor(width, most))
 
 
 def _filters(shares: Tensor, most: int) -> Tensor:

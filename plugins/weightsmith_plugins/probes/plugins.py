@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -15,10 +15,10 @@ from weightsmith.handlers import PluginHandler
 from weightsmith.kinds import WeightPlugin
 from weightsmith.kinds.probe import tag
 from weightsmith.plugin import Subscription
+from weightsmith.targets import Target
 from weightsmith.tensors import accurate_dtype
-from weightsmith.weights import Weight, raw_weights
 
-from weightsmith_plugins.probes.updates import is_last_iteration
+from weightsmith_plugins.probes.updates import SampledUpdates
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
@@ -32,119 +32,174 @@ class PluginEffect(WeightPlugin):
     """Who moved this weight? The L2 norm ‖Δw‖ of what each plugin changed in every selected weight, raw, as plugins
     write it; and of the rest, the optimizer's step: ``effect/<module>/<parameter>/<plugin>`` and ``…/optimizer``.
 
-    The rest holds what handlers of your own write, if they do. A second plugin of a class is ``<plugin>.1``. What a
-    plugin does to gradients shows in the optimizer's step, and in :class:`GradientNorms`.
+    The rest holds what handlers of your own write, if they do. A second plugin of a class is ``<plugin>.1``; one that
+    selects no weights is there where it moved some. What a plugin does to gradients shows in the optimizer's step, and
+    in :class:`GradientNorms`.
 
     Args:
-        of: ``"update"`` (default), the last one of an epoch, in which alone the weights are copied; or ``"epoch"``, the
-            sum of the norms over all its updates, which shows plugins that act now and then, at the price of several
-            copies of the weights in each.
+        of: ``"update"`` (default), the one in the last iteration of an epoch (of an optimizer that has none there, its
+            first of the epoch), and only then are weights copied; or ``"epoch"``, as ``epoch_effect/…``, the sum of
+            the norms over all its updates and what lies between them, which shows plugins that act now and then, at
+            the price of several copies of the weights in each update.
     """
 
     event: ClassVar[EventEnum] = Events.EPOCH_COMPLETED
     order: ClassVar[int] = 65
     acts_on_frozen: ClassVar[bool] = True
     acts_on_its_event_only: ClassVar[bool] = True
-    uses_gradients: ClassVar[bool] = True
     supports_complex: ClassVar[bool] = True
 
     of: Literal["update", "epoch"] = "update"
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
-        binding = trainer.bind(self)
+        binding, sampled = trainer.bind(self), SampledUpdates(trainer)
+        moves = _Moves(binding, adds=self.of == "epoch")
 
         def begin() -> None:
-            if (self.of == "epoch" or is_last_iteration(trainer)) and binding.due() and binding.is_first_evaluation():
-                binding.once(_Moves).begin(binding, adds=self.of == "epoch")
+            if binding.is_first_evaluation():
+                moves.end()
+                if binding.due() and not trainer.is_skipping and (self.of == "epoch" or sampled.includes_this()):
+                    moves.begin()
 
         def started() -> None:
-            if _writes(trainer.state.acting, "weight"):
-                binding.once(_Moves).charge(binding, "optimizer")
-
-        def completed() -> None:
             acting = trainer.state.acting
-            if acting is not None and _writes(acting, "weight"):
-                binding.once(_Moves).charge(binding, acting.name, acting.may_write)
+            if acting is None or not _writes(acting, "weight"):
+                return
+            outside = acting.event not in _UPDATE_EVENTS  # where a plugin acts by `at`
+            if moves.watches_update() or (outside and (self.of == "epoch" or sampled.is_last_iteration())):
+                moves.start(acting)
 
-        def end() -> None:
-            binding.once(_Moves).charge(binding, "optimizer")
-            binding.once(_Moves).end()
-
+        yield Events.EPOCH_STARTED, sampled.begin_epoch
         yield WeightEvents.GRADIENTS_COMPUTED, begin
         yield WeightEvents.PLUGIN_STARTED, started
-        yield WeightEvents.PLUGIN_COMPLETED, completed
-        yield WeightEvents.UPDATE_COMPLETED, end
+        yield WeightEvents.PLUGIN_COMPLETED, lambda: moves.complete(trainer.state.acting)
+        yield WeightEvents.UPDATE_COMPLETED, moves.charge_the_rest
         yield self.event, binding.run
 
     def act(self, binding: Binding) -> None:
-        moved = binding.once(_Moves).moved
-        binding.publish({f"{tag('effect', name)}/{who}": norm for (name, who), norm in moved.items()})
-        moved.clear()
+        group = "effect" if self.of == "update" else "epoch_effect"
+        leaves = {target.weight.name: target.weight.leaf for target in binding.all_targets()}
+        binding.publish(
+            {f"{tag(group, name, leaves.get(name))}/{who}": norm for (name, who), norm in binding.notes.items()}
+        )
+        binding.notes.clear()
+
+
+_UPDATE_EVENTS = frozenset(event.name for event in WeightEvents)
 
 
 class _Moves:
-    """How far weights have moved since they were last looked at, and because of whom; for one update after another."""
+    """Notes of a binding: (weight, who) to the norm by which it was moved."""
 
-    def __init__(self, _: Sequence[Weight]) -> None:
-        self.moved: dict[tuple[str, str], Tensor] = {}
-        self._before: dict[str, Tensor] = {}
-        self._during: object = None
-
-    @torch.no_grad()
-    def begin(self, binding: Binding, *, adds: bool) -> None:
-        """Look for the first time in the update in progress; its moves are added to what there is, or replace it."""
-        self._during = _update_in_progress(binding)
-        self._before = {target.weight.name: target.tensor.clone() for target in binding.targets()}
-        if not adds:
-            self.moved = {key: norm for key, norm in self.moved.items() if key[0] not in self._before}
+    def __init__(self, binding: Binding, *, adds: bool) -> None:
+        self._binding = binding
+        self._adds = adds
+        self._rest: dict[str, Tensor] = {}
+        """The weights of the update that is watched as they were, and with what plugins have changed since."""
+        self._inside: dict[PluginHandler, dict[str, Tensor]] = {}
+        """The weights as they were when each of the handlers that run started."""
 
     @torch.no_grad()
-    def charge(self, binding: Binding, who: str, may_write: Callable[[str, str], bool] | None = None) -> None:
-        """Charge the moves since the last look to somebody."""
-        if self._during != _update_in_progress(binding):
+    def begin(self) -> None:
+        """Watch the update in progress."""
+        self._rest = {target.weight.name: target.tensor.clone() for target in self._binding.targets()}
+        if not self._adds:
+            notes = self._binding.notes
+            for key in [key for key in notes if key[0] in self._rest]:
+                del notes[key]
+
+    def watches_update(self) -> bool:
+        return bool(self._rest)
+
+    @torch.no_grad()
+    def start(self, acting: PluginHandler) -> None:
+        written = (target for target in self._targets() if acting.may_write("weight", target.weight.name))
+        self._inside[acting] = {target.weight.name: target.tensor.clone() for target in written}
+
+    @torch.no_grad()
+    def complete(self, acting: PluginHandler | None) -> None:
+        before = {} if acting is None else self._inside.pop(acting, {})
+        if acting is None or not before:
             return
-        for target in binding.targets():
-            name, now, before = target.weight.name, target.tensor, self._before.get(target.weight.name)
-            if before is not None and (may_write is None or may_write("weight", name)):
-                norm = _norm(now.to(accurate_dtype(now.dtype)) - before)
-                self.moved[name, who] = self.moved[name, who] + norm if (name, who) in self.moved else norm
-                before.copy_(now)
+        for target in self._targets():
+            name = target.weight.name
+            if name not in before:
+                continue
+            change = _difference(target.tensor, before[name])
+            if acting.binding is None and not bool((change != 0).any()):
+                continue
+            self._note(name, acting.name, change)
+            if name in self._rest:
+                self._rest[name] = _sum(self._rest[name], change)
+
+    @torch.no_grad()
+    def charge_the_rest(self) -> None:
+        """Charge the optimizer with what no plugin did in the update that is watched, and watch it no longer."""
+        for target in self._targets():
+            if target.weight.name in self._rest:
+                self._note(target.weight.name, "optimizer", _difference(target.tensor, self._rest[target.weight.name]))
+        self.end()
 
     def end(self) -> None:
-        self._before, self._during = {}, None
+        """Watch no update any more."""
+        self._rest, self._inside = {}, {}
+
+    def _targets(self) -> tuple[Target, ...]:
+        return self._binding.targets()
+
+    def _note(self, name: str, who: str, change: Tensor) -> None:
+        notes, key = self._binding.notes, (name, who)
+        norm = _norm(change)
+        notes[key] = notes[key] + norm if key in notes else norm
+
+
+def _difference(now: Tensor, before: Tensor) -> Tensor:
+    dtype = accurate_dtype(now.dtype)
+    return now.to(dtype) - before.to(dtype)
+
+
+def _sum(before: Tensor, change: Tensor) -> Tensor:
+    return before.to(change.dtype) + change
 
 
 class GradientNorms(Probe):
-    """The L2 norm of every selected weight's last gradient, after all edits, at every epoch: ``gradient_norm/…``, and
-    of all of them together, by optimizer: ``gradient_norm_total/<optimizer>``. A weight that got no gradient has none.
-    Of a parametrized weight, the raw parameter's.
+    """The L2 norm of every selected parameter's last gradient, after all edits, at every epoch: ``gradient_norm/…``,
+    and of all of them together, by optimizer: ``gradient_norm_total/<optimizer>``. What got no gradient has none. Of a
+    weight that a parametrization computes, the raw parameters are measured.
 
     Args:
-        by_plugin: whether to measure besides, in the last iteration of an epoch, what came out of the backward pass and
-            what each penalty and gradient editor made of it: ``gradient_norm_after/<module>/<parameter>/backward`` and
-            ``…/<plugin>``, for the weights that one of them acts on. Default true.
+        by_plugin: whether to measure besides, in the update in an epoch's last iteration (of an optimizer that has none
+            there, in its first of the epoch), what came out of the backward pass and what each penalty and gradient
+            editor made of it: ``gradient_norm_after/<module>/<parameter>/backward`` and ``…/<plugin>``, for the
+            parameters that one of them acts on. Default true.
     """
+
+    sees_effective_weights: ClassVar[bool] = False
 
     by_plugin: bool = True
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
-        binding = trainer.bind(self)
+        binding, sampled = trainer.bind(self), SampledUpdates(trainer)
+        path = _Path(binding)
 
         def looks(acting: PluginHandler | None) -> bool:
-            on_gradients = acting is not None and acting.event in _GRADIENT_EVENTS and _writes(acting, "gradient")
-            return on_gradients and (self.at is not None or is_last_iteration(trainer)) and binding.due()
+            """Not inside another plugin, which evaluates the update again."""
+            if acting is None or acting.outer is not None or acting.event not in _GRADIENT_EVENTS:
+                return False
+            return _writes(acting, "gradient") and binding.due() and (self.at is not None or sampled.includes_this())
 
         def started() -> None:
             if looks(trainer.state.acting):
-                binding.once(_Path).begin(binding)
+                path.begin()
 
         def completed() -> None:
             acting = trainer.state.acting
             if acting is not None and looks(acting):
-                binding.once(_Path).note(binding, acting.name, acting.may_write)
+                path.note(acting.name, acting)
 
         yield self.at or self.event, binding.run
         if self.by_plugin:
+            yield Events.EPOCH_STARTED, sampled.begin_epoch
             yield WeightEvents.PLUGIN_STARTED, started
             yield WeightEvents.PLUGIN_COMPLETED, completed
 
@@ -153,66 +208,53 @@ class GradientNorms(Probe):
         return {} if norm is None else {"gradient_norm": norm}
 
     @torch.no_grad()
-    def act(self, binding: Binding) -> None:
-        super().act(binding)
-        norms: dict[str, list[Tensor]] = {}
-        for _, site in binding.all_targets():
-            norm = _gradient_norm(site)
-            if norm is not None and site.optimizer is not None:
-                norms.setdefault(site.optimizer, []).append(norm)
-        totals = {name: torch.stack([n.to(some[0].device) for n in some]).norm() for name, some in norms.items()}
-        binding.publish({f"gradient_norm_total/{name}": total for name, total in totals.items()})
-        binding.publish(binding.once(_Path).taken())
-
-
-class _Path:
-    """The norms of gradients on their way from the backward pass to the optimizer."""
-
-    def __init__(self, _: Sequence[Weight]) -> None:
-        self._norms: dict[tuple[str, str], Tensor] = {}
-        self._evaluation: object = None
-
-    def begin(self, binding: Binding) -> None:
-        """At the first plugin of an evaluation, note what came out of the backward pass."""
-        state = binding.trainer.state
-        evaluation = (*_update_in_progress(binding), state.evaluation)
-        if evaluation != self._evaluation:
-            self._evaluation = evaluation
-            self.note(binding, "backward")
-
-    @torch.no_grad()
-    def note(
-        self,
-        binding: Binding,
-        who: str,
-        may_write: Callable[[str, str], bool] | None = None,
-    ) -> None:
-        """Note the norms as somebody left them."""
-        for weight, site in binding.targets():
-            norm = _gradient_norm(site)
-            if norm is not None and (may_write is None or may_write("gradient", raw_weights([weight])[0].name)):
-                self._norms[weight.name, who] = norm
-
-    def taken(self) -> dict[str, Measurement]:
-        """What was noted of weights on whose gradients a plugin acted; nothing is left."""
-        edited = {name for name, who in self._norms if who != "backward"}
-        found: dict[str, Measurement] = {
-            f"{tag('gradient_norm_after', name)}/{who}": norm
-            for (name, who), norm in self._norms.items()
-            if name in edited
-        }
-        self._norms, self._evaluation = {}, None
+    def measured(self, binding: Binding) -> dict[str, Measurement]:
+        found, squares = super().measured(binding), dict[str, list[Tensor]]()
+        for weight, site in binding.all_targets():
+            norm = found.get(tag("gradient_norm", weight.name, weight.leaf))
+            if isinstance(norm, Tensor) and site.optimizer is not None:
+                squares.setdefault(site.optimizer, []).append(norm.square())
+        for optimizer, some in squares.items():
+            found[f"gradient_norm_total/{optimizer}"] = torch.stack([s.to(some[0].device) for s in some]).sum().sqrt()
+        for name, norms in binding.notes.items():
+            if len(norms) > 1:  # else nobody acted on what the backward pass gave
+                found |= {f"gradient_norm_after/{name}/{who}": norm for who, norm in norms.items()}
+        binding.notes.clear()
         return found
 
 
-def _update_in_progress(binding: Binding) -> tuple[str | None, int]:
-    state = binding.trainer.state
-    return state.optimizer, state.window
+class _Path:
+    """Notes of a binding: parameter to the norms of its gradient on the way from the backward pass to the optimizer."""
+
+    def __init__(self, binding: Binding) -> None:
+        self._binding = binding
+        self._evaluation: object = None
+
+    def begin(self) -> None:
+        """At the first plugin of an evaluation, note what came out of the backward pass."""
+        state = self._binding.trainer.state
+        evaluation = state.optimizer, state.window, state.evaluation
+        if evaluation != self._evaluation:
+            self._evaluation = evaluation
+            for weight, _ in self._binding.targets():
+                self._binding.notes.pop(tag("", weight.name, weight.leaf), None)
+            self.note("backward", None)
+
+    @torch.no_grad()
+    def note(self, who: str, acting: PluginHandler | None) -> None:
+        """Note the norms as somebody left them."""
+        for weight, site in self._binding.targets():
+            norm = _gradient_norm(site)
+            if norm is not None and (acting is None or acting.may_write("gradient", weight.name)):
+                self._binding.notes.setdefault(tag("", weight.name, weight.leaf), {})[who] = norm
 
 
-def _writes(acting: PluginHandler | None, what: str) -> bool:
+def _writes(acting: PluginHandler, what: str) -> bool:
     """Whether a handler may write the weight or the gradient of anything."""
-    return acting is not None and (acting.binding is None or what in acting.binding.plugin.writes)
+    if acting.binding is None:
+        return True
+    plugin = acting.binding.plugin
+    return what in plugin.writes or (what == "gradient" and plugin.evaluates_again)
 
 
 def _gradient_norm(site: Site) -> Tensor | None:

@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import ignite.distributed as idist
+import torch
 from ignite.engine import Events
 from torch import Tensor
 from weightsmith import ConfigurationError, Measurement, Plugin, Settings, WeightEvents
@@ -38,20 +40,21 @@ class RunProbe(Plugin, abstract=True):
 
 
 class LearningRates(RunProbe):
-    """The learning rate of every parameter group at every epoch: ``learning_rate/<optimizer>``, with the group's number
-    after it where there are several."""
+    """The learning rate of every parameter group at every epoch: ``learning_rate/<optimizer>``, of the second group
+    ``learning_rate/<optimizer>.1``."""
 
     def measured(self, trainer: Trainer) -> dict[str, Measurement]:
         rates: dict[str, Measurement] = {}
         for name, optimizer in trainer.optimizers.items():
             groups = optimizer.param_groups
             for number, group in enumerate(groups):
-                rates[f"learning_rate/{name}{f'.{number}' if len(groups) > 1 else ''}"] = group["lr"]
+                rates[f"learning_rate/{name}{f'.{number}' if number else ''}"] = float(group["lr"])
         return rates
 
 
 class Hyperparameters(Plugin):
-    """What the run was configured to be, at its end, for TensorBoard's HParams page, beside its last metrics: the
+    """What the run was configured to be, at its end, for TensorBoard's HParams page, beside its last metrics and losses
+    (of a run that ends with an exception there is nothing): the
     values given; of every optimizer its class and the learning rates that it began with, as ``<optimizer>.class`` and
     ``<optimizer>.lr``; and how many micro-batches an update has, the precision and the seed.
 
@@ -82,7 +85,7 @@ class Hyperparameters(Plugin):
             started.update(self.values)
 
         def publish() -> None:
-            metrics = tuple(f"metrics/{name}" for name in trainer.state.metrics)
+            metrics = tuple(tag for tag in trainer.published if tag.startswith(("metrics/", "loss/")))
             trainer.publish({"hyperparameters": Settings(dict(started), metrics)}, step=trainer.state.epoch)
 
         yield Events.STARTED, begin
@@ -90,7 +93,8 @@ class Hyperparameters(Plugin):
 
 
 class PenaltyCosts(RunProbe):
-    """What each penalty charges at every epoch's end: ``penalties/<class>``, in units of the loss. The second one of a
+    """What each penalty charges at every epoch's end, 0 while it is not in force: ``penalties/<class>``, in units of
+    the loss. The second one of a
     class is ``penalties/<class>.1``, whatever its settings, so that runs with other settings share a chart."""
 
     def measured(self, trainer: Trainer) -> dict[str, Measurement]:
@@ -115,30 +119,43 @@ class Violations(RunProbe):
 
 
 class Losses(Plugin):
-    """The mean loss of every epoch: ``loss/<optimizer>``. Summed on the device; read once, at the end of the epoch."""
+    """The mean loss of every epoch, over all micro-batches and processes: ``loss/<optimizer>``; and, where there are
+    any, how many were not finite and are left out of it: ``nonfinite_losses/<optimizer>``. Of an update that is
+    evaluated several times (LBFGS, sharpness-aware), the first evaluation counts. Summed on the device; read once, at
+    the end of the epoch."""
 
     order: ClassVar[int] = 65
 
     def subscriptions(self, trainer: Trainer) -> Iterator[tuple[Any, Any]]:
         sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
 
         def add() -> None:
+            if trainer.state.evaluation > 1:
+                return
             name = str(trainer.state.optimizer)
-            loss = trainer.state.losses[name]
-            sums[name] = sums[name] + loss if name in sums else loss
-            counts[name] = counts.get(name, 0) + 1
-
-        def restart() -> None:
-            sums.clear()
-            counts.clear()
+            loss = trainer.state.losses[name].double()
+            finite = loss.isfinite()
+            seen = torch.stack([torch.where(finite, loss, 0.0), finite.double(), (~finite).double()])
+            sums[name] = sums[name].add_(seen) if name in sums else seen
 
         def publish() -> None:
-            means: dict[str, Measurement] = {f"loss/{name}": sums[name] / counts[name] for name in sums}
-            restart()
-            if means:
-                trainer.publish(means, step=trainer.state.epoch)
+            measured: dict[str, Measurement] = {}
+            for name, seen in sums.items():
+                total, count, nonfinite = _over_processes(seen).tolist()
+                if count:
+                    measured[f"loss/{name}"] = total / count
+                if nonfinite:
+                    measured[f"nonfinite_losses/{name}"] = nonfinite
+            sums.clear()
+            if measured:
+                trainer.publish(measured, step=trainer.state.epoch)
 
-        yield Events.STARTED, restart
+        yield Events.STARTED, lambda: sums.clear()  # Ignite reads signatures, which built-in functions lack
         yield WeightEvents.MICROBATCH_COMPLETED, add
         yield Events.EPOCH_COMPLETED, publish
+
+
+def _over_processes(sums: Tensor) -> Tensor:
+    reduced: Any = idist.all_reduce(sums.clone()) if idist.get_world_size() > 1 else sums
+    found: Tensor = reduced
+    return found

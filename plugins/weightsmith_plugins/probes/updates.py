@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -16,26 +16,54 @@ from weightsmith.kinds import WeightPlugin
 from weightsmith.kinds.probe import tag
 from weightsmith.plugin import Subscription
 from weightsmith.tensors import accurate_dtype
-from weightsmith.weights import Weight
 
 from weightsmith_plugins.probes.distributions import histogram
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
 
-__all__ = ["UpdateHistograms", "UpdateRatio", "is_last_iteration"]
+__all__ = ["SampledUpdates", "UpdateHistograms", "UpdateRatio"]
+
+
+class SampledUpdates:
+    """Chooses the update that stands for an epoch: the one in its last iteration; before it is known whether there is
+    one, the optimizer's first in the epoch, in case that it is updated now and then, or the epoch is cut short."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._state = trainer.state
+        self._seen: set[str | None] = set()
+        self._chosen: object = None
+
+    def begin_epoch(self) -> None:
+        self._seen.clear()
+
+    def is_last_iteration(self) -> bool:
+        """Whether this iteration is the last of its epoch, as far as is known."""
+        length = self._state.epoch_length
+        return length is None or self._state.iteration == self._state.epoch * length
+
+    def includes_this(self) -> bool:
+        """Whether the update in progress is one of those; asked any number of times during the update."""
+        update = self._state.optimizer, self._state.window
+        if update == self._chosen:
+            return True
+        if self.is_last_iteration() or self._state.optimizer not in self._seen:
+            self._seen.add(self._state.optimizer)
+            self._chosen = update
+            return True
+        return False
 
 
 class UpdateProbe(WeightPlugin, abstract=True):
     """Compares every selected weight, as its layer computes with it, before and after the update in the last iteration
-    of an epoch, edits and constraints included. Copies the weights in that iteration only, where the epoch's length is
-    known, else in each."""
+    of an epoch, edits and constraints included. Where there is none (an optimizer that is updated now and then, an
+    epoch that is cut short), before and after the optimizer's first update of the epoch. The weights are copied in
+    these updates only; where the epoch's length is not known, in each."""
 
     event: ClassVar[EventEnum] = Events.EPOCH_COMPLETED
     order: ClassVar[int] = 65
     acts_on_its_event_only: ClassVar[bool] = True
     sees_effective_weights: ClassVar[bool] = True
-    uses_gradients: ClassVar[bool] = True
     supports_complex: ClassVar[bool] = True
 
     @abstractmethod
@@ -43,42 +71,40 @@ class UpdateProbe(WeightPlugin, abstract=True):
         """Group (``"updates"``) to what was measured; its tag becomes ``updates/conv1/weight``."""
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
-        binding = trainer.bind(self)
+        binding, sampled = trainer.bind(self), SampledUpdates(trainer)
+        before: dict[str, Tensor] = {}
 
         @torch.no_grad()
-        def remember() -> None:
-            if is_last_iteration(trainer) and binding.due() and binding.is_first_evaluation():
-                weights = {weight.name: weight.effective_units().clone() for weight, _ in binding.targets()}
-                binding.once(_before).update(weights)
+        def begin() -> None:
+            if not binding.is_first_evaluation():
+                return
+            before.clear()
+            if binding.due() and not trainer.is_skipping and sampled.includes_this():
+                before.update({weight.name: weight.effective_units().clone() for weight, _ in binding.targets()})
 
-        yield WeightEvents.GRADIENTS_COMPUTED, remember
+        @torch.no_grad()
+        def end() -> None:
+            for weight, site in binding.targets():
+                if weight.name in before:
+                    found = self.compare(before[weight.name], weight.effective_units(), site)
+                    measured = {tag(group, weight.name, weight.leaf): value for group, value in found.items()}
+                    binding.notes[weight.name] = measured
+            before.clear()
+
+        yield Events.EPOCH_STARTED, sampled.begin_epoch
+        yield WeightEvents.GRADIENTS_COMPUTED, begin
+        yield WeightEvents.UPDATE_COMPLETED, end
         yield self.event, binding.run
 
-    @torch.no_grad()
     def act(self, binding: Binding) -> None:
-        before = binding.once(_before)
-        values: dict[str, Measurement] = {}
-        for weight, site in binding.all_targets():
-            if weight.name in before:
-                found = self.compare(before[weight.name], weight.effective_units(), site)
-                values |= {tag(group, weight.name): value for group, value in found.items()}
-        before.clear()
-        binding.publish(values)
-
-
-def is_last_iteration(trainer: Trainer) -> bool:
-    """Whether this iteration is the last of its epoch, as far as is known."""
-    length = trainer.state.epoch_length
-    return length is None or trainer.state.iteration == trainer.state.epoch * length
-
-
-def _before(_: Sequence[Weight]) -> dict[str, Tensor]:
-    """Where an :class:`UpdateProbe` keeps the weights of the update in progress, by name."""
-    return {}
+        binding.publish({tag: value for measured in binding.notes.values() for tag, value in measured.items()})
+        binding.notes.clear()
 
 
 class UpdateHistograms(UpdateProbe):
-    """The distribution of what an epoch's last update changed, Δw, in every selected weight: ``updates/…``."""
+    """The distribution of what an epoch's last update changed, Δw, in every selected weight as its layer computes with
+    it: ``updates/…``. Values that are not finite are left out.
+    """
 
     def compare(self, before: Tensor, after: Tensor, site: Site) -> dict[str, Measurement]:
         found = histogram(after - before)
@@ -86,8 +112,9 @@ class UpdateHistograms(UpdateProbe):
 
 
 class UpdateRatio(UpdateProbe):
-    """‖Δw‖ / ‖w‖ of an epoch's last update, for every selected weight: ``update_ratio/…``. A rule of
-    thumb is 1e-3 (Stanford CS231n, "Neural networks, part 3"). A weight that was zero before has none.
+    """‖Δw‖ / ‖w‖ of an epoch's last update, for every selected weight as its layer computes with it:
+    ``update_ratio/…``. A rule of thumb is 1e-3 (Stanford CS231n, "Neural networks, part 3"). A weight that was zero, or
+    not finite, before has none.
     """
 
     def compare(self, before: Tensor, after: Tensor, site: Site) -> dict[str, Measurement]:

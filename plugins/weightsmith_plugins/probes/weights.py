@@ -40,16 +40,19 @@ class WeightHistograms(Probe):
 
     def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
         found = histogram(weight)
-        numbers = _statistics(found, weight.numel()) if self.statistics else {}
+        numbers = _statistics(found, weight) if self.statistics else {}
         return _distribution("weights", "nonfinite", found) | numbers
 
 
 class GradientHistograms(Probe):
-    """The distribution of every selected weight's last gradient, after all edits, at every epoch.
+    """The distribution of every selected parameter's last gradient, after all edits, at every epoch.
 
     Measures ``gradients/<module>/<parameter>``, and ``nonfinite_gradients/<module>/<parameter>`` where there are any.
-    A weight that got no gradient (a frozen one) has none. Of a parametrized weight, the raw parameter's.
+    What got no gradient (a frozen weight) has none. Of a weight that a parametrization computes, the raw parameters are
+    measured.
     """
+
+    sees_effective_weights: ClassVar[bool] = False
 
     def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
         gradient = site.gradient
@@ -60,14 +63,14 @@ class GradientHistograms(Probe):
 
 
 class WeightStatistics(Probe):
-    """Numbers of every selected weight at every epoch, as its layer computes with it, of its finite values: their mean,
-    standard deviation (of all values, without Bessel's correction), L2 norm, and the shares of zeros, of values that
-    are subnormal (nearer to zero than their dtype's smallest normal number: slow to compute with), and of values that
-    are NaN or infinite.
+    """Numbers of every selected weight at every epoch, as its layer computes with it, of its finite values: the least
+    and the largest, their mean, standard deviation (of all values, without Bessel's correction), L2 norm, and the
+    shares of zeros, of values that are subnormal (nearer to zero than their dtype's smallest normal number: slow to
+    compute with), and of values that are NaN or infinite.
 
-    Measures ``weight_mean/…``, ``weight_std/…``, ``weight_norm/…``, ``weight_zeros/…``; and, only where there are any,
-    ``weight_subnormal/…`` and ``weight_nonfinite/…``. Of a weight that a parametrization computes, the raw parameters
-    too, as ``raw_weight_mean/…`` and so on.
+    Measures ``weight_min/…``, ``weight_max/…``, ``weight_mean/…``, ``weight_std/…``, ``weight_norm/…``,
+    ``weight_zeros/…``; and, only where there are any, ``weight_subnormal/…`` and ``weight_nonfinite/…``.
+    Of a weight that a parametrization computes, the raw parameters too, as ``raw_weight_mean/…`` and so on.
 
     >>> WeightStatistics()(torch.tensor([3.0, -4.0]))["weight_norm"]
     5.0
@@ -76,11 +79,12 @@ class WeightStatistics(Probe):
     measures_raw: ClassVar[bool] = True
 
     def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
-        return _statistics(histogram(weight), weight.numel())
+        return _statistics(histogram(weight), weight)
 
 
 class Sparsity(Probe):
-    """The share of zeros in every selected weight at every epoch, as its layer computes with it: ``sparsity/…``.
+    """The share of zeros in every selected weight at every epoch, as its layer computes with it: ``sparsity/…``. By
+    default of ``matrices``.
 
     >>> Sparsity()(torch.tensor([[3.0, 0.0, 0.0, 1.0]]))
     {'sparsity': 0.5}
@@ -97,15 +101,15 @@ class SpectralNorms(Probe):
     stable rank Σσ² / σ₁²: how many directions share its size (Vershynin, 2018, "High-dimensional probability", 7.6).
 
     Measures ``spectral_norm/…`` and ``stable_rank/…``. Units are rows; of a recurrent layer the largest of its gates'.
-    The singular values are computed in full: of a matrix of n by m it takes some n · m · min(n, m) steps, so measure
-    large ones only ``every`` few epochs.
+    By default of ``matrices``. The singular values are computed in full: of a matrix of n by m it takes some
+    n · m · min(n, m) steps, so measure large ones only ``every`` few epochs. A weight with a value that is not finite
+    has none.
 
     >>> SpectralNorms()(torch.diag(torch.tensor([2.0, 2.0, 1.0])))
     {'spectral_norm': tensor(2.), 'stable_rank': tensor(2.2500)}
     """
 
     default_where: ClassVar[Selector] = matrices
-    supports_complex: ClassVar[bool] = False
 
     def misfit(self, weight: Tensor, site: Site) -> str:
         return no_units(weight)
@@ -120,19 +124,30 @@ class SpectralNorms(Probe):
         return {"spectral_norm": largest.amax(), "stable_rank": ranks[largest.argmax()]}
 
 
-def _statistics(found: Histogram, size: int) -> dict[str, Measurement]:
+def _statistics(found: Histogram, weight: Tensor) -> dict[str, Measurement]:
     """What a distribution says in numbers."""
     measured: dict[str, Measurement] = {}
+    size = max(1, weight.numel())
     if found.count:
         mean, square = found.total.item() / found.count, found.total_squares.item() / found.count
+        variance = square - mean * mean
+        if variance <= _CANCELLED * square:  # little is left of the difference but rounding
+            values = weight.abs() if weight.is_complex() else weight
+            variance = torch.var(values[values.isfinite()].double(), correction=0).item()
         measured = {
+            "weight_min": found.minimum.item(),
+            "weight_max": found.maximum.item(),
             "weight_mean": mean,
-            "weight_std": math.sqrt(max(0.0, square - mean * mean)),
+            "weight_std": math.sqrt(max(0.0, variance)),
             "weight_norm": math.sqrt(found.total_squares.item()),
             "weight_zeros": found.zeros / size,
         }
-    shares = {"weight_subnormal": found.subnormal / max(1, size), "weight_nonfinite": found.nonfinite / max(1, size)}
+    shares = {"weight_subnormal": found.subnormal / size, "weight_nonfinite": found.nonfinite / size}
     return measured | {name: share for name, share in shares.items() if share}
+
+
+_CANCELLED = 1e-3
+"""The share of the mean square below which a variance that is a difference is not exact enough."""
 
 
 def _distribution(group: str, nonfinite_group: str, found: Histogram) -> dict[str, Measurement]:
