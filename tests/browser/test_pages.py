@@ -26,7 +26,16 @@ PAGES = {
     "custom_scalars": ["Training", "All weights, one line each", "Who moved this weight?"],
 }
 FILTERED = {"distributions": "^weights/.*weight"}  # the picture in the README
-FILTERED = {"distributions": "^weights/.*weight"}  # the picture in the README
+CHARTS = {
+    "timeseries": "scalar-card",
+    "scalars": "tf-scalar-card",
+    "images": "tf-image-loader img",
+    "distributions": "vz-distribution-chart svg",
+    "histograms": "vz-histogram-timeseries svg",
+    "hparams": "tf-hparams-table-view",
+    "custom_scalars": "tf-custom-scalar-multi-line-chart-card",
+}
+"""What TensorBoard draws on each page: an element for every chart."""
 
 
 BOUND = linear(0.5, 0.05)
@@ -109,6 +118,7 @@ def test_the_page_shows_what_was_measured(page_name, address, browser):
     page.goto(f"{address}#{page_name}")
     for text in PAGES[page_name]:
         page.get_by_text(text).first.wait_for(timeout=60_000, state="attached")
+    page.locator(CHARTS[page_name]).first.wait_for(timeout=60_000, state="attached")
     if page_name in FILTERED:
         page.locator("tf-tag-filterer input").first.fill(FILTERED[page_name])
     page.wait_for_timeout(2500)  # the charts are drawn some time after their titles
