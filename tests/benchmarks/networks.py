@@ -7,6 +7,10 @@ def small() -> nn.Module:
     return nn.Sequential(*(nn.Linear(64, 64) for _ in range(50)))
 
 
+def million() -> nn.Module:
+    return nn.Sequential(*(nn.Linear(512, 512) for _ in range(4)))
+
+
 def medium() -> nn.Module:
     layers: list[nn.Module] = [nn.Conv2d(3, 64, 7, bias=False), nn.BatchNorm2d(64)]
     for inputs, outputs in ((64, 64), (64, 128), (128, 256), (256, 512)):
