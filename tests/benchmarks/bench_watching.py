@@ -35,7 +35,12 @@ def ours(network: nn.Module, folder: Path) -> Callable[[], object]:
     trainer = Trainer(
         network, optimizer, step=lambda t, b: None, plugins=[WeightHistograms(), TensorBoard(str(folder))]
     )
-    return lambda: trainer._fire_event(Events.EPOCH_COMPLETED)
+
+    def act() -> None:
+        trainer.state.epoch += 1
+        trainer._fire_event(Events.EPOCH_COMPLETED)
+
+    return act
 
 
 def ignites(network: nn.Module, folder: Path) -> Callable[[], object]:

@@ -109,7 +109,7 @@ class Trainer(UpdatePipeline):
         self._guard = WriteGuard(self.weights) if debug else None
         self.published: dict[str, int] = {}
         """What was measured in this run: tag to the step of its last measurement."""
-        self._said_twice: set[str] = set()
+        self._said_twice = False
         inventory(self.models, self.optimizers)  # refuses, by name, a weight that two optimizers hold
         self._attachments = Attachments(self)
         for plugin in [plugins] if isinstance(plugins, Plugin) else plugins:
@@ -247,12 +247,13 @@ class Trainer(UpdatePipeline):
         for tag, value in values.items():
             if not is_measurement(value):
                 raise PluginContractError(
-                    f"{tag!r} was measured as {value!r}: give a number, a 0-d tensor, a Histogram, …"
+                    f"{tag!r} was measured as {value!r}: give a number, a 0-d tensor, a Histogram or a Picture"
                 )
-            if self.published.get(tag) == step and tag not in self._said_twice:
-                self._said_twice.add(tag)
-                self.logger.warning("%r was measured twice at step %d: two probes share it, and so one line", tag, step)
-            self.published[tag] = step
+        twice = [tag for tag in values if self.published.get(tag) == step]
+        if twice and not self._said_twice:
+            self._said_twice = True
+            self.logger.warning(_MEASURED_TWICE, len(twice), twice[0], step)
+        self.published.update(dict.fromkeys(values, step))
         self.state.measurements = Measurements(dict(values), step)
         self._announce(WeightEvents.MEASURED)
 
@@ -380,6 +381,9 @@ class Trainer(UpdatePipeline):
         self.state.update = ours["update"]
         self.state.updates = dict(ours["updates"])
         self._initialized = ours["initialized"]
+
+
+_MEASURED_TWICE = "%d tag(s), such as %r, were measured twice at step %d: do two probes share them, and so one line?"
 
 
 def supervised_step(trainer: Trainer, batch: Any) -> Tensor:
