@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from torch import Tensor
 
-__all__ = ["Histogram", "Measurement", "Measurements", "Picture", "Settings", "is_measurement"]
+from weightsmith.errors import PluginContractError
+
+__all__ = ["Histogram", "Measurement", "Measurements", "Picture", "Published", "Settings", "is_measurement"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,3 +89,31 @@ class Measurements:
 
     values: Mapping[str, Measurement]
     step: int
+
+
+class Published(dict[str, int]):
+    """What was measured in this run: tag to the step of its last measurement."""
+
+    _said = False
+
+    def record(self, values: Mapping[str, Measurement], step: int) -> None:
+        """Note a batch of measurements; warn, once, of tags that have one at this step already.
+
+        Raises:
+            PluginContractError: a value is no measurement.
+        """
+        for tag, value in values.items():
+            if not is_measurement(value):
+                raise PluginContractError(
+                    f"{tag!r} was measured as {value!r}: give a number, a 0-d tensor, a Histogram or a Picture"
+                )
+        twice = [tag for tag in values if self.get(tag) == step]
+        if twice and not self._said:
+            self._said = True
+            logger.warning(
+                "%d tag(s), such as %r, were measured twice at step %d: do two probes share them, and so one line?",
+                len(twice),
+                twice[0],
+                step,
+            )
+        self.update(dict.fromkeys(values, step))

@@ -17,14 +17,14 @@ from torch.optim import Optimizer
 from weightsmith.attachments import Attachments
 from weightsmith.binding import Binding
 from weightsmith.debugging import WriteGuard
-from weightsmith.errors import ConfigurationError, PluginContractError
+from weightsmith.errors import ConfigurationError
 from weightsmith.evaluation import EvaluationStep, evaluator, pair
 from weightsmith.events import WeightEvents
 from weightsmith.faults import blaming
 from weightsmith.handlers import ANNOUNCEMENTS
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
 from weightsmith.lending import lendable, lending, renew_statistics
-from weightsmith.measurements import Measurement, Measurements, is_measurement
+from weightsmith.measurements import Measurement, Measurements, Published
 from weightsmith.plan import Plan
 from weightsmith.plugin import Plugin
 from weightsmith.selection import Where, everything, select
@@ -107,9 +107,7 @@ class Trainer(UpdatePipeline):
         self.seed = torch.initial_seed() if seed is None else seed
         self.debug = debug
         self._guard = WriteGuard(self.weights) if debug else None
-        self.published: dict[str, int] = {}
-        """What was measured in this run: tag to the step of its last measurement."""
-        self._said_twice = False
+        self.published = Published()
         inventory(self.models, self.optimizers)  # refuses, by name, a weight that two optimizers hold
         self._attachments = Attachments(self)
         for plugin in [plugins] if isinstance(plugins, Plugin) else plugins:
@@ -244,16 +242,7 @@ class Trainer(UpdatePipeline):
         Raises:
             PluginContractError: a value is something else.
         """
-        for tag, value in values.items():
-            if not is_measurement(value):
-                raise PluginContractError(
-                    f"{tag!r} was measured as {value!r}: give a number, a 0-d tensor, a Histogram or a Picture"
-                )
-        twice = [tag for tag in values if self.published.get(tag) == step]
-        if twice and not self._said_twice:
-            self._said_twice = True
-            self.logger.warning(_MEASURED_TWICE, len(twice), twice[0], step)
-        self.published.update(dict.fromkeys(values, step))
+        self.published.record(values, step)
         self.state.measurements = Measurements(dict(values), step)
         self._announce(WeightEvents.MEASURED)
 
@@ -381,9 +370,6 @@ class Trainer(UpdatePipeline):
         self.state.update = ours["update"]
         self.state.updates = dict(ours["updates"])
         self._initialized = ours["initialized"]
-
-
-_MEASURED_TWICE = "%d tag(s), such as %r, were measured twice at step %d: do two probes share them, and so one line?"
 
 
 def supervised_step(trainer: Trainer, batch: Any) -> Tensor:
