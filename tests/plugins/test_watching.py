@@ -604,3 +604,59 @@ def test_the_settings_stand_beside_the_last_metrics(tmp_path):
 def test_settings_are_plain(values, message):
     with pytest.raises(ConfigurationError, match=message):
         w.Hyperparameters(values)
+
+
+# -------------------------------------------------------------------- unusual models
+
+
+class Unusual(nn.Module):
+    """Sparse gradients, complex numbers, and a parameter without values."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(5, 3, sparse=True)
+        self.linear = nn.Linear(3, 2)
+        self.turn = nn.Parameter(torch.randn(3, 3, dtype=torch.complex64))
+        self.empty = nn.Parameter(torch.zeros(0, 2))
+
+    def forward(self, inputs):
+        found = self.embedding(inputs)
+        return self.linear(found) + torch.view_as_real(found.to(torch.complex64) @ self.turn).sum()
+
+
+@pytest.mark.parametrize(
+    ("probe", "tags"),
+    [
+        (w.UpdateRatio(), "update_ratio"),
+        (w.UpdateHistograms(), "updates"),
+        (w.PluginEffect(), "effect"),
+        (w.PluginEffect("epoch"), "epoch_effect"),
+        (w.GradientNorms(), "gradient_norm"),
+        (w.GradientHistograms(), "gradients"),
+        (w.SpectralNorms(), "spectral_norm"),
+        (w.WeightHistograms(), "weights"),
+        (w.WeightStatistics(), "weight_std"),
+        (w.FilterImages(), "images"),
+    ],
+    ids=repr,
+)
+def test_an_unusual_model_can_be_watched(probe, tags):
+    torch.manual_seed(0)
+    model = Unusual()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+
+    def step(trainer, batch):
+        trainer.update(model(batch).square().mean())
+
+    trainer = Trainer(model, optimizer, step=step, plugins=[probe])
+    found = published(trainer)
+    trainer.run([torch.randint(0, 5, (4,)) for _ in range(3)])
+    watched = {tag.removesuffix("/optimizer") for tag in found[1] if tag.startswith(f"{tags}/")}
+    assert {f"{tags}/embedding/weight", f"{tags}/linear/weight", f"{tags}/turn"} <= watched
+    assert f"{tags}/empty" not in watched
+
+
+def test_complex_numbers_have_the_singular_values_and_magnitudes_of_numpy():
+    values = torch.randn(4, 3, dtype=torch.complex64)
+    assert w.SpectralNorms()(values)["spectral_norm"].item() == pytest.approx(svdvals(values.numpy())[0], rel=1e-5)
+    assert w.WeightStatistics()(values)["weight_std"] == pytest.approx(np.abs(values.numpy()).std(), rel=1e-5)
