@@ -357,7 +357,7 @@ def _row(event: str, attachment: Attachment) -> PlanRow:
     frozen = [weight.name for weight in binding.weights if not weight.trainable]
     if frozen and not binding.plugin.acts_on_frozen:
         note = f"frozen, so left alone: {', '.join(frozen)}"
-    elif frozen and not note and binding.plugin.writes:
+    elif frozen and not note and "weight" in binding.plugin.writes:
         note = f"frozen, but acted on all the same: {', '.join(frozen)}"
     if idle and isinstance(plugin, Constraint):
         note = f"in no optimizer, so enforced at the start only: {', '.join(idle)}"

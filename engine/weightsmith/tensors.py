@@ -182,13 +182,17 @@ def joined(tensors: Sequence[Tensor]) -> Tensor:
     >>> joined([torch.ones(1, 2), torch.zeros(1)])
     tensor([1., 1., 0.])
     """
-    return torch.cat([tensor.reshape(-1).to(tensors[0].device) for tensor in tensors])
+    device = tensors[0].device
+    return torch.cat([t.reshape(-1) if t.device == device else t.reshape(-1).to(device) for t in tensors])
 
 
 def parted(row: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
     """What :func:`joined` joined, each part in the shape, and on the device, of its tensor."""
     parts = torch.split(row, [tensor.numel() for tensor in tensors])
-    return [part.view(tensor.shape).to(tensor.device) for part, tensor in zip(parts, tensors, strict=True)]
+    return [
+        part.view_as(tensor) if tensor.device == row.device else part.view_as(tensor).to(tensor.device)
+        for part, tensor in zip(parts, tensors, strict=True)
+    ]
 
 
 def accurate_dtype(dtype: torch.dtype) -> torch.dtype:

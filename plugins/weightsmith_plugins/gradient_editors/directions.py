@@ -164,5 +164,7 @@ class Noise(GradientEditor):
             gradient.add_(self._noise(gradient, site))
 
     def _noise(self, gradient: Tensor, site: Site) -> Tensor:
-        drawn = torch.empty(gradient.shape, dtype=accurate_dtype(gradient.dtype), device=gradient.device)
+        """Drawn in the order of the axes, however the gradient lies in memory."""
+        dtype = accurate_dtype(gradient.dtype)
+        drawn = torch.empty_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
         return drawn.normal_(0.0, self.std, generator=site.generator)

@@ -39,6 +39,7 @@ class Freeze(GradientEditor):
     """
 
     acts_on_its_event_only: ClassVar[bool] = True  # earlier, a penalty would bring a gradient back
+    acts_on_frozen: ClassVar[bool] = True  # there is nothing to do, and to look for it costs more
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         return torch.zeros_like(gradient)
@@ -87,10 +88,12 @@ class Unfreeze(GradientEditor):
 
     def act(self, binding: Binding) -> None:
         targets, joined = binding.targets(), math.floor(self.count + _ROUNDING)
-        notes = binding.once(_notes)
-        if targets not in notes or notes[targets][0] != joined:
-            notes[targets] = joined, self._held(binding, targets, joined)
-        notes[targets][1].drop_gradients()
+        held = binding.once(_held_by_optimizer)
+        optimizer = binding.trainer.state.optimizer
+        known = held.get(optimizer)
+        if known is None or known[0] is not targets or known[1] != joined:
+            known = held[optimizer] = targets, joined, self._held(binding, targets, joined)
+        known[2].drop_gradients()
 
     def _held(self, binding: Binding, targets: Targets, joined: int) -> Targets:
         """The weights that are held while ``joined`` layers have joined. What joins now starts clean."""
@@ -115,9 +118,9 @@ class Unfreeze(GradientEditor):
             raise SelectionError(f"{self!r}, of its layers: {error}") from None
 
 
-def _notes(_: Sequence[Weight]) -> dict[Targets, tuple[int, Targets]]:
-    """Where :class:`Unfreeze` notes, for the weights of each optimizer, how many layers have joined and what it holds;
-    begun anew whenever its weights change."""
+def _held_by_optimizer(_: Sequence[Weight]) -> dict[str | None, tuple[Targets, int, Targets]]:
+    """Where :class:`Unfreeze` notes, for each optimizer, its weights, how many layers have joined, and which weights it
+    holds then; begun anew whenever its weights change."""
     return {}
 
 
