@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ignite.engine import Events
 from ignite.engine.events import EventsList
 
+from weightsmith.attachment import Attachment
 from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError, ConflictError, SelectionError
 from weightsmith.events import WeightEvents
@@ -19,7 +19,7 @@ from weightsmith.handlers import PluginHandler
 from weightsmith.kinds import Constraint, Initializer, WeightPlugin
 from weightsmith.optimizers import held_by
 from weightsmith.plan import Plan, PlanRow
-from weightsmith.plugin import DETACHED, Plugin, class_path
+from weightsmith.plugin import DETACHED, KEPT, Plugin, class_path
 from weightsmith.selection import select
 from weightsmith.weights import Weight, inventory, raw_weights
 
@@ -29,25 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["Attachments"]
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(eq=False)
-class Attachment:
-    """One attached plugin.
-
-    Attributes:
-        plugin: the plugin.
-        binding: its weights; ``None`` for a plugin that selects none.
-        handlers: the events that it subscribes to, and its handlers of them.
-        registered: these handlers as Ignite holds them, by which their order is kept.
-        endings: what to call when it is detached.
-    """
-
-    plugin: Plugin
-    binding: Binding | None = None
-    handlers: list[tuple[Any, PluginHandler]] = field(default_factory=list)
-    registered: list[Any] = field(default_factory=list)
-    endings: list[Callable[..., Any]] = field(default_factory=list)
 
 
 class Attachments:
@@ -148,6 +129,9 @@ class Attachments:
                 if event is DETACHED:
                     attachment.endings.append(handler)
                     continue
+                if event is KEPT:
+                    attachment.kept.append(handler)
+                    continue
                 if not trainer.has_registered_events(event):
                     raise ConfigurationError(f"{plugin!r} subscribes to {event!r}, which is no event of this trainer")
                 name = str(getattr(event, "name", event))
@@ -185,11 +169,13 @@ class Attachments:
         """After a change of what acts: look at the weights anew, number the plugins of a class, order the handlers."""
         weights = self._inventory()
         seen: Counter[str] = Counter()
-        for binding in self.bindings(Plugin):
-            name = class_path(type(binding.plugin))
-            binding.call(f"{name}#{seen[name]}" if seen[name] else name)
+        for attachment in self._acting:
+            name = class_path(type(attachment.plugin))
+            attachment.label = f"{name}#{seen[name]}" if seen[name] else name
             seen[name] += 1
-            binding.refresh(weights, self._trainer.optimizers)
+            if attachment.binding is not None:
+                attachment.binding.call(attachment.label)
+                attachment.binding.refresh(weights, self._trainer.optimizers)
         self._name_handlers()
         self._sort()
 
@@ -296,25 +282,30 @@ class Attachments:
         rows.sort(key=lambda row: (_PLACE.get(row[0], len(_PLACE)), row[1].plugin.order, position[id(row[1])]))
         return Plan(tuple(_row(event, attachment) for event, attachment in rows))
 
+    @property
+    def labels(self) -> dict[str, Plugin]:
+        """The acting plugins, by the labels under which they are saved."""
+        return {attachment.label: attachment.plugin for attachment in self._acting}
+
     def state_dict(self) -> dict[str, Any]:
-        states = {binding.label: binding.state_dict() for binding in self.bindings(Plugin)}
+        states = {attachment.label: attachment.state_dict() for attachment in self._acting}
         return {label: state for label, state in states.items() if state}
 
-    def refuse_misfitting_state(self, states: dict[str, Any]) -> None:
+    def refuse_misfitting_state(self, states: Mapping[str, Any]) -> None:
         """Raise where a saved state names a plugin or a weight that is not here."""
-        bindings = {binding.label: binding for binding in self.bindings(Plugin)}
+        known = {attachment.label: attachment for attachment in self._acting}
         for label, state in states.items():
-            unknown = [label] if label not in bindings else sorted(state.keys() - bindings[label].names())
+            unknown = known[label].misfits(state) if label in known else [label]
             if unknown:
                 raise ConfigurationError(
                     f"the saved state of {label!r} does not fit: nothing here is called "
                     f"{', '.join(map(repr, unknown))}. Attach the plugins that the saved run had, in the same order"
                 )
 
-    def load_state_dict(self, states: dict[str, Any]) -> None:
+    def load_state_dict(self, states: Mapping[str, Any]) -> None:
         self.refuse_misfitting_state(states)
-        for binding in self.bindings(Plugin):
-            binding.load_state_dict(states.get(binding.label, {}))
+        for attachment in self._acting:
+            attachment.load_state_dict(states.get(attachment.label, {}), self._trainer.device)
 
 
 def _get_along(first: Any, second: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -53,11 +53,10 @@ class Binding:
     Attributes:
         plugin: the plugin.
         trainer: the trainer.
-        label: its class's path, and its number among the acting plugins of that class: ``"weightsmith_plugins.L2"``,
-            ``"weightsmith_plugins.L2#1"``. Seeds its draws and names its saved state.
+        label: its name among the acting plugins; seeds its draws.
         weights: the weights that it selects.
-        notes: what the plugin notes of the run in progress; unlike what :meth:`once` derives, it outlasts a
-            change of the selected weights.
+        notes: what the plugin notes of the run in progress, saved with it; unlike what :meth:`once` derives, it
+            outlasts a change of the selected weights.
     """
 
     def __init__(self, plugin: WeightPlugin, trainer: Trainer) -> None:
@@ -337,18 +336,27 @@ class Binding:
         """Whether ``after`` and ``before`` let the plugin act now, whatever its ``every``."""
         return replace(self.plugin, every=1).due(self.count(), self._state.update, self._state.epoch)
 
-    def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """What is remembered, by weight name."""
-        memories = {name: target.site._memory for name, target in self._targets.items() if target.site._memory}
-        return {name: {key: value.clone() for key, value in memory.items()} for name, memory in memories.items()}
+    def state_dict(self) -> dict[str, Any]:
+        """What is remembered and where generators stand, by weight name, and what is noted."""
+        sites = {name: target.site for name, target in self._targets.items()}
+        generators = {name: site._generator_state() for name, site in sites.items()}
+        return {
+            "memory": {name: site._memory for name, site in sites.items() if site._memory},
+            "generators": {name: state for name, state in generators.items() if state is not None},
+            "notes": self.notes,
+        }
 
-    def load_state_dict(self, state: dict[str, dict[str, Tensor]]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self._derived.clear()
+        self.notes.clear()
+        self.notes.update(state.get("notes", {}))
+        memories, generators = state.get("memory", {}), state.get("generators", {})
         for name, target in self._targets.items():
-            memory, device = target.site._memory, target.weight.raw[0].device
-            memory.clear()
-            memory.update({key: value.detach().clone().to(device) for key, value in state.get(name, {}).items()})
+            device, site = target.weight.raw[0].device, target.site
+            site._forget()
+            site._begin({key: value.to(device) for key, value in memories.get(name, {}).items()})
+            site._restore_generator(generators.get(name))
 
 
 def _raw_names(weights: Sequence[Weight]) -> frozenset[str]:

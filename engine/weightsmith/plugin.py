@@ -9,7 +9,7 @@ import inspect
 import os
 import re
 from abc import ABCMeta, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
@@ -31,13 +31,32 @@ from weightsmith.selection import Selector
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["DETACHED", "Plugin", "Subscription", "nearest"]
+__all__ = ["DETACHED", "KEPT", "Notes", "Plugin", "Subscription", "nearest"]
 
-Subscription = tuple[Any, Callable[..., Any]]
+Subscription = tuple[Any, Any]
 Self = TypeVar("Self", bound="Plugin")
 
 DETACHED = object()
 """In place of an event: ``yield DETACHED, close`` calls ``close()`` when the plugin is detached."""
+
+KEPT = object()
+"""In place of an event: ``yield KEPT, part`` saves ``part.state_dict()`` with the run, and hands it to
+``part.load_state_dict(…)`` when a run is resumed, before its STARTED."""
+
+
+class Notes(dict[Any, Any]):
+    """What a plugin notes of the run in progress; with ``yield KEPT, notes`` it is saved and restored with it.
+
+    Keys are texts, numbers or tuples of these; values what a checkpoint can hold: tensors, numbers, texts, histograms,
+    and dicts, lists and tuples of these.
+    """
+
+    def state_dict(self) -> dict[Any, Any]:
+        return dict(self)
+
+    def load_state_dict(self, state: Mapping[Any, Any]) -> None:
+        self.clear()
+        self.update(state)
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(field,))
@@ -122,7 +141,8 @@ class Plugin(metaclass=PluginType, abstract=True):
         """Yield ``(event, handler)`` pairs: any event of Ignite or of weightsmith, filtered or not, and what to call.
 
         A handler may take the trainer as its first argument. Runs when the plugin is attached. In place of an event
-        stands ``DETACHED`` for what is to be called, without an argument, when the plugin is detached.
+        stands ``DETACHED`` for what is to be called, without an argument, when the plugin is detached; or ``KEPT`` for
+        a part with a ``state_dict`` and a ``load_state_dict``, such as :class:`Notes`, that is saved with the run.
         """
 
     def validate(self) -> None:

@@ -130,6 +130,19 @@ class Site:
             self._seeded_at = self._state.window
         return self._generator
 
+    def _generator_state(self) -> dict[str, Any] | None:
+        """Where its random numbers stand; ``None`` if the next window seeds them anew anyway."""
+        if self._generator is None or self._seeded_at != self._state.window:
+            return None
+        return {"window": self._seeded_at, "state": self._generator.get_state()}
+
+    def _restore_generator(self, state: Mapping[str, Any] | None) -> None:
+        self._seeded_at = None
+        if state is not None:
+            self._generator = torch.Generator(self._weight.raw[0].device)
+            self._generator.set_state(state["state"].cpu())
+            self._seeded_at = state["window"]
+
     def _having(self, parameters: Mapping[str, Tensor]) -> Site:
         """The same place, with these as :attr:`parameters`."""
         twin = copy.copy(self)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -15,7 +13,7 @@ from torch.optim import Optimizer
 
 from weightsmith.errors import ConfigurationError
 from weightsmith.events import TrainingState, WeightEvents
-from weightsmith.faults import is_blamed
+from weightsmith.trainer.loop import ResumableLoop
 from weightsmith.window import Window, Windows
 
 __all__ = ["Precision", "UpdatePipeline"]
@@ -25,8 +23,8 @@ Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 _AUTOCAST = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-class UpdatePipeline(Engine):
-    """An Ignite engine whose every update of the weights is a sequence of events.
+class UpdatePipeline(ResumableLoop):
+    """A loop whose every update of the weights is a sequence of events.
 
     Knows no plugin: what they add to a closure's loss, and what must wait for the end of an update, a subclass says.
     """
@@ -57,6 +55,7 @@ class UpdatePipeline(Engine):
         self._closure: Callable[[], Tensor] | None = None
         self._skipping = False
         self._updates_before: dict[str, int] = {}
+        self._iterations_before = 0
         parameters = [p for model in self.models.values() for p in model.parameters()]
         self._windows = Windows(
             self.optimizers, parameters, device, scaled=precision == "float16", accumulate=accumulate
@@ -245,16 +244,6 @@ class UpdatePipeline(Engine):
                 finally:
                     self._leave(window)
 
-    def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
-        """As Ignite's, without its log line for every event where nobody reads it."""
-        if event_args or event_kwargs or self.logger.isEnabledFor(logging.DEBUG):
-            super()._fire_event(event_name, *event_args, **event_kwargs)
-            return
-        self.last_event_name = event_name
-        for handler, args, kwargs in self._event_handlers.get(event_name, ()):
-            takes_engine = args and isinstance(args[0], weakref.ref)  # that is how Ignite keeps us
-            handler(*((self, *args[1:]) if takes_engine else args), **kwargs)
-
     def _charged(self) -> Tensor | float:
         """What penalties add to the loss that a closure returns."""
         return 0.0
@@ -267,6 +256,7 @@ class UpdatePipeline(Engine):
     def _follow_the_run(self) -> None:
         self.add_event_handler(Events.STARTED, self._start)
         self.add_event_handler(Events.EPOCH_STARTED, self._look_again)
+        self.add_event_handler(Events.EPOCH_STARTED, self._forget_gradients)
         for end in (Events.TERMINATE_SINGLE_EPOCH, Events.EPOCH_COMPLETED, Events.TERMINATE, Events.COMPLETED):
             self.add_event_handler(end, lambda *_, **__: self._flush())
         self.add_event_handler(Events.COMPLETED, self._warn_if_idle)
@@ -274,7 +264,14 @@ class UpdatePipeline(Engine):
     def _look_again(self) -> None:
         """Called when a run and when an epoch starts: optimizers may hold other weights than before."""
 
+    def _forget_gradients(self) -> None:
+        """What the epoch before left to be looked at."""
+        for window in self._windows:
+            window.clear()
+
     def _warn_if_idle(self) -> None:
+        if self.state.iteration == self._iterations_before:
+            return
         idle = [name for name, updates in self.state.updates.items() if updates == self._updates_before.get(name)]
         if len(idle) == len(self.optimizers):
             self.logger.warning(
@@ -289,12 +286,13 @@ class UpdatePipeline(Engine):
             )
 
     def _start(self) -> None:
-        self._updates_before = dict(self.state.updates)
+        self._updates_before, self._iterations_before = dict(self.state.updates), self.state.iteration
         self._look_again()
         if not self._initialized:
             self._fire_event(WeightEvents.INITIALIZING)
             self._initialized = True
-        self._fire_event(WeightEvents.WEIGHTS_EDITED)
+        if not self._goes_on_inside_a_run():
+            self._fire_event(WeightEvents.WEIGHTS_EDITED)
 
     def _iterate(self, _: Engine, batch: Any) -> Any:
         for model in self.models.values():
@@ -312,30 +310,10 @@ class UpdatePipeline(Engine):
         dtype = _AUTOCAST[self.precision]
         return _NOTHING if dtype is None else torch.autocast(self.device.type, dtype, enabled=enabled)
 
-    def _internal_run(self) -> Any:
-        try:
-            return super()._internal_run()
-        except BaseException as error:
-            self._make_runnable_again()
-            vars(error).pop("was_announced", None)
-            raise
-
     def _make_runnable_again(self) -> None:
-        self._internal_run_generator = None
         for window in self._windows:
             window.abandon()
-        if self.state.epoch_length:
-            self.state.epoch = self.state.iteration // self.state.epoch_length
-
-    def _handle_exception(self, error: BaseException) -> None:
-        """As Ignite, but a plugin's exception reaches the caller whatever handlers of EXCEPTION_RAISED do."""
-        if not is_blamed(error):
-            super()._handle_exception(error)
-            return
-        if "was_announced" not in vars(error):
-            vars(error)["was_announced"] = True
-            self._fire_event(Events.EXCEPTION_RAISED, error)
-        raise error
+        super()._make_runnable_again()
 
 
 _NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()

@@ -171,7 +171,8 @@ class Trainer(UpdatePipeline):
         self._attachments.settle()
 
     def _start(self) -> None:
-        self.published.clear()
+        if self.state.iteration == 0:
+            self.published.clear()
         super()._start()
 
     def _look_again(self) -> None:
@@ -348,6 +349,9 @@ class Trainer(UpdatePipeline):
         state["weightsmith"] = {
             "update": self.state.update,
             "updates": dict(self.state.updates),
+            "window": self.state.window,
+            "losses": dict(self.state.losses),
+            "published": dict(self.published),
             "initialized": self._initialized,
             "plugins": self._attachments.state_dict(),
         }
@@ -364,11 +368,18 @@ class Trainer(UpdatePipeline):
             raise ConfigurationError(f"this is not the state of a Trainer with the optimizers {list(self.optimizers)}")
         self._attachments.refuse_misfitting_state(ours["plugins"])
         super().load_state_dict(state_dict)
+        self._load(ours)
+
+    def _load(self, ours: Mapping[str, Any]) -> None:
         for window in self._windows:
             window.abandon()
         self._attachments.load_state_dict(ours["plugins"])
         self.state.update = ours["update"]
         self.state.updates = dict(ours["updates"])
+        self.state.window = ours["window"]
+        self.state.losses = {name: loss.to(self.device, copy=True) for name, loss in ours["losses"].items()}
+        self.published.clear()
+        self.published.update(ours["published"])
         self._initialized = ours["initialized"]
 
 

@@ -1,0 +1,238 @@
+"""Ignite's loop, so that it can stop anywhere and go on later as if it had not."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from ignite.engine import Engine, Events
+
+from weightsmith.batches import Pass
+from weightsmith.errors import ConfigurationError
+from weightsmith.faults import is_blamed
+from weightsmith.randomness import random_states, restore_random_states
+
+__all__ = ["ResumableLoop"]
+
+
+class ResumableLoop(Engine):
+    """An Ignite engine that knows its position in the data to the batch.
+
+    A *safe point* is where nothing of an iteration, or of an epoch's end, is left to do: after all handlers of
+    ITERATION_COMPLETED, unless an end of the epoch or the run is to follow; then after all those of EPOCH_COMPLETED, or
+    of COMPLETED. Positions are taken there.
+    """
+
+    def __init__(self, process: Callable[[Any, Any], Any]) -> None:
+        super().__init__(process)
+        self._errands: list[Callable[[], None]] = []
+        self._position: Mapping[str, Any] | None = None
+        """Where the next run goes on; none once it is there."""
+        self._is_running = False
+        self._is_over = False
+        """Whether COMPLETED has fired in the last run."""
+        self._is_in_epoch = False
+        self._epoch_began_at = 0
+        """The iterations before the epoch in progress."""
+        self.add_event_handler(Events.EPOCH_STARTED, self._begin_epoch)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
+        self.add_event_handler(Events.COMPLETED, self._end_run)
+
+    # ---------------------------------------------------------------- events
+
+    def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
+        """As Ignite's, without its log line for every event where nobody reads it."""
+        if self._position is not None and self._goes_on_from(event_name):
+            return
+        if event_args or event_kwargs or self.logger.isEnabledFor(logging.DEBUG):
+            super()._fire_event(event_name, *event_args, **event_kwargs)
+        else:
+            self.last_event_name = event_name
+            for handler, args, kwargs in self._event_handlers.get(event_name, ()):
+                takes_engine = args and isinstance(args[0], weakref.ref)  # that is how Ignite keeps us
+                handler(*((self, *args[1:]) if takes_engine else args), **kwargs)
+        if self._errands and self._is_safe(event_name):
+            self._run_errands()
+
+    def _at_safe_point(self, errand: Callable[[], None]) -> None:
+        """Call the errand at the next safe point: now, if nothing runs."""
+        self._errands.append(errand)
+        if not self._is_running:
+            self._run_errands()
+
+    def _run_errands(self) -> None:
+        while self._errands:
+            self._errands.pop(0)()
+
+    def _is_safe(self, event: Any) -> bool:
+        if event is Events.EPOCH_COMPLETED or event is Events.COMPLETED:
+            return True
+        return event is Events.ITERATION_COMPLETED and not self._ends_epoch()
+
+    def _ends_epoch(self) -> bool:
+        """Whether an end of the epoch or of the run follows the iteration that was completed."""
+        state = self.state
+        if self.should_terminate or self.should_terminate_single_epoch or state.iteration == state.max_iters:
+            return True
+        return state.epoch_length is not None and self._iterations_in_epoch() == state.epoch_length
+
+    def _begin_epoch(self) -> None:
+        self._is_in_epoch, self._epoch_began_at = True, self.state.iteration
+
+    def _end_epoch(self) -> None:
+        self._is_in_epoch = False
+
+    def _end_run(self) -> None:
+        self._is_in_epoch, self._is_over = False, True
+
+    def _iterations_in_epoch(self) -> int:
+        return self.state.iteration - self._epoch_began_at
+
+    # ---------------------------------------------------------------- the position
+
+    def position(self) -> dict[str, Any]:
+        """Where the run is, as plain values. To be asked at a safe point, or between runs."""
+        state = self.state
+        in_epoch = self._is_running and self._is_in_epoch
+        batches = self._dataloader_iter.state_dict() if isinstance(self._dataloader_iter, Pass) else {}
+        return {
+            "iteration": state.iteration,
+            "epoch": state.epoch - in_epoch,
+            "iterations_in_epoch": self._iterations_in_epoch() if in_epoch else None,
+            "epoch_length": state.epoch_length,
+            "max_epochs": state.max_epochs,
+            "max_iters": state.max_iters,
+            "is_running": self._is_running and not self._is_over,
+            "is_over": self._is_over,
+            "should_terminate": self.should_terminate,
+            "batches": batches,
+            "random": random_states(),
+        }
+
+    def go_on_from(self, position: Mapping[str, Any]) -> None:
+        """Let the next :meth:`run` go on from a position."""
+        state = self.state
+        state.iteration, state.epoch = position["iteration"], position["epoch"]
+        state.epoch_length = position["epoch_length"]
+        state.max_epochs, state.max_iters = position["max_epochs"], position["max_iters"]
+        self._internal_run_generator = None
+        self._dataloader_iter = None
+        self._is_over = position["is_over"]
+        self.should_terminate = position["should_terminate"]
+        self._position = position
+        restore_random_states(position["random"])
+
+    def _goes_on_from(self, event: Any) -> bool:
+        """What a run that goes on does before an event fires. Whether it fired already, before the run stopped."""
+        position = self._position
+        assert position is not None
+        if event is Events.COMPLETED:
+            self._position = None
+        if event is Events.STARTED and position["is_running"] and self._goes_on_to_its_end():
+            self.should_terminate = position["should_terminate"]
+        if event is not Events.EPOCH_STARTED:
+            return False
+        self._position = None
+        if position["is_running"]:
+            self._dataloader_iter = batches = self._pass()
+            try:
+                batches.load_state_dict(position["batches"])
+            except ValueError as error:
+                raise ConfigurationError(str(error)) from None
+            self._init_iter = position["iterations_in_epoch"] or 0
+        restore_random_states(position["random"])
+        if position["iterations_in_epoch"] is None:
+            return False
+        self._is_in_epoch = True
+        self._epoch_began_at = self.state.iteration - position["iterations_in_epoch"]
+        self.last_event_name = Events.ITERATION_COMPLETED
+        return True
+
+    def _pass(self) -> Pass:
+        data: Any = self.state.dataloader
+        if data is not None:
+            return Pass(data)
+        assert self.state.epoch_length is not None
+        return Pass(itertools.repeat(None, self.state.epoch_length))
+
+    def _setup_dataloader_iter(self) -> None:
+        self._dataloader_iter = self._pass()
+
+    def set_data(self, data: Iterable[Any]) -> None:
+        """As Ignite's."""
+        self.state.dataloader = data
+        self._setup_dataloader_iter()
+
+    # ---------------------------------------------------------------- the run
+
+    def run(
+        self,
+        data: Iterable[Any] | None = None,
+        max_epochs: int | None = None,
+        max_iters: int | None = None,
+        epoch_length: int | None = None,
+    ) -> Any:
+        """As Ignite's; after :meth:`go_on_from`, it goes on from there, and trains nothing if the run was over."""
+        position = self._position
+        if position is None:
+            return super().run(data, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length)
+        if max_epochs is not None:
+            self._check_and_set_max_epochs(max_epochs)
+        if max_iters is not None:
+            self._check_and_set_max_iters(max_iters)
+        if position["is_over"] and not self._was_extended():
+            self._position = None
+            self.logger.info("the run was over at epoch %d: nothing is trained", self.state.epoch)
+            return self.state
+        if self._goes_on_to_its_end():
+            self.state.dataloader = data
+            return self._internal_run()
+        return super().run(data, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length)
+
+    def _goes_on_inside_a_run(self) -> bool:
+        """Whether a run that was stopped inside goes on, so that what its start did is done."""
+        return self._position is not None and bool(self._position["is_running"])
+
+    def _was_extended(self) -> bool:
+        """Whether the run that goes on was given another end than the saved one had."""
+        position, state = self._position, self.state
+        assert position is not None
+        return (state.max_epochs, state.max_iters) != (position["max_epochs"], position["max_iters"])
+
+    def _goes_on_to_its_end(self) -> bool:
+        """Whether all was trained when the run stopped, but the end of the run had not been told."""
+        position = self._position
+        assert position is not None
+        was_stopping = bool(position["should_terminate"]) and not self._was_extended()
+        return bool(position["is_running"]) and (was_stopping or self._is_done(self.state))
+
+    def _internal_run(self) -> Any:
+        self._is_running, self._is_over = True, False
+        try:
+            return super()._internal_run()
+        except BaseException as error:
+            self._make_runnable_again()
+            vars(error).pop("was_announced", None)
+            raise
+        finally:
+            self._is_running = False
+            self._position = None
+
+    def _make_runnable_again(self) -> None:
+        self._internal_run_generator = None
+        self._errands.clear()
+        if self.state.epoch_length:
+            self.state.epoch = self.state.iteration // self.state.epoch_length
+
+    def _handle_exception(self, error: BaseException) -> None:
+        """As Ignite, but a plugin's exception reaches the caller whatever handlers of EXCEPTION_RAISED do."""
+        if not is_blamed(error):
+            super()._handle_exception(error)
+            return
+        if "was_announced" not in vars(error):
+            vars(error)["was_announced"] = True
+            self._fire_event(Events.EXCEPTION_RAISED, error)
+        raise error

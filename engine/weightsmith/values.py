@@ -1,0 +1,86 @@
+"""Plain values: what a file can hold that nobody needs to trust, since reading it runs no code."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightsmith.errors import ConfigurationError
+from weightsmith.measurements import Histogram
+
+__all__ = ["from_values", "to_values"]
+
+
+def to_values(value: Any, where: str) -> Any:
+    """``value`` of tensors, numbers, texts, ``None``, and dicts, lists and tuples of these, ready for
+    :func:`torch.save`; what :func:`torch.load` reads with ``weights_only=True``.
+
+    Args:
+        value: what to make plain; a :class:`Histogram` may be among it, and numbers of NumPy's.
+        where: what to call it in an error.
+
+    >>> to_values({"a": (1, np.float64(2.0))}, "state")
+    {'a': (1, 2.0)}
+
+    Raises:
+        ConfigurationError: it holds something else, which would need pickle; the message says where.
+    """
+    if type(value) in _PLAIN:
+        return value
+    if isinstance(value, Tensor):
+        return value.detach()
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Histogram):
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {_HISTOGRAM: to_values(fields, where)}
+    if type(value) in (list, tuple, torch.Size):
+        found = [to_values(item, f"{where}[{place}]") for place, item in enumerate(value)]
+        return found if isinstance(value, list) else tuple(found)
+    if type(value) in _DICTS:
+        pairs = [(_key(key, where), to_values(item, f"{where}[{key!r}]")) for key, item in value.items()]
+        return collections.Counter(dict(pairs)) if isinstance(value, collections.Counter) else dict(pairs)
+    raise ConfigurationError(
+        f"{where} is {_shown(value)}, which only pickle could save, and reading that back could run code: keep "
+        "tensors, numbers, texts, and dicts, lists and tuples of these"
+    )
+
+
+def from_values(value: Any, device: torch.device) -> Any:
+    """What :func:`to_values` was given, its tensors moved to the device.
+
+    >>> from_values(to_values((1, [None]), "state"), torch.device("cpu"))
+    (1, [None])
+    """
+    if isinstance(value, Tensor):
+        return value.to(device, copy=True)
+    if isinstance(value, (list, tuple)):
+        return type(value)(from_values(item, device) for item in value)
+    if isinstance(value, Mapping) and value.keys() == {_HISTOGRAM}:
+        return Histogram(**from_values(value[_HISTOGRAM], device))
+    if isinstance(value, collections.Counter):
+        return collections.Counter(value)
+    if isinstance(value, Mapping):
+        return {key: from_values(item, device) for key, item in value.items()}
+    return value
+
+
+_PLAIN = (type(None), bool, int, float, complex, str, bytes)
+_DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
+_HISTOGRAM = "weightsmith.Histogram"
+
+
+def _key(key: Any, where: str) -> Any:
+    return to_values(key, f"the key {key!r} of {where}")
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, type):
+        return f"the class {value.__qualname__}"
+    return f"a {type(value).__module__}.{type(value).__qualname__}"
