@@ -287,6 +287,20 @@ class Attachments:
         """The acting plugins, by the labels under which they are saved."""
         return {attachment.label: attachment.plugin for attachment in self._acting}
 
+    def fitting(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Of saved states, those that there is a place for here."""
+        known = {attachment.label: attachment for attachment in self._acting}
+        found = {label: state for label, state in states.items() if label in known and not known[label].misfits(state)}
+        for label in states.keys() - found.keys():
+            logger.warning("what was remembered of %s is dropped: it does not fit any more", label)
+        return found
+
+    def reseed(self) -> None:
+        """Follow another seed of the trainer's."""
+        for attachment in self._acting:
+            if attachment.binding is not None:
+                attachment.binding.call(attachment.label)
+
     def state_dict(self) -> dict[str, Any]:
         states = {attachment.label: attachment.state_dict() for attachment in self._acting}
         return {label: state for label, state in states.items() if state}

@@ -66,6 +66,7 @@ class Pass(Iterator[Any]):
         else:
             if self._beginning["warm"]:
                 iter(self._data)  # workers that live on draw their seed before the first pass, and never again
+                restore_random_states(self._beginning["random"])
             self._restore(self._beginning)
             self._iterator = iter(self._data)
             for place in range(state["taken"]):

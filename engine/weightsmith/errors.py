@@ -1,4 +1,7 @@
-"""The exceptions of the engine. All derive from :class:`WeightsmithError`."""
+"""The exceptions of the engine. All derive from :class:`WeightsmithError`, but for the one that ends a process."""
+
+import signal
+from pathlib import Path
 
 
 class WeightsmithError(Exception):
@@ -27,3 +30,29 @@ class ConflictError(ConfigurationError):
 
 class PluginContractError(WeightsmithError, RuntimeError):
     """A plugin returned, or wrote, what its kind does not allow; raised while it runs."""
+
+
+class CheckpointError(WeightsmithError, RuntimeError):
+    """A checkpoint cannot be written, or none can be found."""
+
+
+class DamagedCheckpointError(CheckpointError):
+    """A checkpoint is not what was written: a bit flipped, a file was cut, emptied, swapped or taken away."""
+
+
+class RunStopped(SystemExit):
+    """A signal stopped the run, which is saved. Ends the process with the exit code that shells give the signal, 143
+    for SIGTERM and 130 for SIGINT.
+
+    Attributes:
+        signal: which.
+        path: the checkpoint.
+    """
+
+    def __init__(self, number: signal.Signals, path: Path) -> None:
+        super().__init__(128 + number)
+        self.signal = number
+        self.path = path
+
+    def __str__(self) -> str:
+        return f"{self.signal.name} stopped the run, which is saved in {self.path}"

@@ -150,8 +150,9 @@ class Site:
         return twin
 
     def _reseed(self, seed: str) -> None:
-        self._seed = f"{seed}|{self._weight.name}"
-        self._seeded_at = None
+        seed = f"{seed}|{self._weight.name}"
+        if seed != self._seed:
+            self._seed, self._seeded_at = seed, None
 
     def _begin(self, entries: Mapping[str, Tensor]) -> None:
         """Start to remember."""

@@ -45,6 +45,20 @@ class Window:
         for parameter in held_by(self.optimizer):  # as zero_grad, without the profiler's record of it
             parameter.grad = None
 
+    def state_dict(self) -> dict[str, Any]:
+        """What is open, but for the gradients, and the scale."""
+        return {
+            "microbatches": self.microbatches,
+            "scaler": None if self.scaler is None else dict(self.scaler.state_dict()),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; empty: nothing is open."""
+        self.microbatches = state.get("microbatches", 0)
+        if self.scaler is not None and state.get("scaler"):
+            self.scaler = torch.amp.GradScaler(self.scaler._device)
+            self.scaler.load_state_dict(state["scaler"])
+
     def abandon(self) -> None:
         """Drop the window: its update raised. The gradients stay to be looked at until the next window opens."""
         self.microbatches = 0

@@ -6,13 +6,14 @@ import functools
 import json
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ignite.distributed as idist
 from ignite.engine import Events
 from weightsmith import ConfigurationError, Histogram, Picture, Plugin, Settings, WeightEvents
+from weightsmith.plugin import KEPT
 
 from weightsmith_plugins.places import Place
 
@@ -57,25 +58,10 @@ class JSONLines(Plugin):
             path.open("a").close()
         except OSError as error:
             raise ConfigurationError(f"{self!r}: cannot write to {path}: {error.strerror}") from error
-        place, works = Place(trainer, functools.partial(self._nth, path), _is_written), True
-
-        def write() -> None:
-            nonlocal works
-            measurements = trainer.state.measurements
-            if measurements is None or not works:
-                return
-            values = {tag: v for tag, v in measurements.values.items() if not isinstance(v, Picture)}
-            lines = [_line(tag, value, measurements.step) for tag, value in values.items()]
-            try:
-                place.path().parent.mkdir(exist_ok=True)
-                with place.path().open("a", encoding="utf-8") as file:
-                    file.writelines(lines)
-            except OSError as error:
-                works = False
-                logger.error("%r: nothing more is written to %s: %s", self, path, error.strerror)
-
-        yield Events.STARTED, place.begin_run
-        yield WeightEvents.MEASURED, write
+        lines = _Lines(self, trainer, functools.partial(self._nth, path))
+        yield KEPT, lines
+        yield Events.STARTED, lines.begin_run
+        yield WeightEvents.MEASURED, lines.write
 
     def _nth(self, path: Path, number: int) -> Path:
         """Where the run of this number writes."""
@@ -86,8 +72,38 @@ class JSONLines(Plugin):
         )
 
 
-def _is_written(path: Path) -> bool:
-    return path.exists() and path.stat().st_size > 0
+class _Lines:
+    """Writes a trainer's measurements, each run's into a file of its own."""
+
+    def __init__(self, plugin: JSONLines, trainer: Trainer, nth: Callable[[int], Path]) -> None:
+        self._plugin = plugin
+        self._trainer = trainer
+        self._place = Place(trainer, nth, lambda path: [path] if path.exists() else [])
+        self._works = True
+
+    def begin_run(self) -> None:
+        self._place.begin_run()
+
+    def write(self) -> None:
+        measurements = self._trainer.state.measurements
+        if measurements is None or not self._works:
+            return
+        values = {tag: v for tag, v in measurements.values.items() if not isinstance(v, Picture)}
+        lines = [_line(tag, value, measurements.step) for tag, value in values.items()]
+        path = self._place.path()
+        try:
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.writelines(lines)
+        except OSError as error:
+            self._works = False
+            logger.error("%r: nothing more is written to %s: %s", self._plugin, path, error.strerror)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._place.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._place.load_state_dict(state)
 
 
 def _line(tag: str, value: Any, step: int) -> str:

@@ -27,7 +27,7 @@ from tensorboard.compat.proto.summary_pb2 import HistogramProto, Summary
 from torch import Tensor
 from torch.utils.tensorboard.summary import custom_scalars, hparams
 from weightsmith import ConfigurationError, Histogram, Measurement, Picture, Plugin, Settings, WeightEvents
-from weightsmith.plugin import DETACHED
+from weightsmith.plugin import DETACHED, KEPT
 
 from weightsmith_plugins.dashboard import charts
 from weightsmith_plugins.places import Place
@@ -68,6 +68,7 @@ class TensorBoard(Plugin):
         if idist.get_rank() != 0:
             return
         writer = _Writer(trainer, self._writable(Path(folder)))
+        yield KEPT, writer
         yield Events.STARTED, writer.begin_run
         yield WeightEvents.MEASURED, writer.write
         yield Events.EPOCH_COMPLETED, writer.end_epoch
@@ -89,7 +90,7 @@ class _Writer:
 
     def __init__(self, trainer: Trainer, folder: Path) -> None:
         self._trainer = trainer
-        self._place = Place(trainer, lambda n: folder if n == 1 else folder / f"run_{n}", _has_events)
+        self._place = Place(trainer, lambda n: folder if n == 1 else folder / f"run_{n}", _event_files)
         self._numbers: dict[str, None] = {}
         self._laid_out: dict[str, dict[str, str]] = {}
         self.file = EventFile(self._place.path)
@@ -114,6 +115,14 @@ class _Writer:
     def end_run(self) -> None:
         self._lay_out()
         self.file.close()
+
+    def state_dict(self) -> dict[str, Any]:
+        self.file.flush()
+        return {"place": self._place.state_dict(), "numbers": list(self._numbers), "laid_out": self._laid_out}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._place.load_state_dict(state.get("place", {}))
+        self._numbers, self._laid_out = dict.fromkeys(state.get("numbers", ())), dict(state.get("laid_out", {}))
 
     def _lay_out(self) -> None:
         """Say which charts there are, where there are new ones: TensorBoard takes what was said last."""
@@ -274,8 +283,8 @@ _TOGETHER = 2**20
 """Bytes of values, up to which they share an event."""
 
 
-def _has_events(folder: Path) -> bool:
-    return any(folder.glob("events.out.tfevents.*"))
+def _event_files(folder: Path) -> list[Path]:
+    return list(folder.glob("events.out.tfevents.*"))
 
 
 def _layout(found: Mapping[str, Mapping[str, str]]) -> Summary:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar, get_args
 
 import torch
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from weightsmith.errors import ConfigurationError
 from weightsmith.trainer.pipeline import Precision
 
-__all__ = ["named", "refuse_misfits", "settle"]
+__all__ = ["kept", "named", "refuse_misfits", "settle"]
 
 T = TypeVar("T")
 
@@ -38,6 +38,17 @@ def refuse_misfits(
         raise ConfigurationError("several models or optimizers need step=: the default step knows only one of each")
     if step is None and loss_fn is None:
         raise ConfigurationError("give loss_fn=, which the default step needs, or step=")
+
+
+def kept(given: Mapping[str, Any] | Iterable[Any]) -> dict[str, Any]:
+    """What to save with the run, by name or by number."""
+    if not isinstance(given, Mapping):
+        given = {str(place): part for place, part in enumerate(given)}
+    for name, part in given.items():
+        for method in ("state_dict", "load_state_dict"):
+            if not callable(getattr(part, method, None)):
+                raise ConfigurationError(f"keep[{name!r}] is a {type(part).__name__}, which has no {method}()")
+    return dict(given)
 
 
 def named(given: Any, kind: type[T], what: str, name: str) -> dict[str, T]:

@@ -29,6 +29,7 @@ class ResumableLoop(Engine):
     def __init__(self, process: Callable[[Any, Any], Any]) -> None:
         super().__init__(process)
         self._errands: list[Callable[[], None]] = []
+        self._is_safe_now = False
         self._position: Mapping[str, Any] | None = None
         """Where the next run goes on; none once it is there."""
         self._is_running = False
@@ -59,13 +60,18 @@ class ResumableLoop(Engine):
 
     def _at_safe_point(self, errand: Callable[[], None]) -> None:
         """Call the errand at the next safe point: now, if nothing runs."""
-        self._errands.append(errand)
-        if not self._is_running:
-            self._run_errands()
+        if self._is_safe_now or not self._is_running:
+            errand()
+        else:
+            self._errands.append(errand)
 
     def _run_errands(self) -> None:
-        while self._errands:
-            self._errands.pop(0)()
+        self._is_safe_now = True
+        try:
+            while self._errands:
+                self._errands.pop(0)()
+        finally:
+            self._is_safe_now = False
 
     def _is_safe(self, event: Any) -> bool:
         if event is Events.EPOCH_COMPLETED or event is Events.COMPLETED:
@@ -101,6 +107,7 @@ class ResumableLoop(Engine):
         return {
             "iteration": state.iteration,
             "epoch": state.epoch - in_epoch,
+            "is_in_epoch": in_epoch,
             "iterations_in_epoch": self._iterations_in_epoch() if in_epoch else None,
             "epoch_length": state.epoch_length,
             "max_epochs": state.max_epochs,
@@ -129,8 +136,9 @@ class ResumableLoop(Engine):
         """What a run that goes on does before an event fires. Whether it fired already, before the run stopped."""
         position = self._position
         assert position is not None
-        if event is Events.COMPLETED:
+        if event is Events.TERMINATE or event is Events.COMPLETED:  # no epoch is left
             self._position = None
+            restore_random_states(position["random"])
         if event is Events.STARTED and position["is_running"] and self._goes_on_to_its_end():
             self.should_terminate = position["should_terminate"]
         if event is not Events.EPOCH_STARTED:
@@ -193,8 +201,9 @@ class ResumableLoop(Engine):
         return super().run(data, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length)
 
     def _goes_on_inside_a_run(self) -> bool:
-        """Whether a run that was stopped inside goes on, so that what its start did is done."""
-        return self._position is not None and bool(self._position["is_running"])
+        """Whether a run that was stopped inside goes on, unchanged, so that what its start did is done."""
+        position = self._position
+        return position is not None and bool(position["is_running"]) and not position.get("has_changed")
 
     def _was_extended(self) -> bool:
         """Whether the run that goes on was given another end than the saved one had."""

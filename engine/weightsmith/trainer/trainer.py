@@ -24,12 +24,13 @@ from weightsmith.faults import blaming
 from weightsmith.handlers import ANNOUNCEMENTS
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
 from weightsmith.lending import lendable, lending, renew_statistics
-from weightsmith.measurements import Measurement, Measurements, Published
+from weightsmith.measurements import Measurement, Measurements
 from weightsmith.plan import Plan
 from weightsmith.plugin import Plugin
 from weightsmith.selection import Where, everything, select
 from weightsmith.trainer.arguments import named, refuse_misfits, settle
-from weightsmith.trainer.pipeline import Precision, UpdatePipeline
+from weightsmith.trainer.pipeline import Precision
+from weightsmith.trainer.run import DurableRun
 from weightsmith.weights import inventory, raw_weights
 
 __all__ = ["Trainer"]
@@ -37,7 +38,7 @@ __all__ = ["Trainer"]
 Step: TypeAlias = "Callable[[Trainer, Any], Any]"
 
 
-class Trainer(UpdatePipeline):
+class Trainer(DurableRun):
     """Trains a model, or several, firing :class:`WeightEvents` around everything that touches a weight.
 
     It is an :class:`ignite.engine.Engine`: Ignite's handlers, metrics and loggers attach unchanged, and ``run`` is
@@ -57,6 +58,8 @@ class Trainer(UpdatePipeline):
         accumulate: micro-batches per update; the gradient is their mean. Default 1.
         seed: seeds Python's, NumPy's and torch's global generators now, and every plugin's draws. Default: the plugins'
             draws follow torch's initial seed, and nothing is seeded.
+        keep: what else to save and restore with the run, each with a ``state_dict`` and a ``load_state_dict``: a
+            scheduler, a metric, an Ignite handler; several in a list, or by name.
         debug: compare copies of all weights and gradients around each handler, and name who wrote where it should
             not. Slow. Default false.
 
@@ -87,6 +90,7 @@ class Trainer(UpdatePipeline):
         precision: Precision = "float32",
         accumulate: int = 1,
         seed: int | None = None,
+        keep: Mapping[str, Any] | Iterable[Any] = (),
         debug: bool = False,
     ) -> None:
         models = named(model, nn.Module, "model", "")
@@ -101,13 +105,13 @@ class Trainer(UpdatePipeline):
             device=settle(models, device),
             precision=precision,
             accumulate=accumulate,
+            run_dir=run_dir,
+            seed=seed,
+            keep=keep,
         )
         self.loss_fn = loss_fn
-        self.run_dir = None if run_dir is None else Path(run_dir)
-        self.seed = torch.initial_seed() if seed is None else seed
         self.debug = debug
         self._guard = WriteGuard(self.weights) if debug else None
-        self.published = Published()
         inventory(self.models, self.optimizers)  # refuses, by name, a weight that two optimizers hold
         self._attachments = Attachments(self)
         for plugin in [plugins] if isinstance(plugins, Plugin) else plugins:
@@ -169,11 +173,6 @@ class Trainer(UpdatePipeline):
 
     def _between_updates(self) -> None:
         self._attachments.settle()
-
-    def _start(self) -> None:
-        if self.state.iteration == 0:
-            self.published.clear()
-        super()._start()
 
     def _look_again(self) -> None:
         self._attachments.follow_optimizers()
@@ -340,47 +339,6 @@ class Trainer(UpdatePipeline):
             if statistics_from is not None:
                 renew_statistics(self, statistics_from)
             yield
-
-    # ---------------------------------------------------------------- state
-
-    def state_dict(self) -> Any:
-        """Ignite's state of the loop, the count of updates, and what plugins remember."""
-        state: Any = super().state_dict()
-        state["weightsmith"] = {
-            "update": self.state.update,
-            "updates": dict(self.state.updates),
-            "window": self.state.window,
-            "losses": dict(self.state.losses),
-            "published": dict(self.published),
-            "initialized": self._initialized,
-            "plugins": self._attachments.state_dict(),
-        }
-        return state
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave; the same plugins must be attached.
-
-        Raises:
-            ConfigurationError: the state is not a Trainer's, or belongs to other optimizers or plugins.
-        """
-        ours = state_dict.get("weightsmith")
-        if ours is None or ours["updates"].keys() != self.optimizers.keys():
-            raise ConfigurationError(f"this is not the state of a Trainer with the optimizers {list(self.optimizers)}")
-        self._attachments.refuse_misfitting_state(ours["plugins"])
-        super().load_state_dict(state_dict)
-        self._load(ours)
-
-    def _load(self, ours: Mapping[str, Any]) -> None:
-        for window in self._windows:
-            window.abandon()
-        self._attachments.load_state_dict(ours["plugins"])
-        self.state.update = ours["update"]
-        self.state.updates = dict(ours["updates"])
-        self.state.window = ours["window"]
-        self.state.losses = {name: loss.to(self.device, copy=True) for name, loss in ours["losses"].items()}
-        self.published.clear()
-        self.published.update(ours["published"])
-        self._initialized = ours["initialized"]
 
 
 def supervised_step(trainer: Trainer, batch: Any) -> Tensor:

@@ -14,7 +14,7 @@ from weightsmith.binding import Binding
 from weightsmith.handlers import PluginHandler
 from weightsmith.kinds import WeightPlugin
 from weightsmith.kinds.probe import tag
-from weightsmith.plugin import Subscription
+from weightsmith.plugin import KEPT, Subscription
 from weightsmith.targets import Target
 from weightsmith.tensors import accurate_dtype
 
@@ -69,6 +69,7 @@ class PluginEffect(WeightPlugin):
             if moves.watches_update() or (outside and (self.of == "epoch" or sampled.is_last_iteration())):
                 moves.start(acting)
 
+        yield KEPT, sampled
         yield Events.EPOCH_STARTED, sampled.begin_epoch
         yield WeightEvents.GRADIENTS_COMPUTED, begin
         yield WeightEvents.PLUGIN_STARTED, started
@@ -199,6 +200,7 @@ class GradientNorms(Probe):
 
         yield self.at or self.event, binding.run
         if self.by_plugin:
+            yield KEPT, sampled
             yield Events.EPOCH_STARTED, sampled.begin_epoch
             yield WeightEvents.PLUGIN_STARTED, started
             yield WeightEvents.PLUGIN_COMPLETED, completed

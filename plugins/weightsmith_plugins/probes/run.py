@@ -14,6 +14,7 @@ from ignite.engine import Events
 from torch import Tensor
 from weightsmith import ConfigurationError, Measurement, Plugin, Settings, WeightEvents
 from weightsmith.kinds.probe import tag
+from weightsmith.plugin import KEPT, Notes
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
@@ -74,9 +75,12 @@ class Hyperparameters(Plugin):
                 raise ConfigurationError(f"{self!r}: {pair[0]!r} is {pair[1]!r}: give a number, text or truth value")
 
     def subscriptions(self, trainer: Trainer) -> Iterator[tuple[Any, Any]]:
-        started: dict[str, float | str | bool] = {}
+        started = Notes()
 
         def begin() -> None:
+            if started and trainer.state.iteration:
+                return  # the run goes on
+            started.clear()
             started.update(accumulate=trainer.accumulate, precision=trainer.precision, seed=str(trainer.seed))
             for name, optimizer in trainer.optimizers.items():
                 started[f"{name}.class"] = type(optimizer).__name__
@@ -88,6 +92,7 @@ class Hyperparameters(Plugin):
             metrics = tuple(tag for tag in trainer.published if tag.startswith(("metrics/", "loss/")))
             trainer.publish({"hyperparameters": Settings(dict(started), metrics)}, step=trainer.state.epoch)
 
+        yield KEPT, started
         yield Events.STARTED, begin
         yield Events.COMPLETED, publish
 
@@ -127,7 +132,7 @@ class Losses(Plugin):
     order: ClassVar[int] = 65
 
     def subscriptions(self, trainer: Trainer) -> Iterator[tuple[Any, Any]]:
-        sums: dict[str, Tensor] = {}
+        sums = Notes()
 
         def add() -> None:
             if trainer.state.evaluation > 1:
@@ -150,7 +155,8 @@ class Losses(Plugin):
             if measured:
                 trainer.publish(measured, step=trainer.state.epoch)
 
-        yield Events.STARTED, lambda: sums.clear()  # Ignite reads signatures, which built-in functions lack
+        yield KEPT, sums
+        yield Events.EPOCH_STARTED, lambda: sums.clear()  # Ignite reads signatures, which built-in functions lack
         yield WeightEvents.MICROBATCH_COMPLETED, add
         yield Events.EPOCH_COMPLETED, publish
 

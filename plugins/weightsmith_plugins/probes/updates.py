@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from ignite.engine import Events
@@ -14,7 +14,7 @@ from weightsmith import Measurement, Site, WeightEvents
 from weightsmith.binding import Binding
 from weightsmith.kinds import WeightPlugin
 from weightsmith.kinds.probe import tag
-from weightsmith.plugin import Subscription
+from weightsmith.plugin import KEPT, Subscription
 from weightsmith.tensors import accurate_dtype
 
 from weightsmith_plugins.probes.distributions import histogram
@@ -36,6 +36,12 @@ class SampledUpdates:
 
     def begin_epoch(self) -> None:
         self._seen.clear()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": sorted(map(str, self._seen))}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._seen = set(state.get("seen", ()))
 
     def is_last_iteration(self) -> bool:
         """Whether this iteration is the last of its epoch, as far as is known."""
@@ -91,6 +97,7 @@ class UpdateProbe(WeightPlugin, abstract=True):
                     binding.notes[weight.name] = measured
             before.clear()
 
+        yield KEPT, sampled
         yield Events.EPOCH_STARTED, sampled.begin_epoch
         yield WeightEvents.GRADIENTS_COMPUTED, begin
         yield WeightEvents.UPDATE_COMPLETED, end

@@ -1,0 +1,255 @@
+"""A checkpoint on the disk: a folder that is there as a whole or not at all, and that shows any damage.
+
+::
+
+    checkpoints/00000120/
+    ├─ weights.safetensors   the models' weights and buffers, under the names of their state dicts
+    ├─ state.pt              everything else, plain values alone: torch.load(…, weights_only=True) reads it
+    └─ manifest.json         what it is, the size and SHA-256 of both files, and its own
+
+Written into a hidden folder beside its place, synced, renamed to its place, and the folder around it synced; what stood
+there before goes last.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pickle
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from weightsmith.errors import CheckpointError, ConfigurationError, DamagedCheckpointError
+
+__all__ = ["FORMAT", "Contents", "find", "read", "read_manifest", "saved_in", "sweep", "write"]
+
+logger = logging.getLogger(__name__)
+
+FORMAT = 1
+"""The version of the form in which checkpoints are written."""
+
+_UNREADABLE = 2**62
+_WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds.
+
+    Attributes:
+        weights: tensors by name.
+        state: plain values.
+        manifest: what can be read without reading the rest: numbers, texts, lists and dicts.
+    """
+
+    weights: Mapping[str, Tensor]
+    state: Any
+    manifest: Mapping[str, Any]
+
+
+def write(path: Path, contents: Contents, *, is_good: bool) -> None:
+    """Write a checkpoint; one that is there already is replaced, and stays if anything goes wrong.
+
+    Args:
+        path: where.
+        contents: what.
+        is_good: whether a run may go on from it by itself.
+
+    Raises:
+        CheckpointError: it cannot be written, as when the disk is full; what was at ``path`` is there still, or, if
+            the very last step failed, beside it, where :func:`find` finds it.
+    """
+    partial = _beside(path, "partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(partial)
+        partial.mkdir()
+        safetensors.torch.save_file(dict(contents.weights), partial / _WEIGHTS)
+        with (partial / _STATE).open("wb") as file:
+            torch.save(contents.state, file)
+        files = {name: _sync_and_sum(partial / name) for name in (_WEIGHTS, _STATE)}
+        order = {"is_good": is_good, "saves": _saves(path.parent) + 1}
+        manifest = {"format": FORMAT, **order, **contents.manifest, "files": files}
+        with (partial / _MANIFEST).open("w", encoding="utf-8") as file:
+            json.dump({**manifest, "sha256": _sum_of(manifest)}, file, indent=1)
+        _sync(partial / _MANIFEST)
+        _sync(partial)
+        _put_in_place(partial, path)
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors wrap the system's
+        raise CheckpointError(f"the checkpoint {path} cannot be written: {_reason(error)}") from error
+    finally:
+        _remove(partial)
+
+
+def _put_in_place(partial: Path, path: Path) -> None:
+    previous = _beside(path, "previous")
+    if path.exists():
+        _remove(previous)
+        path.rename(previous)
+    try:
+        partial.rename(path)
+    except OSError:
+        if previous.exists():
+            previous.rename(path)
+        raise
+    _sync(path.parent)
+    _remove(previous)
+
+
+def read(path: Path) -> Contents:
+    """Read a checkpoint, and see that it is what was written.
+
+    Raises:
+        DamagedCheckpointError: it is not.
+        CheckpointError: there is none.
+        ConfigurationError: it was written in another form, or would run code.
+    """
+    manifest = read_manifest(path)
+    try:
+        for name in (_WEIGHTS, _STATE):
+            found, expected = _sum(path / name), manifest["files"][name]
+            if found != expected:
+                raise DamagedCheckpointError(
+                    f"the checkpoint {path} is damaged: {name} has {found['bytes']} bytes with the SHA-256 "
+                    f"{found['sha256'][:12]}…, where {expected['bytes']} with {expected['sha256'][:12]}… were written"
+                )
+        weights = safetensors.torch.load_file(path / _WEIGHTS)
+        state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(f"the checkpoint {path} is refused: reading it could run code ({reason})") from error
+    except (KeyError, TypeError, OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise error if isinstance(error, DamagedCheckpointError) else _damaged(path, error) from error
+    return Contents(weights, state, manifest)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What the checkpoint says of itself. Raises as :func:`read` does."""
+    try:
+        manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
+        stated = manifest.pop("sha256")
+        is_whole = stated == _sum_of(manifest)
+    except FileNotFoundError as error:
+        if any((path / name).exists() for name in (_WEIGHTS, _STATE)):
+            raise _damaged(path, error) from error
+        raise CheckpointError(f"there is no checkpoint {path}") from None
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
+        raise _damaged(path, error) from error
+    if not is_whole:
+        raise DamagedCheckpointError(f"the checkpoint {path} is damaged: {_MANIFEST} is not what was written")
+    if manifest.get("format") != FORMAT:
+        raise ConfigurationError(
+            f"the checkpoint {path} has the form {manifest.get('format')!r}, where this version of weightsmith reads "
+            f"{FORMAT}: go on with the version that wrote it, {manifest.get('versions', {}).get('weightsmith')}"
+        )
+    if path.name.isdigit() and int(path.name) != manifest.get("iteration"):
+        raise DamagedCheckpointError(
+            f"the checkpoint {path} is another: it was saved at iteration {manifest.get('iteration')}"
+        )
+    return manifest
+
+
+def saved_in(folder: Path) -> list[Path]:
+    """The checkpoints of a run, the newest first, with those that a kill left beside their place."""
+    found = [path for path in folder.iterdir() if path.is_dir() and _number(path)] if folder.is_dir() else []
+    return sorted(found, key=_age, reverse=True)
+
+
+def find(path: Path) -> Path:
+    """The checkpoint that ``path`` means: itself; or the newest good one of a run's folder, or of its ``checkpoints``.
+    For each damaged one on the way there is a warning.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    if not path.exists() and _beside(path, "previous").exists():
+        logger.warning("%s is gone, as its replacement was interrupted: the one before it is taken", path)
+        return _beside(path, "previous")
+    if any((path / name).exists() for name in (_MANIFEST, _WEIGHTS, _STATE)):
+        return path
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    for saved in saved_in(folder):
+        try:
+            if read_manifest(saved)["is_good"]:
+                read(saved)
+                return saved
+        except (CheckpointError, ConfigurationError, KeyError) as error:
+            logger.warning("%s; the one before it is taken", error)
+    raise CheckpointError(f"there is no good checkpoint in {path}")
+
+
+def sweep(folder: Path, keep: int) -> None:
+    """Remove what is older than the ``keep`` newest checkpoints, and what interrupted saves left."""
+    kept = {best.resolve() for best in [folder / "best"] if best.is_symlink()}
+    whole = [path for path in saved_in(folder) if not path.name.startswith(".") and _age(path)[0] < _UNREADABLE]
+    for saved in whole[keep:]:
+        if saved.resolve() not in kept:
+            _remove(saved)
+    for left in folder.glob(".*.partial"):
+        _remove(left)
+
+
+def _number(path: Path) -> bool:
+    return path.name.removeprefix(".").removesuffix(".previous").isdigit()
+
+
+def _age(path: Path) -> tuple[int, int]:
+    """When it was saved: by its own count, which goes on when a run goes on from an older checkpoint."""
+    name = path.name.removeprefix(".").removesuffix(".previous")
+    try:
+        return int(read_manifest(path)["saves"]), int(name)
+    except (CheckpointError, ConfigurationError, KeyError, TypeError, ValueError):
+        return _UNREADABLE, int(name)  # looked at, warned of, and passed over
+
+
+def _saves(folder: Path) -> int:
+    """The count that the newest checkpoint in a folder has."""
+    return max((_age(path)[0] for path in saved_in(folder) if _age(path)[0] < _UNREADABLE), default=0)
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f".{path.name}.{what}")
+
+
+def _sync_and_sum(path: Path) -> dict[str, Any]:
+    _sync(path)
+    return _sum(path)
+
+
+def _sum(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _sum_of(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
+
+
+def _damaged(path: Path, error: Exception) -> DamagedCheckpointError:
+    return DamagedCheckpointError(f"the checkpoint {path} is damaged: {_reason(error)}")

@@ -1,0 +1,233 @@
+"""A run that cannot be lost: saved, resumed, stopped by signals, kept from other processes."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import filelock
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from weightsmith.attachments import Attachments
+from weightsmith.checkpoint import collect, find, first_nonfinite, read, restore, write
+from weightsmith.errors import CheckpointError, ConfigurationError, RunStopped
+from weightsmith.measurements import Published
+from weightsmith.signals import Signals
+from weightsmith.trainer.arguments import kept
+from weightsmith.trainer.pipeline import UpdatePipeline
+
+__all__ = ["DurableRun"]
+
+logger = logging.getLogger(__name__)
+
+
+class DurableRun(UpdatePipeline):
+    """An update pipeline whose run can be saved at every iteration, and gone on with in another process.
+
+    With a ``run_dir``, SIGTERM and SIGINT let the iteration in progress end, save, and end the process with the exit
+    code 143 or 130; an exception saves what there is as ``checkpoints/crash``; and no two processes run in one folder.
+    """
+
+    _attachments: Attachments
+
+    def __init__(
+        self,
+        models: Mapping[str, nn.Module],
+        optimizers: Mapping[str, Optimizer],
+        step: Callable[[Any, Any], Any],
+        *,
+        run_dir: str | Path | None,
+        seed: int | None,
+        keep: Mapping[str, Any] | Iterable[Any],
+        **options: Any,
+    ) -> None:
+        super().__init__(models, optimizers, step, **options)
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.seed = torch.initial_seed() if seed is None else seed
+        self.has_own_seed = seed is not None
+        self.keep = kept(keep)
+        self.published = Published()
+
+    def _start(self) -> None:
+        if self.state.iteration == 0:
+            self.published.clear()
+        super()._start()
+
+    def save(self, path: str | Path) -> None:
+        """Save the whole run: models, optimizers, gradient scalers, what is kept, what plugins remember, all counts,
+        the position in the data and in the accumulation window, and all random states.
+
+        Inside a run it is done when the iteration in progress, or the end of the epoch that follows it, has nothing
+        more to do: after every handler. Then a run that goes on from the checkpoint ends where this one ends, bit for
+        bit.
+
+        Args:
+            path: the folder that becomes the checkpoint. One that is there is replaced, once the new one is whole.
+
+        Raises:
+            CheckpointError: it cannot be written; what was there stays.
+            ConfigurationError: something could only be saved by pickle; the message says what.
+        """
+        self.at_safe_point(lambda: self._write(Path(path)))
+
+    def resume(self, path: str | Path, *, allow_changes: bool = False) -> Path:
+        """Go on with a saved run: call it on a trainer that was made as the saved one was, before ``run``, which is
+        given the same data. All is loaded, or nothing.
+
+        Args:
+            path: a checkpoint, or a run's folder, of which the newest good checkpoint is taken.
+            allow_changes: whether the plugins, their code, and the settings may be others than the saved ones; what is
+                remembered of a plugin that is not attached any more is dropped. Default false.
+
+        Returns:
+            The checkpoint.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+            ConfigurationError: it is of another run; the message lists what is unknown, missing or another.
+        """
+        if self._is_running:
+            raise ConfigurationError("resume() was called inside a run: call it before run()")
+        found = find(Path(path))
+        contents = read(found)
+        if not contents.manifest.get("is_good"):
+            logger.warning("%s was saved when the run was not in order: not at a safe point, or not finite", found)
+        restore(self, contents, allow_changes=allow_changes)
+        logger.info("resumed from %s, at iteration %d", found, self.state.iteration)
+        return found
+
+    def at_safe_point(self, errand: Callable[[], None]) -> None:
+        """Call ``errand`` when the iteration in progress, or the end of the epoch that follows it, has nothing more to
+        do; now, if nothing runs. For what saves."""
+        self._at_safe_point(errand)
+
+    def checkpoint_path(self) -> Path | None:
+        """Where a checkpoint of the run as it is now has its place; ``None`` without a ``run_dir``."""
+        return None if self.run_dir is None else self.run_dir / "checkpoints" / f"{self.state.iteration:08d}"
+
+    def run(
+        self,
+        data: Iterable[Any] | None = None,
+        max_epochs: int | None = None,
+        max_iters: int | None = None,
+        epoch_length: int | None = None,
+    ) -> Any:
+        """As Ignite's. After :meth:`resume` it goes on from there, given the same data, and trains nothing if the run
+        was over."""
+        with contextlib.ExitStack() as stack:
+            if self.run_dir is not None:
+                stack.enter_context(_held(self.run_dir))
+                stack.enter_context(Signals(self._stop))
+            return super().run(data, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length)
+
+    def state_dict(self) -> Any:
+        """Ignite's state of the loop, the count of updates, and what plugins remember."""
+        state: Any = super().state_dict()
+        state["weightsmith"] = self.own_state()
+        return state
+
+    def own_state(self) -> dict[str, Any]:
+        """The counts of updates, and what plugins remember, as plain values."""
+        return {
+            "update": self.state.update,
+            "updates": dict(self.state.updates),
+            "window": self.state.window,
+            "losses": dict(self.state.losses),
+            "published": dict(self.published),
+            "initialized": self._initialized,
+            "plugins": self._attachments.state_dict(),
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what :meth:`state_dict` gave; the same plugins must be attached.
+
+        Raises:
+            ConfigurationError: the state is not a Trainer's, or belongs to other optimizers or plugins.
+        """
+        ours = state_dict.get("weightsmith")
+        if ours is None or ours["updates"].keys() != self.optimizers.keys():
+            raise ConfigurationError(f"this is not the state of a Trainer with the optimizers {list(self.optimizers)}")
+        self._attachments.refuse_misfitting_state(ours["plugins"])
+        super().load_state_dict(state_dict)
+        for window in self._windows:
+            window.abandon()
+        self.load_own_state(ours, seed=self.seed)
+
+    def load_own_state(self, ours: Mapping[str, Any], *, seed: int) -> None:
+        """Restore what :meth:`own_state` gave, in a run with this seed."""
+        if seed != self.seed:
+            self.seed = seed
+            self._attachments.reseed()
+        self._attachments.load_state_dict(ours["plugins"])
+        self.state.update = ours["update"]
+        self.state.updates = dict(ours["updates"])
+        self.state.window = ours["window"]
+        self.state.losses = {name: loss.to(self.device, copy=True) for name, loss in ours["losses"].items()}
+        self.published.clear()
+        self.published.update(ours["published"])
+        self._initialized = ours["initialized"]
+
+    def _write(self, path: Path, *, in_order: bool = True) -> None:
+        write(path, collect(self, is_good=in_order), is_good=in_order and first_nonfinite(self) is None)
+
+    def _stop(self, number: signal.Signals) -> None:
+        logger.warning("%s: the run is saved after this iteration, and ends; once more ends it now", number.name)
+        if self._is_running:
+            self._errands.append(lambda: self._end_by(number))  # not at once: perhaps something is being saved now
+        else:
+            self._end_by(number)
+
+    def _end_by(self, number: signal.Signals) -> None:
+        path = self.checkpoint_path()
+        assert path is not None
+        self._write(path)
+        raise RunStopped(number, path)
+
+    def _handle_exception(self, error: BaseException) -> None:
+        if isinstance(error, RunStopped):
+            raise error
+        if isinstance(error, Exception):
+            self._save_crash(error)
+        super()._handle_exception(error)
+
+    def _save_crash(self, error: Exception) -> None:
+        """Save what there is when the run breaks off, once it has trained."""
+        if self.run_dir is None or "was_saved" in vars(error) or self.state.iteration == self._iterations_before:
+            return
+        vars(error)["was_saved"] = True
+        path = self.run_dir / "checkpoints" / "crash"
+        try:
+            self._write(path, in_order=False)
+            error.add_note(f"the run as it was then is saved in {path}")
+        except (CheckpointError, ConfigurationError) as other:
+            logger.error("what there was when the run crashed is lost: %s", other)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Keep other processes from running in a folder. A process that is killed keeps nothing.
+
+    Raises:
+        ConfigurationError: another one runs there, or the folder cannot be written.
+    """
+    lock = filelock.FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except filelock.Timeout:
+        raise ConfigurationError(
+            f"another process runs in {folder}: wait for it, or give this one another run_dir (weightsmith.runs."
+            "new_run_dir makes one)"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        raise ConfigurationError(f"cannot write to the run folder {folder}: {error}") from error
+    try:
+        yield
+    finally:
+        lock.release()
