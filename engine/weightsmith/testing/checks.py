@@ -40,10 +40,13 @@ from weightsmith.testing.scenes import (
     equal,
     has_handlers,
     layer_for,
+    measured,
     plural,
     rounding,
     scene,
     singular,
+    state_of,
+    stopped_after,
     tensors_for,
     trainer_for,
 )
@@ -84,21 +87,23 @@ def runs_attaches_and_detaches(case: Case) -> None:
 
 
 @check(Plugin, pure=False)
-def goes_on_from_its_saved_state(case: Case) -> None:
-    """Stopped after an epoch, saved, loaded into a new trainer and run on: the same weights, bit for bit."""
+def goes_on_from_a_checkpoint(case: Case) -> None:
+    """Stopped inside an epoch or at its end, saved, resumed and run on: the same weights, the same memory and the same
+    measurements, bit for bit."""
     with scene(case) as (whole, data):
+        wanted = measured(whole)
         whole.run(data, max_epochs=3)
-        wanted = whole.weights()
-    with scene(case) as (first, data), scene(case) as (second, _):
-        first.run(data, max_epochs=1)
-        state = copy.deepcopy(first.state_dict())
-        second.model.load_state_dict(first.model.state_dict())
-        second.optimizers["optimizer"].load_state_dict(first.optimizers["optimizer"].state_dict())
-        second.load_state_dict(state)
-        assert equal(second.state_dict()["weightsmith"], state["weightsmith"]), "the state loaded is another"
-        second.run(data, max_epochs=3)
-        found = second.weights()
-    assert all(torch.equal(found[name], wanted[name]) for name in wanted), "the resumed run ends elsewhere"
+        end = state_of(whole)
+    for iteration in (2, 3, 4):
+        with scene(case) as (first, data):
+            found = measured(first)
+            saved = stopped_after(iteration, first, data, epochs=3)
+            with scene(case, run_dir=first.run_dir) as (second, _):
+                second.resume(saved)
+                rest = measured(second)
+                second.run(data, max_epochs=3)
+                assert equal(state_of(second), end), f"resumed after iteration {iteration}, the run ends elsewhere"
+                assert equal(found + rest, wanted), f"resumed after iteration {iteration}, it measures something else"
 
 
 @check(WeightPlugin, pure=False)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
+from ignite.engine import Events
 from torch import Tensor, nn
 
+from weightsmith.checkpoint import collect
+from weightsmith.events import WeightEvents
 from weightsmith.kinds import (
     Average,
     Constraint,
@@ -20,10 +25,12 @@ from weightsmith.kinds import (
     Penalty,
     WeightEditor,
 )
+from weightsmith.measurements import Picture, Settings
 from weightsmith.plugin import Plugin
 from weightsmith.site import Site
 from weightsmith.testing.cases import Case
 from weightsmith.trainer import Trainer
+from weightsmith.values import to_values
 
 __all__ = [
     "asked",
@@ -33,10 +40,13 @@ __all__ = [
     "equal",
     "has_handlers",
     "layer_for",
+    "measured",
     "plural",
     "rounding",
     "scene",
     "singular",
+    "state_of",
+    "stopped_after",
     "tensors_for",
     "trainer_for",
 ]
@@ -101,9 +111,11 @@ def has_handlers(plugin: Plugin) -> bool:
 
 def equal(a: Any, b: Any) -> bool:
     if isinstance(a, Tensor):
-        return torch.equal(a, b)
+        return isinstance(b, Tensor) and torch.equal(a, b)
     if isinstance(a, dict):
         return a.keys() == b.keys() and all(equal(a[key], b[key]) for key in a)
+    if isinstance(a, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
     return bool(a == b)
 
 
@@ -127,7 +139,7 @@ def trainer_for(model: nn.Module, plugin: Plugin, forward: Callable[[Tensor], Te
 
 
 @contextlib.contextmanager
-def scene(case: Case, **options: Any) -> Iterator[tuple[Trainer, list[Tensor]]]:
+def scene(case: Case, run_dir: Path | None = None, **options: Any) -> Iterator[tuple[Trainer, list[Tensor]]]:
     """A small network with the plugin attached, and batches for it; a folder to write to while it lasts."""
     torch.manual_seed(0)
     if case.layer is None:
@@ -135,7 +147,48 @@ def scene(case: Case, **options: Any) -> Iterator[tuple[Trainer, list[Tensor]]]:
     else:
         model = nn.Sequential(case.layer(), nn.Tanh(), case.layer())
     with tempfile.TemporaryDirectory() as folder:
-        yield trainer_for(model, case.plugin, model, run_dir=folder, **options), batches_for(case)
+        yield trainer_for(model, case.plugin, model, run_dir=run_dir or folder, **options), batches_for(case)
+
+
+def measured(trainer: Trainer) -> list[Any]:
+    """A list that fills with what the trainer's probes measure: step and values."""
+    found: list[Any] = []
+
+    def note() -> None:
+        measurements = trainer.state.measurements
+        if measurements is not None:
+            values = {tag: v for tag, v in measurements.values.items() if not isinstance(v, (Settings, Picture))}
+            found.append((measurements.step, to_values(copy.deepcopy(values), "measurements")))
+
+    trainer.add_event_handler(WeightEvents.MEASURED, note)
+    return found
+
+
+def state_of(trainer: Trainer) -> dict[str, Any]:
+    """Weights, what optimizers and plugins remember, and where random numbers stand."""
+    contents = collect(trainer, is_good=True)
+    own = contents.state["trainer"]
+    own = {**own, "plugins": {label: {**state, "kept": []} for label, state in own["plugins"].items()}}
+    parts = {part: contents.state[part] for part in ("optimizers", "windows", "gradients", "buffers", "frozen")}
+    return {"weights": contents.weights, "own": own, "random": contents.state["position"]["random"], **parts}
+
+
+class _Stopped(BaseException):
+    """Ends a run as a kill would: the engine tidies up nothing."""
+
+
+def stopped_after(iteration: int, trainer: Trainer, data: list[Tensor], epochs: int) -> Path:
+    """Run up to an iteration, and the end of its epoch if it is the last, and save there. The checkpoint."""
+    path = Path(str(trainer.run_dir)) / "stopped"
+
+    def stop() -> None:
+        trainer.save(path)
+        raise _Stopped
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=iteration), lambda: trainer.at_safe_point(stop))
+    with contextlib.suppress(_Stopped):
+        trainer.run(data, max_epochs=epochs)
+    return path
 
 
 def counts_of(case: Case, epochs: int) -> list[int]:
