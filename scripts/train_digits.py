@@ -15,10 +15,11 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 from weightsmith import Trainer, linear
-from weightsmith.runs import new_run_dir, save_configuration
+from weightsmith.runs import choose_run_dir, save_configuration
 from weightsmith_plugins import (
     EMA,
     L2,
+    Checkpoints,
     Clamp,
     ClipNorm,
     GradientHistograms,
@@ -72,6 +73,7 @@ def train(
     seed: int = 0,
     device: str = "cpu",
     runs: Path = ROOT / "runs" / "digits",
+    resume: str | None = None,
 ) -> dict[str, Any]:
     """Train a small convolutional network on handwritten digits, with one weightsmith plugin of each kind.
 
@@ -85,11 +87,13 @@ def train(
         seed: of the split, the order of the digits and every random draw.
         device: a torch device, such as cpu or cuda.
         runs: folder in which the run gets a folder of its own.
+        resume: auto goes on with the run in it that was saved last; or the folder of a run, or one of its checkpoints.
 
     Returns:
         The metrics of the last epoch, those of the averaged weights, and the run's folder.
     """
     options = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
+    run_dir, goes_on = choose_run_dir(runs, resume)
     torch.manual_seed(seed)
     train_set, test_set = digits(seed)
     model = DigitNet()
@@ -97,7 +101,7 @@ def train(
         model,
         torch.optim.Adam(model.parameters(), lr=learning_rate),
         nn.CrossEntropyLoss(),
-        run_dir=new_run_dir(runs),
+        run_dir=run_dir,
         device=device,
         seed=seed,
         plugins=[
@@ -115,9 +119,11 @@ def train(
             PenaltyCosts(),
             Violations(),
             TensorBoard(),
+            Checkpoints(best="accuracy"),
         ],
     )
-    save_configuration(trainer.run_dir, options, trainer.plugins)
+    if not goes_on:
+        save_configuration(run_dir, options, trainer.plugins)
     validation = DataLoader(test_set, batch_size=360)
     metrics = {"accuracy": Accuracy(), "validation_loss": Loss(nn.CrossEntropyLoss())}
     trainer.validate_on(validation, metrics)
@@ -134,13 +140,15 @@ def train(
             f"violations {sum(value > 0 for value in trainer.violations().values())}"
         )
 
+    if goes_on:
+        print(f"going on from {trainer.resume(run_dir if resume == 'auto' else resume)}")
     trainer.run(DataLoader(train_set, batch_size=batch_size, shuffle=True), max_epochs=epochs)
     with trainer.averaged():
         averaged = trainer.evaluate(validation, metrics)
     print(f"validation accuracy {trainer.state.metrics['accuracy']:.2%}, averaged weights {averaged['accuracy']:.2%}")
-    print(f"the run is in {trainer.run_dir}")
-    print(f"view it with: {Path(sys.executable).with_name('tensorboard')} --logdir {trainer.run_dir.parent}")
-    return {**trainer.state.metrics, "averaged_accuracy": averaged["accuracy"], "run_dir": trainer.run_dir}
+    print(f"the run is in {run_dir}")
+    print(f"view it with: {Path(sys.executable).with_name('tensorboard')} --logdir {run_dir.parent}")
+    return {**trainer.state.metrics, "averaged_accuracy": averaged["accuracy"], "run_dir": run_dir}
 
 
 def largest_unit_norm(model: DigitNet) -> Tensor:

@@ -1,10 +1,13 @@
 """weightsmith: a training-loop engine on PyTorch Ignite for people who shape the weights of a network."""
 
 from weightsmith.errors import (
+    CheckpointError,
     ConfigurationError,
     ConflictError,
+    DamagedCheckpointError,
     PluginContractError,
     PluginDefinitionError,
+    RunStopped,
     SelectionError,
     UnsupportedWeightError,
     WeightsmithError,
@@ -31,9 +34,11 @@ from weightsmith.trainer import Trainer
 
 __all__ = [
     "Average",
+    "CheckpointError",
     "ConfigurationError",
     "ConflictError",
     "Constraint",
+    "DamagedCheckpointError",
     "GradientEditor",
     "Histogram",
     "Initializer",
@@ -49,6 +54,7 @@ __all__ = [
     "PluginDefinitionError",
     "Probe",
     "Progress",
+    "RunStopped",
     "Schedule",
     "SelectionError",
     "Selector",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 from collections.abc import Iterable, Mapping
 from datetime import datetime
 from pathlib import Path
@@ -10,10 +12,14 @@ from typing import Any
 
 import yaml
 
-from weightsmith.errors import ConfigurationError
+from weightsmith.checkpoint import read_manifest, saved_in
+from weightsmith.errors import ConfigurationError, WeightsmithError
 from weightsmith.plugin import Plugin
 
-__all__ = ["new_run_dir", "save_configuration"]
+__all__ = ["choose_run_dir", "new_run_dir", "save_configuration"]
+
+
+logger = logging.getLogger(__name__)
 
 
 def new_run_dir(parent: str | Path) -> Path:
@@ -35,6 +41,39 @@ def new_run_dir(parent: str | Path) -> Path:
             raise ConfigurationError(f"cannot make the run folder {folder}: {error.strerror}") from error
         return folder
     raise AssertionError("unreachable")
+
+
+def choose_run_dir(parent: str | Path, resume: str | Path | None = None) -> tuple[Path, bool]:
+    """Where a script's run has its place, and whether it goes on with one that is there.
+
+    Args:
+        parent: the folder of all runs of the script.
+        resume: ``None``: a new run; ``"auto"``: the run in ``parent`` that was saved last, or a new one if none was;
+            else the folder of a run, or one of its checkpoints.
+
+    Raises:
+        ConfigurationError: there is no such run, or a folder cannot be made.
+    """
+    if resume is None:
+        return new_run_dir(parent), False
+    if str(resume) == "auto":
+        saved = {run: _last_saved(run) for run in Path(parent).glob("*") if run.is_dir()}
+        if any(saved.values()):
+            return max(saved, key=lambda run: saved[run]), True
+        logger.warning("there is no saved run in %s: a new one begins", parent)
+        return new_run_dir(parent), False
+    path = Path(resume)
+    if not path.is_dir():
+        raise ConfigurationError(f"there is no run {path} to go on with")
+    return path.parent.parent if path.parent.name == "checkpoints" else path, True
+
+
+def _last_saved(run: Path) -> str:
+    """When the newest checkpoint of a run was saved; empty if there is none."""
+    for path in saved_in(run / "checkpoints"):
+        with contextlib.suppress(WeightsmithError):
+            return str(read_manifest(path).get("saved_at", ""))
+    return ""
 
 
 def save_configuration(folder: Path, options: Mapping[str, Any], plugins: Iterable[Plugin]) -> Path:

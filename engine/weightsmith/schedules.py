@@ -20,7 +20,18 @@ from typing import Any, TypeAlias
 from weightsmith.errors import ConfigurationError
 from weightsmith.importing import import_path, imported
 
-__all__ = ["Progress", "Schedule", "Span", "cosine", "cubic", "exponential", "function", "linear", "piecewise"]
+__all__ = [
+    "Progress",
+    "Schedule",
+    "Span",
+    "cosine",
+    "cubic",
+    "exponential",
+    "function",
+    "linear",
+    "parse_span",
+    "piecewise",
+]
 
 Span: TypeAlias = int | str
 """A number of updates, or a text such as ``"5 epochs"``."""

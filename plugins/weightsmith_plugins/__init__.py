@@ -1,6 +1,7 @@
 """The built-in plugins of weightsmith."""
 
 from weightsmith_plugins.averaging import EMA, SWA
+from weightsmith_plugins.checkpoints import Checkpoints
 from weightsmith_plugins.constraints import (
     Clamp,
     Grid,
@@ -127,6 +128,7 @@ __all__ = [
     "SWA",
     "AdaptiveClip",
     "Centralize",
+    "Checkpoints",
     "Clamp",
     "ClipNorm",
     "ClipUnitNorm",

@@ -13,6 +13,9 @@ SOURCES = sorted((ROOT / "engine").rglob("*.py")) + sorted((ROOT / "plugins").rg
 
 PUBLIC = [
     "Average",
+    "CheckpointError",
+    "DamagedCheckpointError",
+    "RunStopped",
     "ConfigurationError",
     "ConflictError",
     "Constraint",
@@ -156,6 +159,7 @@ PLUGINS = [
     "Hyperparameters",
     "GradientNorms",
     "JSONLines",
+    "Checkpoints",
     "Sparsity",
     "SpectralNorms",
     "UpdateHistograms",

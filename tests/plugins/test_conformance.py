@@ -186,6 +186,7 @@ CASES = [
     Case(w.Violations()),
     Case(w.TensorBoard()),
     Case(w.JSONLines()),
+    Case(w.Checkpoints("2 epochs", keep=2)),
 ]
 
 

@@ -1,6 +1,18 @@
 """Checkpoints: what a run consists of, and how it stands on the disk."""
 
 from weightsmith.checkpoint.contents import collect, first_nonfinite, restore
-from weightsmith.checkpoint.folder import Contents, find, read, read_manifest, sweep, write
+from weightsmith.checkpoint.folder import Contents, find, link, read, read_manifest, saved_in, sweep, write
 
-__all__ = ["Contents", "collect", "find", "first_nonfinite", "read", "read_manifest", "restore", "sweep", "write"]
+__all__ = [
+    "Contents",
+    "collect",
+    "find",
+    "first_nonfinite",
+    "link",
+    "read",
+    "read_manifest",
+    "restore",
+    "saved_in",
+    "sweep",
+    "write",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import inspect
 import textwrap
@@ -66,6 +67,7 @@ def _add(part: Any, seen: dict[str, str]) -> None:
             seen[f"{part.__module__}.{used}"] = repr(found)
 
 
+@functools.cache
 def _tree(part: Any) -> ast.AST | None:
     """The parsed source without docstrings; ``None`` where there is no source, as of what was typed in."""
     try:

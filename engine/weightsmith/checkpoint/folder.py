@@ -31,7 +31,7 @@ from torch import Tensor
 
 from weightsmith.errors import CheckpointError, ConfigurationError, DamagedCheckpointError
 
-__all__ = ["FORMAT", "Contents", "find", "read", "read_manifest", "saved_in", "sweep", "write"]
+__all__ = ["FORMAT", "Contents", "find", "link", "read", "read_manifest", "saved_in", "sweep", "write"]
 
 logger = logging.getLogger(__name__)
 
@@ -77,6 +77,7 @@ def write(path: Path, contents: Contents, *, is_good: bool) -> None:
         safetensors.torch.save_file(dict(contents.weights), partial / _WEIGHTS)
         with (partial / _STATE).open("wb") as file:
             torch.save(contents.state, file)
+        shutil.copymode(partial / _STATE, partial / _WEIGHTS)  # safetensors lets nobody else read
         files = {name: _sync_and_sum(partial / name) for name in (_WEIGHTS, _STATE)}
         order = {"is_good": is_good, "saves": _saves(path.parent) + 1}
         manifest = {"format": FORMAT, **order, **contents.manifest, "files": files}
@@ -188,6 +189,25 @@ def find(path: Path) -> Path:
     raise CheckpointError(f"there is no good checkpoint in {path}")
 
 
+def link(path: Path, name: str) -> None:
+    """Let ``name`` beside a checkpoint lead to it.
+
+    Raises:
+        CheckpointError: it cannot.
+    """
+    place = path.with_name(name)
+    partial = _beside(place, "partial")
+    try:
+        partial.unlink(missing_ok=True)
+        partial.symlink_to(path.name, target_is_directory=True)
+        partial.rename(place)
+        _sync(path.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path.with_name(name)} cannot be made to lead to {path.name}: {_reason(error)}"
+        ) from error
+
+
 def sweep(folder: Path, keep: int) -> None:
     """Remove what is older than the ``keep`` newest checkpoints, and what interrupted saves left."""
     kept = {best.resolve() for best in [folder / "best"] if best.is_symlink()}
@@ -197,6 +217,8 @@ def sweep(folder: Path, keep: int) -> None:
             _remove(saved)
     for left in folder.glob(".*.partial"):
         _remove(left)
+    for number in {int(path.name) for path in whole}:
+        _remove(folder / f".{number:08d}.previous")  # its replacement is there
 
 
 def _number(path: Path) -> bool:

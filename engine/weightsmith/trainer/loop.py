@@ -144,7 +144,8 @@ class ResumableLoop(Engine):
         if event is not Events.EPOCH_STARTED:
             return False
         self._position = None
-        if position["is_running"]:
+        is_at_end = position["iteration"] == position["epoch"] * (position["epoch_length"] or 0)
+        if position["is_running"] or is_at_end:  # of an epoch: a run that was over and is to go on
             self._dataloader_iter = batches = self._pass()
             try:
                 batches.load_state_dict(position["batches"])

@@ -1,0 +1,124 @@
+"""Checkpoints of the run, from time to time."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import ignite.distributed as idist
+from ignite.engine import Events
+from weightsmith import CheckpointError, ConfigurationError, Plugin, WeightEvents
+from weightsmith.checkpoint import first_nonfinite, link, sweep
+from weightsmith.plugin import KEPT, Notes
+from weightsmith.schedules import Span, parse_span
+
+if TYPE_CHECKING:
+    from weightsmith import Trainer
+
+__all__ = ["Checkpoints"]
+
+logger = logging.getLogger(__name__)
+
+
+class Checkpoints(Plugin):
+    """Saves the whole run, as ``trainer.save`` does, from time to time and at its end: ``checkpoints/00000120`` in the
+    trainer's ``run_dir``, by iteration. ``trainer.resume(run_dir)`` goes on from the newest good one.
+
+    A checkpoint is there as a whole or not at all, and older ones go only when a newer one is safe. One with weights
+    that are not finite is not saved. Where a save fails, as when the disk is full, the log says so, training goes on,
+    and the next save is tried in its time. Of several processes the first saves.
+
+    Args:
+        every: updates from one save to the next, or ``"2 epochs"``. Default ``"1 epochs"``.
+        keep: how many of the newest are kept. Default 3.
+        best: the name in ``state.metrics`` by which one checkpoint is the best: it is kept besides, and ``best`` beside
+            the others leads to it. A NaN is never the best. Default none.
+        mode: whether the best has the ``"max"`` (default) or the ``"min"``.
+
+    Raises:
+        ConfigurationError: the trainer has no ``run_dir``, or it cannot be written; in the run: there is no metric of
+            that name.
+    """
+
+    order: ClassVar[int] = 95
+
+    every: Span = "1 epochs"
+    keep: int = 3
+    best: str | None = None
+    mode: Literal["max", "min"] = "max"
+
+    def validate(self) -> None:
+        if parse_span(self.every)[0] < 1 or self.keep < 1:
+            raise ConfigurationError(f"{self!r}: every and keep must be at least 1")
+
+    def subscriptions(self, trainer: Trainer) -> Iterator[tuple[Any, Any]]:
+        if trainer.run_dir is None:
+            raise ConfigurationError(f"{self!r}: give the Trainer run_dir=…")
+        if idist.get_rank() != 0:
+            return
+        folder = trainer.run_dir / "checkpoints"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"{self!r}: cannot write to {folder}: {error.strerror}") from error
+        saves = _Saves(self, trainer, folder)
+        number, unit = parse_span(self.every)
+        event = Events.EPOCH_COMPLETED if unit == "epochs" else WeightEvents.UPDATE_COMPLETED
+        yield KEPT, saves.notes
+        yield event(every=number), saves.ask
+        yield Events.COMPLETED, saves.ask
+
+
+class _Saves:
+    """Saves one trainer's run, and keeps count of the best."""
+
+    def __init__(self, plugin: Checkpoints, trainer: Trainer, folder: Path) -> None:
+        self.notes = Notes()
+        self._plugin = plugin
+        self._trainer = trainer
+        self._folder = folder
+        self._is_asked = False
+
+    def ask(self) -> None:
+        """Save, once nothing of the iteration or the epoch is left to do."""
+        if not self._is_asked:
+            self._is_asked = True
+            self._trainer.at_safe_point(self._save)
+
+    def _save(self) -> None:
+        self._is_asked = False
+        culprit = first_nonfinite(self._trainer)
+        if culprit is not None:
+            logger.error("not saved at iteration %d: %s is not finite", self._trainer.state.iteration, culprit)
+            return
+        if not self._folder.exists():
+            logger.warning("%s was taken away: it is made anew", self._folder)
+        is_best = self._is_best()
+        path = self._folder / f"{self._trainer.state.iteration:08d}"
+        try:
+            self._trainer.save(path)
+            if is_best:
+                link(path, "best")
+            sweep(self._folder, self._plugin.keep)
+        except CheckpointError as error:
+            logger.error("%s; training goes on, and older checkpoints stay", error)
+
+    def _is_best(self) -> bool:
+        """Whether the metric was measured in this epoch and is better than ever; then it is noted."""
+        name, state = self._plugin.best, self._trainer.state
+        if name is None or self._trainer.published.get(f"metrics/{name}", state.epoch) != state.epoch:
+            return False
+        if name not in state.metrics:
+            found = ", ".join(map(repr, state.metrics)) or "none"
+            raise ConfigurationError(f"best={name!r} is no metric in state.metrics, where there are {found}")
+        score = float(state.metrics[name])
+        if math.isnan(score) or not self._is_better(score, self.notes.get("score")):
+            return False
+        self.notes["score"] = score
+        return True
+
+    def _is_better(self, score: float, than: float | None) -> bool:
+        return than is None or (score > than if self._plugin.mode == "max" else score < than)
