@@ -40,6 +40,14 @@ class DamagedCheckpointError(CheckpointError):
     """A checkpoint is not what was written: a bit flipped, a file was cut, emptied, swapped or taken away."""
 
 
+class NonFiniteError(WeightsmithError, ArithmeticError):
+    """A loss, a gradient or a weight is infinite or no number; the message names the update and the first weight."""
+
+
+class GoBack(BaseException):
+    """Inside the engine: the run is to go back to its last good checkpoint."""
+
+
 class RunStopped(SystemExit):
     """A signal stopped the run, which is saved. Ends the process with the exit code that shells give the signal, 143
     for SIGTERM and 130 for SIGINT.

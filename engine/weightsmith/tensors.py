@@ -25,6 +25,7 @@ __all__ = [
     "joined",
     "keep_",
     "lerp_",
+    "nonfinite_flag",
     "normalize_",
     "parted",
     "row_groups",
@@ -337,6 +338,25 @@ def lerp_(tensors: Sequence[Tensor], targets: Sequence[Tensor], share: float) ->
 
 
 _GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
+
+
+def nonfinite_flag(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Whether any element is infinite or NaN: 0-d, above 0 if so, on the first one's device; ``None`` without a tensor.
+
+    Reads every tensor once, by what torch's gradient scaler does, which is told to multiply by 1.
+    """
+    found: Tensor | None = None
+    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for tensor in tensors:
+        kept = tensor.detach()
+        kept = kept.coalesce().values() if kept.is_sparse else kept
+        kept = torch.view_as_real(kept) if kept.is_complex() else kept
+        groups.setdefault((kept.device, kept.dtype), []).append(kept)
+    for (device, _), group in groups.items():
+        flag, one = torch.zeros((), device=device), torch.ones((), device=device)
+        torch._amp_foreach_non_finite_check_and_unscale_(group, flag, one)
+        found = flag if found is None else found + flag.to(found.device)
+    return found
 
 
 def gates(module: nn.Module | None, leaf: str = "weight") -> int:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import ignite.distributed as idist
 from ignite.engine import Events
 from weightsmith import CheckpointError, ConfigurationError, Plugin, WeightEvents
-from weightsmith.checkpoint import first_nonfinite, link, sweep
+from weightsmith.checkpoint import link, sweep
+from weightsmith.finiteness import first_nonfinite
 from weightsmith.plugin import KEPT, Notes
 from weightsmith.schedules import Span, parse_span
 
@@ -90,7 +91,7 @@ class _Saves:
 
     def _save(self) -> None:
         self._is_asked = False
-        culprit = first_nonfinite(self._trainer)
+        culprit = first_nonfinite(self._trainer.models, self._trainer.optimizers)
         if culprit is not None:
             logger.error("not saved at iteration %d: %s is not finite", self._trainer.state.iteration, culprit)
             return

@@ -139,7 +139,7 @@ def test_progress_bars_and_running_averages(capsys):
 
 
 def test_nan_handlers_see_the_loss():
-    trainer = make_trainer()
+    trainer = make_trainer(nonfinite="ignore")
     trainer.add_event_handler(Events.ITERATION_COMPLETED, TerminateOnNan())
     good = batches(1)
     trainer.run([*good, (good[0][0] * float("nan"), good[0][1]), *good], max_epochs=1)
@@ -223,7 +223,8 @@ def test_no_step_waits_for_the_host_to_read_a_tensor(monkeypatch, plugins, preci
         original = getattr(torch.Tensor, name)
 
         def read(self, *args, **kwargs):
-            reads.append(name)
+            if trainer.last_event_name != Events.EPOCH_COMPLETED:  # once an epoch, the weights are looked at
+                reads.append(name)
             return original(self, *args, **kwargs)
 
         return read
@@ -233,6 +234,7 @@ def test_no_step_waits_for_the_host_to_read_a_tensor(monkeypatch, plugins, preci
         monkeypatch.setattr(torch.Tensor, name, counted(name))
     trainer.run(data, max_epochs=2)
     assert reads == []
+    trainer.last_event_name = None
     float(trainer.state.output)
     bool(trainer.state.output > 0)
     assert reads[:1] == ["__float__"], "the counter counts"

@@ -119,7 +119,7 @@ BROKEN = [
     ("projection_lands_in_the_set", Case(IgnoresBfloat16(), holds=inside)),
     ("projection_is_stable", Case(Drifts(), holds=inside)),
     ("average_of_a_constant_is_the_constant", Case(WrongMean())),
-    ("goes_on_from_its_saved_state", Case(RemembersElsewhere())),
+    ("goes_on_from_a_checkpoint", Case(RemembersElsewhere())),
 ]
 
 

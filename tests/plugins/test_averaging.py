@@ -72,7 +72,7 @@ def test_validation_sees_the_means_and_training_does_not():
 
 def test_means_are_saved_under_the_weights_names():
     _, trainer, _ = trained(w.SWA())
-    saved = trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.SWA"]
+    saved = trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.SWA"]["memory"]
     assert set(saved) == {"0.weight", "0.bias", "1.weight", "1.bias", "3.weight", "3.bias"}
     assert saved["0.weight"]["mean"].shape == (6, 4)
 
@@ -99,8 +99,9 @@ def everything_of(trainer):
     tensors = {**dict(trainer.model.named_parameters()), **dict(trainer.model.named_buffers())}
     for parameter, state in trainer.optimizers["optimizer"].state.items():
         tensors |= {f"{id(parameter)} {name}": value for name, value in state.items() if torch.is_tensor(value)}
-    for label, memories in trainer.state_dict()["weightsmith"]["plugins"].items():
-        tensors |= {f"{label} {weight} {k}": v for weight, memory in memories.items() for k, v in memory.items()}
+    for label, state in trainer.state_dict()["weightsmith"]["plugins"].items():
+        for weight, memory in state.get("memory", {}).items():
+            tensors |= {f"{label} {weight} {entry}": value for entry, value in memory.items()}
     return {name: tensor.detach().clone() for name, tensor in tensors.items()}
 
 

@@ -1,13 +1,12 @@
 """Checkpoints: what a run consists of, and how it stands on the disk."""
 
-from weightsmith.checkpoint.contents import collect, first_nonfinite, restore
+from weightsmith.checkpoint.contents import collect, restore
 from weightsmith.checkpoint.folder import Contents, find, link, read, read_manifest, saved_in, sweep, write
 
 __all__ = [
     "Contents",
     "collect",
     "find",
-    "first_nonfinite",
     "link",
     "read",
     "read_manifest",

@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from weightsmith.checkpoint.code import code_of
 from weightsmith.checkpoint.folder import Contents
 from weightsmith.errors import ConfigurationError
+from weightsmith.finiteness import parameters_of
 from weightsmith.optimizers import held_by
 from weightsmith.plugin import Plugin
 from weightsmith.values import from_values, to_values
@@ -26,7 +27,7 @@ from weightsmith.values import from_values, to_values
 if TYPE_CHECKING:
     from weightsmith.trainer.run import DurableRun
 
-__all__ = ["collect", "first_nonfinite", "refuse_misfits", "restore"]
+__all__ = ["collect", "refuse_misfits", "restore"]
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def collect(trainer: DurableRun, *, is_good: bool) -> Contents:
         "position": position,
         "models": {name: value for name, value in tensors.items() if name not in weights},
         "buffers": dict(_unsaved_buffers(trainer.models)),
-        "frozen": [name for name, weight in _parameters(trainer.models).items() if not weight.requires_grad],
+        "frozen": [name for name, weight in parameters_of(trainer.models).items() if not weight.requires_grad],
         "evaluating": [name for name, module in _modules(trainer.models) if not module.training],
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
         "windows": {window.name: window.state_dict() for window in trainer._windows} if is_good else {},
@@ -64,19 +65,6 @@ def collect(trainer: DurableRun, *, is_good: bool) -> Contents:
     return Contents(
         {name: t.detach().cpu().contiguous().clone() for name, t in weights.items()}, plain, _facts(trainer)
     )
-
-
-def first_nonfinite(trainer: DurableRun) -> str | None:
-    """The first weight that is trained and not finite, or whose optimizer remembers something that is not; in words."""
-    for name, weight in _parameters(trainer.models).items():
-        if weight.requires_grad and not bool(weight.detach().isfinite().all()):
-            return f"the weight {name!r}"
-    for name, optimizer in trainer.optimizers.items():
-        for place, held in enumerate(held_by(optimizer)):
-            for key, value in optimizer.state.get(held, {}).items():
-                if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
-                    return f"{key!r}, which the optimizer {name!r} remembers of its parameter {place},"
-    return None
 
 
 def _facts(trainer: DurableRun) -> dict[str, Any]:
@@ -145,12 +133,8 @@ def _modules(models: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]
             yield _joined(name, path) if path else name, module
 
 
-def _parameters(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
-    return {_joined(name, key): weight for name, model in models.items() for key, weight in model.named_parameters()}
-
-
 def _gradients(trainer: DurableRun) -> dict[str, Tensor]:
-    return {name: w.grad for name, w in _parameters(trainer.models).items() if w.grad is not None}
+    return {name: w.grad for name, w in parameters_of(trainer.models).items() if w.grad is not None}
 
 
 def _joined(first: str, second: str) -> str:
@@ -301,7 +285,7 @@ def _load(trainer: DurableRun, contents: Contents) -> None:
         _load_optimizer(optimizer, state["optimizers"][name])
     for window in trainer._windows:
         window.load_state_dict(state["windows"].get(window.name, {}))
-    for name, weight in _parameters(trainer.models).items():
+    for name, weight in parameters_of(trainer.models).items():
         gradient = state["gradients"].get(name)
         weight.grad = None if gradient is None else gradient.to(weight.device, copy=True)
     for name, part in trainer.keep.items():
@@ -330,7 +314,7 @@ def _load_modes(models: Mapping[str, nn.Module], state: Mapping[str, Any]) -> No
                 held.copy_(saved)
             else:
                 module._buffers[key] = saved.to(held.device, copy=True)
-    for name, weight in _parameters(models).items():
+    for name, weight in parameters_of(models).items():
         if weight.requires_grad == (name in frozen):
             weight.requires_grad_(name not in frozen)
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from weightsmith.errors import ConfigurationError
 from weightsmith.events import TrainingState, WeightEvents
+from weightsmith.finiteness import FinitenessWatch, NonFinite
 from weightsmith.trainer.loop import ResumableLoop
 from weightsmith.window import Window, Windows
 
@@ -40,6 +41,7 @@ class UpdatePipeline(ResumableLoop):
         device: torch.device,
         precision: Precision,
         accumulate: int,
+        nonfinite: NonFinite,
     ) -> None:
         super().__init__(self._iterate)
         self.state = TrainingState()
@@ -60,6 +62,7 @@ class UpdatePipeline(ResumableLoop):
         self._windows = Windows(
             self.optimizers, parameters, device, scaled=precision == "float16", accumulate=accumulate
         )
+        self._finiteness = FinitenessWatch(nonfinite, self)
         self._follow_the_run()
 
     # ---------------------------------------------------------------- one update, from top to bottom
@@ -106,7 +109,7 @@ class UpdatePipeline(ResumableLoop):
         if not window.close():  # float16 met an infinity: nothing fires, and the next update takes this number
             return
         self._fire_event(WeightEvents.GRADIENTS_COMPUTED)
-        if self._skipping:
+        if self._skipping or not self._finiteness.passes(window):
             window.abandon()
             return
         self._fire_event(WeightEvents.GRADIENTS_READY)
@@ -143,6 +146,7 @@ class UpdatePipeline(ResumableLoop):
                 return loss.detach() + self._charged()
 
         window.step(evaluation)
+        self._finiteness.look_at_loss(window)
         with self._autocast(enabled=False):
             self._complete(window)
         return self.state.losses[window.name]
@@ -259,6 +263,7 @@ class UpdatePipeline(ResumableLoop):
         self.add_event_handler(Events.EPOCH_STARTED, self._forget_gradients)
         for end in (Events.TERMINATE_SINGLE_EPOCH, Events.EPOCH_COMPLETED, Events.TERMINATE, Events.COMPLETED):
             self.add_event_handler(end, lambda *_, **__: self._flush())
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._finiteness.look_at_weights)
         self.add_event_handler(Events.COMPLETED, self._warn_if_idle)
 
     def _look_again(self) -> None:

@@ -15,8 +15,9 @@ from torch import nn
 from torch.optim import Optimizer
 
 from weightsmith.attachments import Attachments
-from weightsmith.checkpoint import collect, find, first_nonfinite, read, restore, write
-from weightsmith.errors import CheckpointError, ConfigurationError, RunStopped
+from weightsmith.checkpoint import collect, find, read, restore, write
+from weightsmith.errors import CheckpointError, ConfigurationError, GoBack, NonFiniteError, RunStopped
+from weightsmith.finiteness import Restore, first_nonfinite, scale_learning_rates
 from weightsmith.measurements import Published
 from weightsmith.signals import Signals
 from weightsmith.trainer.arguments import kept
@@ -53,11 +54,16 @@ class DurableRun(UpdatePipeline):
         self.has_own_seed = seed is not None
         self.keep = kept(keep)
         self.published = Published()
+        self._restored = 0
+        """How often the run went back to a checkpoint because something was not finite."""
+        if isinstance(self._finiteness.policy, Restore) and self.run_dir is None:
+            raise ConfigurationError("nonfinite='restore' goes back to a checkpoint: give run_dir=, and Checkpoints()")
 
     def _start(self) -> None:
         if self.state.iteration == 0:
             self.published.clear()
         super()._start()
+        self._save_beginning()
 
     def save(self, path: str | Path) -> None:
         """Save the whole run: models, optimizers, gradient scalers, what is kept, what plugins remember, all counts,
@@ -124,7 +130,37 @@ class DurableRun(UpdatePipeline):
             if self.run_dir is not None:
                 stack.enter_context(_held(self.run_dir))
                 stack.enter_context(Signals(self._stop))
-            return super().run(data, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length)
+            while True:
+                try:
+                    return super().run(data, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length)
+                except GoBack as reason:
+                    self._go_back(str(reason))
+
+    def _go_back(self, reason: str) -> None:
+        """To the last good checkpoint, with lower learning rates, as often as the policy has it."""
+        policy, times = self._finiteness.policy, self._restored + 1
+        assert isinstance(policy, Restore)
+        assert self.run_dir is not None
+        if times > policy.times:
+            raise NonFiniteError(f"{reason}; the run went back to a checkpoint {policy.times} times already")
+        path = self.resume(self.run_dir)
+        scale_learning_rates(self.optimizers, self.keep, policy.learning_rate ** (times - self._restored))
+        self._restored = times
+        logger.warning(
+            "%s: back to %s, with the learning rates × %s (%d of %d times)",
+            reason,
+            path,
+            policy.learning_rate,
+            times,
+            policy.times,
+        )
+
+    def _save_beginning(self) -> None:
+        """So that there is something to go back to."""
+        if isinstance(self._finiteness.policy, Restore) and self.state.iteration == 0:
+            path = self.checkpoint_path()
+            assert path is not None
+            self._write(path)
 
     def state_dict(self) -> Any:
         """Ignite's state of the loop, the count of updates, and what plugins remember."""
@@ -140,6 +176,7 @@ class DurableRun(UpdatePipeline):
             "window": self.state.window,
             "losses": dict(self.state.losses),
             "published": dict(self.published),
+            "restored": self._restored,
             "initialized": self._initialized,
             "plugins": self._attachments.state_dict(),
         }
@@ -171,10 +208,12 @@ class DurableRun(UpdatePipeline):
         self.state.losses = {name: loss.to(self.device, copy=True) for name, loss in ours["losses"].items()}
         self.published.clear()
         self.published.update(ours["published"])
+        self._restored = ours["restored"]
         self._initialized = ours["initialized"]
 
     def _write(self, path: Path, *, in_order: bool = True) -> None:
-        write(path, collect(self, is_good=in_order), is_good=in_order and first_nonfinite(self) is None)
+        is_good = in_order and first_nonfinite(self.models, self.optimizers) is None
+        write(path, collect(self, is_good=in_order), is_good=is_good)
 
     def _stop(self, number: signal.Signals) -> None:
         logger.warning("%s: the run is saved after this iteration, and ends; once more ends it now", number.name)

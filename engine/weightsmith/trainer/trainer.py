@@ -21,6 +21,7 @@ from weightsmith.errors import ConfigurationError
 from weightsmith.evaluation import EvaluationStep, evaluator, pair
 from weightsmith.events import WeightEvents
 from weightsmith.faults import blaming
+from weightsmith.finiteness import NonFinite
 from weightsmith.handlers import ANNOUNCEMENTS
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
 from weightsmith.lending import lendable, lending, renew_statistics
@@ -60,6 +61,10 @@ class Trainer(DurableRun):
             draws follow torch's initial seed, and nothing is seeded.
         keep: what else to save and restore with the run, each with a ``state_dict`` and a ``load_state_dict``: a
             scheduler, a metric, an Ignite handler; several in a list, or by name.
+        nonfinite: what to do when a loss, a gradient or, at an epoch's end, a weight is infinite or no number:
+            ``"raise"`` (default) an error that names the update and the first weight; ``"skip"`` the update, with a
+            warning; ``"restore"`` the last good checkpoint in ``run_dir``, with half the learning rate, at most 3
+            times, or as a :class:`~weightsmith.finiteness.Restore` says; or ``"ignore"``.
         debug: compare copies of all weights and gradients around each handler, and name who wrote where it should
             not. Slow. Default false.
 
@@ -91,6 +96,7 @@ class Trainer(DurableRun):
         accumulate: int = 1,
         seed: int | None = None,
         keep: Mapping[str, Any] | Iterable[Any] = (),
+        nonfinite: NonFinite = "raise",
         debug: bool = False,
     ) -> None:
         models = named(model, nn.Module, "model", "")
@@ -108,6 +114,7 @@ class Trainer(DurableRun):
             run_dir=run_dir,
             seed=seed,
             keep=keep,
+            nonfinite=nonfinite,
         )
         self.loss_fn = loss_fn
         self.debug = debug
