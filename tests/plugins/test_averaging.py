@@ -153,7 +153,7 @@ def test_only_constraints_in_force_are_enforced_on_the_means():
 
     trainer.add_event_handler(Events.EPOCH_STARTED(once=1), restart)
     trainer.run(BATCHES)
-    mean = trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.EMA"]["0.weight"]["mean"]
+    mean = trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.EMA"]["memory"]["0.weight"]["mean"]
     with trainer.averaged():
         assert torch.equal(model[0].weight, mean)
         assert model[1].weight.norm(dim=1).max() <= 0.1 + 1e-6

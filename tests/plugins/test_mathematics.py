@@ -248,7 +248,7 @@ class TestAverages:
         model = nn.Linear(4, 4, bias=False).bfloat16()
         trainer = least_squares(model, lr=0.0, plugins=[w.EMA(0.999)])
         trainer.run([torch.zeros(4, 4, dtype=torch.bfloat16)])
-        state = trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.EMA"]["weight"]["mean"]
+        state = trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.EMA"]["memory"]["weight"]["mean"]
         assert state.dtype == torch.float32
 
 

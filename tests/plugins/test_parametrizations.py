@@ -111,9 +111,9 @@ def test_a_forward_pass_under_spectral_norm_changes_nothing():
     assert torch.equal(model(BATCHES[0][0]), first)
     now = trainer.state_dict()["weightsmith"]["plugins"]
     assert all(
-        torch.equal(now[label][name]["direction"], remembered[label][name]["direction"])
+        torch.equal(now[label]["memory"][name]["direction"], remembered[label]["memory"][name]["direction"])
         for label in now
-        for name in now[label]
+        for name in now[label]["memory"]
     )
 
 

@@ -29,13 +29,13 @@ def network():
     return nn.Sequential(nn.Linear(8, 12), nn.Tanh(), nn.Linear(12, 4))
 
 
-def trainer_of(model, *plugins, kind="Adam"):
+def trainer_of(model, *plugins, kind="Adam", **options):
     optimizer = (
         torch.optim.Adam(model.parameters(), lr=0.01)
         if kind == "Adam"
         else torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     )
-    return Trainer(model, optimizer, nn.CrossEntropyLoss(), plugins=plugins, seed=0)
+    return Trainer(model, optimizer, nn.CrossEntropyLoss(), plugins=plugins, seed=0, **options)
 
 
 def zeros(model):
@@ -120,7 +120,9 @@ def test_what_grows_again_starts_from_zero_with_clean_optimizer_state():
     moments = []
     trainer.add_event_handler(WeightEvents.UPDATE_COMPLETED(once=10), lambda: moments.append(state["exp_avg"].clone()))
     trainer.run(BATCHES[:9], max_epochs=2)
-    mask = trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.MagnitudePruning"]["0.weight"]["mask"]
+    mask = trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.MagnitudePruning"]["memory"]["0.weight"][
+        "mask"
+    ]
     assert (mask & before[0]).any()
     assert not moments[0][mask & before[0]].any()
 
@@ -157,7 +159,9 @@ def test_rigl_moves_its_mask_to_where_gradients_are_large():
 
     def masked():
         masks.append(
-            trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.RigL"]["0.weight"]["mask"].clone()
+            trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.RigL"]["memory"]["0.weight"][
+                "mask"
+            ].clone()
         )
 
     seen = {}
@@ -195,7 +199,7 @@ def test_averages_are_sparse_and_feasible_when_they_are_lent():
         assert torch.equal(model[2].weight == 0, pruned)
         assert (model[4].weight.norm(dim=1) - 1).abs().max() <= 1e-6
         assert model[0].weight.min() >= 0
-    mask = memory["weightsmith_plugins.MagnitudePruning"]["2.weight"]["mask"]
+    mask = memory["weightsmith_plugins.MagnitudePruning"]["memory"]["2.weight"]["mask"]
     assert torch.equal(mask, ~pruned)
 
 
@@ -228,7 +232,9 @@ def test_what_cannot_be_is_told(make, message):
 
 
 def mask_of(trainer, plugin, weight="0.weight"):
-    return trainer.state_dict()["weightsmith"]["plugins"][f"weightsmith_plugins.{plugin}"][weight]["mask"].clone()
+    return trainer.state_dict()["weightsmith"]["plugins"][f"weightsmith_plugins.{plugin}"]["memory"][weight][
+        "mask"
+    ].clone()
 
 
 def test_a_skipped_update_teaches_nothing():
@@ -260,19 +266,19 @@ class Spoiling(Plugin):
 
 @pytest.mark.parametrize("plugin", [w.SNIP(0.5), w.MovementPruning(0.5, every=3)], ids=repr)
 def test_a_gradient_that_is_not_finite_chooses_no_mask(plugin):
-    trainer, sparsities = trainer_of(network(), Spoiling(), plugin), []
+    trainer, sparsities = trainer_of(network(), Spoiling(), plugin, nonfinite="ignore"), []
     trainer.add_event_handler(
         WeightEvents.UPDATE_COMPLETED, lambda: sparsities.append(round(sparsity_report(trainer).total, 2))
     )
     trainer.run(BATCHES[:3])
     assert sparsities == ([0, 0.5, 0.5] if isinstance(plugin, w.SNIP) else [0, 0, 0.5])
-    memory = trainer.state_dict()["weightsmith"]["plugins"][f"weightsmith_plugins.{type(plugin).__name__}"]
+    memory = trainer.state_dict()["weightsmith"]["plugins"][f"weightsmith_plugins.{type(plugin).__name__}"]["memory"]
     assert all(value.isfinite().all() for entries in memory.values() for value in entries.values())
 
 
 def test_rigl_keeps_its_mask_where_the_gradient_is_not_finite():
     model = network()
-    trainer = trainer_of(model, Spoiling(), w.RigL(0.5, 0.5, where="0"))
+    trainer = trainer_of(model, Spoiling(), w.RigL(0.5, 0.5, where="0"), nonfinite="ignore")
     trainer._event_handlers[WeightEvents.GRADIENTS_READY].clear()
     masks = []
     trainer.add_event_handler(WeightEvents.WEIGHTS_EDITED, lambda: masks.append(mask_of(trainer, "RigL")))
@@ -343,7 +349,7 @@ def scores_of(plugins, optimizer):
 
     trainer.add_event_handler(WeightEvents.GRADIENTS_COMPUTED, look)
     trainer.run(BATCHES[:1])
-    memory = trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.MovementPruning"]["0.weight"]
+    memory = trainer.state_dict()["weightsmith"]["plugins"]["weightsmith_plugins.MovementPruning"]["memory"]["0.weight"]
     return memory["score"], -products[-1]
 
 

@@ -447,7 +447,13 @@ def test_every_measurement_is_a_line(tmp_path):
     with torch.no_grad():
         model.bias[0] = math.nan
     path = tmp_path / "new" / "numbers.jsonl"
-    run(tmp_path / "board", model, [w.Losses(), w.WeightHistograms(), w.JSONLines(str(path))], epochs=2)
+    run(
+        tmp_path / "board",
+        model,
+        [w.Losses(), w.WeightHistograms(), w.JSONLines(str(path))],
+        epochs=2,
+        nonfinite="ignore",
+    )
     lines = [json.loads(line, parse_constant=pytest.fail) for line in path.read_text(encoding="utf-8").splitlines()]
     found = {(line["tag"], line["step"]): line for line in lines}
     assert found["nonfinite_losses/optimizer", 2]["value"] == 2  # NaN since the first update

@@ -100,7 +100,7 @@ def test_ctrl_c_leaves_a_run_that_can_be_read(tmp_path):
         process.communicate(timeout=30)
     finally:
         process.kill()
-    assert process.returncode == -signal.SIGINT
+    assert process.returncode == 128 + signal.SIGINT
     (run_dir,) = tmp_path.iterdir()
     events = EventAccumulator(str(run_dir), size_guidance={"histograms": 0})
     events.Reload()
