@@ -50,11 +50,12 @@ _PATIENCE = 100
 
 
 class FinitenessWatch:
-    """Looks at every update's loss and gradient before anything is done with them.
+    """Looks at every update before it steps.
 
-    On a CPU both are looked at at once. On another device, ``"raise"`` only notes there in which update something was
-    not finite first, and the note is read at the end of the epoch, or when a checkpoint is saved; the other policies
-    read one number per update.
+    ``"raise"`` looks at the loss alone, into which a gradient or a weight that is not finite leads in the next update,
+    and at the end of every epoch at the weights. On another device than a CPU it only notes there in which update the
+    loss was not finite first; the note is read at the end of the epoch. The other policies look at the gradients as
+    well, and read one number per update.
 
     Args:
         policy: what to do.
@@ -80,15 +81,19 @@ class FinitenessWatch:
         """
         if self.policy == "ignore":
             return True
-        loss, flag = self._trainer.state.losses[window.name], nonfinite_flag(window.gradients())
+        loss = self._trainer.state.losses[window.name]
         if self.policy == "raise" and not loss.is_cpu:
-            self._note(window.name, loss, flag)
+            self._note(window.name, loss)
             return True
-        if math.isfinite(loss.item()) and (flag is None or not flag.item()):
+        if math.isfinite(loss.item()) and (self.policy == "raise" or self._has_finite_gradients(window, loss)):
             self._skipped = 0
             return True
         self._deal_with(window)
         return False
+
+    def _has_finite_gradients(self, window: Window, loss: Tensor) -> bool:
+        flag = nonfinite_flag(window.gradients(), torch.zeros((), device=loss.device))
+        return not flag.item()
 
     def look_at_weights(self) -> None:
         """At the end of an epoch: whether all is finite that is to go on.
@@ -100,7 +105,7 @@ class FinitenessWatch:
             return
         for name, noted in self._noted.items():
             if int(noted):
-                raise NonFiniteError(f"{_place(self._trainer, name, int(noted))}: the loss or a gradient is not finite")
+                raise NonFiniteError(f"{_place(self._trainer, name, int(noted))}: the loss is not finite")
         culprit = first_nonfinite(self._trainer.models, self._trainer.optimizers)
         if culprit is not None:
             state = self._trainer.state
@@ -111,11 +116,10 @@ class FinitenessWatch:
         if self.policy != "ignore" and not math.isfinite(self._trainer.state.losses[window.name].item()):
             self._give_up(self._diagnosis(window))
 
-    def _note(self, name: str, loss: Tensor, flag: Tensor | None) -> None:
+    def _note(self, name: str, loss: Tensor) -> None:
         """Keep the number of the update, without waiting for the device."""
-        is_found = ~loss.isfinite() if flag is None else ~loss.isfinite() | (flag > 0)
         noted = self._noted.setdefault(name, torch.zeros((), dtype=torch.int64, device=loss.device))
-        noted.add_(torch.where(is_found & (noted == 0), self._trainer.state.update, 0))
+        noted.add_(torch.where(~loss.isfinite() & (noted == 0), self._trainer.state.update, 0))
 
     def _deal_with(self, window: Window) -> None:
         message = self._diagnosis(window)
@@ -139,7 +143,8 @@ class FinitenessWatch:
         loss = f"the loss is {state.losses[window.name].item()}"
         for weight in held_by(window.optimizer):
             if not bool(weight.detach().isfinite().all()):
-                return f"{place}: {loss}, as the weight {names.get(id(weight))!r} is not finite since the update before"
+                since = f"since update {state.updates[window.name]}" if state.updates[window.name] else "from the start"
+                return f"{place}: {loss}, as the weight {names.get(id(weight))!r} is not finite {since}"
         for weight in held_by(window.optimizer):
             if weight.grad is not None and not bool(weight.grad.isfinite().all()):
                 return f"{place}: {loss}, and the gradient of the weight {names.get(id(weight))!r} is not finite"

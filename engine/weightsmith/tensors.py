@@ -340,23 +340,25 @@ def lerp_(tensors: Sequence[Tensor], targets: Sequence[Tensor], share: float) ->
 _GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
 
 
-def nonfinite_flag(tensors: Sequence[Tensor]) -> Tensor | None:
-    """Whether any element is infinite or NaN: 0-d, above 0 if so, on the first one's device; ``None`` without a tensor.
+def nonfinite_flag(tensors: Sequence[Tensor], flag: Tensor) -> Tensor:
+    """``flag``, set to 1 if any element is infinite or NaN. Nothing waits for the device.
 
     Reads every tensor once, by what torch's gradient scaler does, which is told to multiply by 1.
+
+    Args:
+        tensors: of any shape, dtype and device.
+        flag: 0-d, float32.
+
+    >>> nonfinite_flag([torch.tensor([1.0, math.inf])], torch.zeros(()))
+    tensor(1.)
     """
-    found: Tensor | None = None
-    groups: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    if all(t.dtype is torch.float32 and t.device == flag.device and not t.is_sparse for t in tensors):
+        torch._amp_foreach_non_finite_check_and_unscale_(list(tensors), flag, torch.ones((), device=flag.device))
+        return flag
     for tensor in tensors:
-        kept = tensor.detach()
-        kept = kept.coalesce().values() if kept.is_sparse else kept
-        kept = torch.view_as_real(kept) if kept.is_complex() else kept
-        groups.setdefault((kept.device, kept.dtype), []).append(kept)
-    for (device, _), group in groups.items():
-        flag, one = torch.zeros((), device=device), torch.ones((), device=device)
-        torch._amp_foreach_non_finite_check_and_unscale_(group, flag, one)
-        found = flag if found is None else found + flag.to(found.device)
-    return found
+        values = tensor.coalesce().values() if tensor.is_sparse else tensor
+        flag.copy_(torch.maximum(flag, (~values.isfinite().all()).to(flag)))
+    return flag
 
 
 def gates(module: nn.Module | None, leaf: str = "weight") -> int:
