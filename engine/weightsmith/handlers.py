@@ -62,6 +62,8 @@ class PluginHandler:
     def _announced(self, *args: Any, **kwargs: Any) -> Any:
         if self.binding is not None and self._handler == self.binding.run and not self.binding.acts_now():
             return None
+        if self.binding is not None and self._handler == self.binding.begin:
+            return self._handler(*args, **kwargs)  # begins to remember, and does nothing
         state = self._trainer.state
         outer = state.acting
         self.outer, state.acting = outer, self

@@ -36,7 +36,9 @@ def imported(path: str) -> Any:
     Raises:
         ConfigurationError: there is no such module or name.
     """
-    parts = path.split(".")
+    parts = path.split(".") if isinstance(path, str) else [""]
+    if not all(part.isidentifier() for part in parts):
+        raise ConfigurationError(f"{path!r} is no import path: give one such as 'package.module.name'")
     for cut in range(len(parts) - 1, 0, -1):
         module_name = ".".join(parts[:cut])
         try:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from weightsmith import schedules
-from weightsmith.errors import ConfigurationError
+from weightsmith.errors import ConfigurationError, WeightsmithError
 from weightsmith.importing import imported
 from weightsmith.plugin import Plugin, nearest
 
@@ -19,12 +19,18 @@ def from_plain(plain: Mapping[str, Any]) -> Plugin:
     Raises:
         ConfigurationError: no such class, or no such field; the message names the nearest.
     """
-    if len(plain) != 1:
-        raise ConfigurationError(f"{dict(plain)!r} describes no plugin: write one class name, then its fields")
+    if not isinstance(plain, Mapping) or len(plain) != 1:
+        raise ConfigurationError(f"{plain!r} describes no plugin: write one class name, then its fields")
     ((name, settings),) = plain.items()
     cls = _plugin_class(name)
-    values = {field: value if field == "where" else _value(value) for field, value in (settings or {}).items()}
-    return cls(**values)
+    if not isinstance(settings, Mapping | None) or not all(isinstance(field, str) for field in settings or ()):
+        raise ConfigurationError(f"{name}: {settings!r} are no fields: write `field: value` for each")
+    try:
+        return cls(**{field: value if field == "where" else _value(value) for field, value in (settings or {}).items()})
+    except WeightsmithError:
+        raise
+    except Exception as error:  # whatever a value of another type meets first
+        raise ConfigurationError(f"{name}: {dict(settings or {})!r} does not fit its fields: {error}") from error
 
 
 def _value(plain: Any) -> Any:
@@ -43,7 +49,9 @@ def _value(plain: Any) -> Any:
     )
 
 
-def _plugin_class(name: str) -> type[Plugin]:
+def _plugin_class(name: Any) -> type[Plugin]:
+    if not isinstance(name, str):
+        raise ConfigurationError(f"{name!r} is no name of a plugin class")
     if "." in name:
         found = imported(name)
         if isinstance(found, type) and issubclass(found, Plugin):

@@ -124,6 +124,15 @@ def differences(one, other, where="", leave=("beginning",)):
     return [] if repr(one) == repr(other) else [where]
 
 
+def flat(value):
+    """The value as numbers and texts alone, exactly."""
+    if isinstance(value, torch.Tensor):
+        return str(value.dtype), tuple(value.shape), bytes(bits(value).flatten().tolist()).hex()
+    if isinstance(value, dict):
+        return sorted(((repr(key), flat(item)) for key, item in value.items() if key != "beginning"), key=repr)
+    return [flat(item) for item in value] if isinstance(value, (list, tuple)) else repr(value)
+
+
 def bits(tensor):
     kept = tensor.detach().contiguous()
     return kept.view(torch.uint8) if kept.ndim else kept.reshape(1).view(torch.uint8)

@@ -64,7 +64,15 @@ def _add(part: Any, seen: dict[str, str]) -> None:
         if isinstance(found, (type, FunctionType)) and found.__module__ == part.__module__:
             _add(found, seen)
         elif isinstance(found, (int, float, str, tuple, frozenset)):
-            seen[f"{part.__module__}.{used}"] = repr(found)
+            seen[f"{part.__module__}.{used}"] = _written(found)
+
+
+def _written(constant: Any) -> str:
+    """A constant as text that is the same in every process."""
+    if isinstance(constant, (tuple, frozenset)):
+        parts = [_written(item) for item in constant]
+        return str(sorted(parts) if isinstance(constant, frozenset) else parts)
+    return repr(constant) if isinstance(constant, (int, float, str, bytes)) else ""
 
 
 @functools.cache
@@ -96,7 +104,7 @@ def _instructions(code: CodeType) -> Iterator[str]:
         if isinstance(constant, CodeType):
             yield from _instructions(constant)
         elif constant is not None and not isinstance(constant, str):
-            yield repr(constant)
+            yield _written(constant)
 
 
 def _is_engine(part: Any) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import json
 import logging
 import platform
@@ -99,6 +100,7 @@ def _described(plugin: Plugin) -> dict[str, str]:
     return {"configuration": configuration, "code": code_of(plugin)}
 
 
+@functools.cache
 def _version(package: str) -> str:
     if package == "pytorch-ignite":
         return str(ignite.__version__)
@@ -257,7 +259,9 @@ def restore(trainer: DurableRun, contents: Contents, *, allow_changes: bool = Fa
     try:
         if refuse_misfits(trainer, contents, allow_changes=allow_changes):
             contents = _fitting(trainer, contents)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, ConfigurationError):
+            raise
         raise ConfigurationError(f"this is no checkpoint of a run: {type(error).__name__} {error}") from error
     before, position = collect(trainer, is_good=True), trainer._position
     before = Contents(before.weights, copy.deepcopy(before.state), before.manifest)

@@ -39,6 +39,7 @@ FORMAT = 1
 """The version of the form in which checkpoints are written."""
 
 _UNREADABLE = 2**62
+_BLANK = "0" * 64
 _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
 
 
@@ -82,7 +83,7 @@ def write(path: Path, contents: Contents, *, is_good: bool) -> None:
         order = {"is_good": is_good, "saves": _saves(path.parent) + 1}
         manifest = {"format": FORMAT, **order, **contents.manifest, "files": files}
         with (partial / _MANIFEST).open("w", encoding="utf-8") as file:
-            json.dump({**manifest, "sha256": _sum_of(manifest)}, file, indent=1)
+            file.write(_sealed(json.dumps({"sha256": _BLANK, **manifest}, indent=1)))
         _sync(partial / _MANIFEST)
         _sync(partial)
         _put_in_place(partial, path)
@@ -137,9 +138,9 @@ def read(path: Path) -> Contents:
 def read_manifest(path: Path) -> dict[str, Any]:
     """What the checkpoint says of itself. Raises as :func:`read` does."""
     try:
-        manifest: dict[str, Any] = json.loads((path / _MANIFEST).read_text(encoding="utf-8"))
-        stated = manifest.pop("sha256")
-        is_whole = stated == _sum_of(manifest)
+        text = (path / _MANIFEST).read_text(encoding="utf-8")
+        manifest: dict[str, Any] = json.loads(text)
+        is_whole = text == _sealed(text.replace(manifest.pop("sha256"), _BLANK, 1))
     except FileNotFoundError as error:
         if any((path / name).exists() for name in (_WEIGHTS, _STATE)):
             raise _damaged(path, error) from error
@@ -253,8 +254,9 @@ def _sum(path: Path) -> dict[str, Any]:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
-def _sum_of(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+def _sealed(text: str) -> str:
+    """A manifest with its own SHA-256 in the place left blank for it."""
+    return text.replace(_BLANK, hashlib.sha256(text.encode()).hexdigest(), 1)
 
 
 def _sync(path: Path) -> None:
