@@ -3,6 +3,8 @@
 # make bench   set up, and time the loop against a hand-written one and Ignite's, every constraint, penalty and gradient
 #              editor against the loop that people write by hand, and weight histograms against Ignite's (a quarter of
 #              an hour)
+# make durability  set up, and kill, damage, fill the disk, fuzz, and resume from everywhere, each with a figure at its end
+#              (a quarter of an hour)
 # make browser look at a run's pages of TensorBoard in headless Chromium (Debian's package chromium), into pictures/
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test bench browser clean
+.PHONY: train test bench durability browser clean
 
 train: $(READY)
 	$(BIN)/python scripts/train_digits.py
@@ -26,6 +28,15 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/bench_loop.py
 	$(BIN)/python tests/benchmarks/bench_plugins.py
 	$(BIN)/python tests/benchmarks/bench_watching.py
+
+durability: $(READY)
+	$(BIN)/python tests/durability/everywhere.py
+	$(BIN)/python tests/durability/every_plugin.py
+	$(BIN)/python tests/durability/kills.py
+	$(BIN)/python tests/durability/broken_disk.py
+	$(BIN)/python tests/durability/damage.py
+	$(BIN)/python tests/durability/fuzz.py
+	$(BIN)/python tests/durability/soak.py
 
 # Written last, so an interrupted set-up starts again.
 $(READY): pyproject.toml constraints.txt

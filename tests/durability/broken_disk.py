@@ -17,12 +17,13 @@ from unittest import mock
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-import runs  # noqa: E402
 import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 import weightsmith_plugins as w  # noqa: E402
 from weightsmith import CheckpointError  # noqa: E402
 from weightsmith.checkpoint import find, read  # noqa: E402
+
+import runs  # noqa: E402
 
 CALLS = [
     (os, "mkdir"),

@@ -11,10 +11,11 @@ from pathlib import Path
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-import runs  # noqa: E402
 import weightsmith_plugins as w  # noqa: E402
 from weightsmith import DamagedCheckpointError  # noqa: E402
 from weightsmith.checkpoint import find, read  # noqa: E402
+
+import runs  # noqa: E402
 
 FILES = ("weights.safetensors", "state.pt", "manifest.json")
 
@@ -61,7 +62,7 @@ DAMAGES = [flip, flip, flip, cut, zero_a_page, empty, swap, take_away, lengthen]
 
 
 def recognised(count, seed=0):
-    """For each damaged checkpoint: what was done to which file, whether that was recognised, and the older one taken."""
+    """For each damaged checkpoint: what was done to it; whether that was recognised, and the older one taken."""
     chance = random.Random(seed)
     with tempfile.TemporaryDirectory() as place:
         good = Path(place) / "good"

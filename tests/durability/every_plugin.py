@@ -11,8 +11,9 @@ from unittest import mock
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-import runs  # noqa: E402
 from weightsmith.testing.scenes import scene, state_of, stopped_after  # noqa: E402
+
+import runs  # noqa: E402
 
 TABLE = Path(__file__).parents[1] / "plugins"
 STOPS = (2, 3, 4)

@@ -1,5 +1,5 @@
-"""Hands malformed recipes, checkpoints and pretrained files to what reads them: only documented errors come out, nothing
-in them is executed, and nothing is written anywhere else."""
+"""Hands malformed recipes, checkpoints and pretrained files to what reads them: only documented errors come out,
+nothing in them is executed, and nothing is written anywhere else."""
 
 import argparse
 import hashlib
@@ -16,7 +16,6 @@ from pathlib import Path
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-import runs  # noqa: E402
 import torch  # noqa: E402
 import weightsmith_plugins as w  # noqa: E402
 import yaml  # noqa: E402
@@ -27,7 +26,22 @@ from safetensors.torch import save as safetensors_bytes  # noqa: E402
 from weightsmith import WeightsmithError  # noqa: E402
 from weightsmith.recipe import from_plain  # noqa: E402
 
-WORDS = ["MaxNorm", "L2", "Clamp", "linear", "import", "where", "limit", "os.system", "weightsmith.Trainer", "every", ""]
+import runs  # noqa: E402
+
+WORDS = [
+    "MaxNorm",
+    "L2",
+    "Clamp",
+    "linear",
+    "import",
+    "where",
+    "limit",
+    "os.system",
+    "weightsmith.Trainer",
+    "every",
+    "",
+]
+CHECKS = list(HealthCheck)
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(WORDS) | st.text(max_size=5)
 NESTED = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(SCALARS, inner, max_size=3), max_leaves=8
@@ -59,7 +73,13 @@ def recipes(count, fail):
     """Recipes as YAML may hold them: of words that mean something, put together at random."""
 
     @seeded(1)
-    @settings(max_examples=count, database=None, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
     @given(st.sampled_from(WORDS) | SCALARS, NESTED)
     def read(name, body):
         plain = yaml.safe_load(yaml.safe_dump({name: body}))
@@ -82,7 +102,22 @@ def mutated(value, chance, junk):
     return chance.choice(junk)
 
 
-JUNK = [None, -1, 0, 2**70, 1.5, float("nan"), "text", [], {}, [1, [2]], {"a": {}}, True, torch.zeros(3), torch.zeros(0)]
+JUNK = [
+    None,
+    -1,
+    0,
+    2**70,
+    1.5,
+    float("nan"),
+    "text",
+    [],
+    {},
+    [1, [2]],
+    {"a": {}},
+    True,
+    torch.zeros(3),
+    torch.zeros(0),
+]
 
 
 def seal(folder, state, manifest):
@@ -162,14 +197,17 @@ def pretrained(count, fail, place):
         elif kind == "pickle":
             data = bytearray(pickle.dumps({"weight": Evil(place / "executed")}, protocol=chance.randint(0, 5)))
         else:
-            header = json.dumps(mutated({"weight": {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, 48]}}, chance, [-1, 2**62, "F64", [], {}])).encode()
+            entry = {"dtype": "F32", "shape": [4, 3], "data_offsets": [0, 48]}
+            header = json.dumps(mutated({"weight": entry}, chance, [-1, 2**62, "F64", [], {}])).encode()
             data = bytearray(len(header).to_bytes(8, "little") + header + bytes(48))
         file = place / f"bad{suffix}"
         file.write_bytes(data)
 
         def load(file=file):
             layer = torch.nn.Linear(3, 4, bias=False)
-            runs.Trainer(layer, torch.optim.SGD(layer.parameters(), 0.1), torch.nn.MSELoss(), plugins=[w.Pretrained(file)])
+            runs.Trainer(
+                layer, torch.optim.SGD(layer.parameters(), 0.1), torch.nn.MSELoss(), plugins=[w.Pretrained(file)]
+            )
 
         error = outcome(load)
         if error is not None:
