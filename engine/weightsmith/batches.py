@@ -22,27 +22,30 @@ class Pass(Iterator[Any]):
 
     Args:
         data: what to go through.
+
+    Attributes:
+        taken: the batches that were taken.
     """
 
     def __init__(self, data: Iterable[Any]) -> None:
         self._data = data
         self._iterator: Iterator[Any] | None = None
         self._beginning: dict[str, Any] = {}
-        self._taken = 0
+        self.taken = 0
 
     def __next__(self) -> Any:
         if self._iterator is None:
             self._beginning = {"random": random_states(), **self._sources(), "warm": _keeps_workers(self._data)}
             self._iterator = iter(self._data)
         batch = next(self._iterator)
-        self._taken += 1
+        self.taken += 1
         return batch
 
     def state_dict(self) -> dict[str, Any]:
         """Where the pass is. Empty if it has not begun."""
         if self._iterator is None:
             return {}
-        state = {"taken": self._taken, "beginning": self._beginning, "now": self._sources()}
+        state = {"taken": self.taken, "beginning": self._beginning, "now": self._sources()}
         if _is_stateful(self._data):
             stateful: Any = self._data
             state["loader"] = stateful.state_dict()
@@ -75,7 +78,7 @@ class Pass(Iterator[Any]):
                         f"the data end after {place} batches, of which {state['taken']} were taken when the checkpoint "
                         "was saved: give run() the data that the saved run had"
                     )
-        self._taken = state["taken"]
+        self.taken = state["taken"]
         self._restore(state["now"])
 
     def _sources(self) -> dict[str, Any]:

@@ -45,6 +45,7 @@ class Restore:
 NonFinite: TypeAlias = Literal["raise", "skip", "restore", "ignore"] | Restore
 """What to do about a loss, a gradient or a weight that is not finite."""
 
+_POLICIES = ("raise", "skip", "restore", "ignore")
 _PATIENCE = 100
 """Updates that may be skipped one after another."""
 
@@ -63,6 +64,10 @@ class FinitenessWatch:
     """
 
     def __init__(self, policy: NonFinite, trainer: UpdatePipeline) -> None:
+        if not isinstance(policy, Restore) and policy not in _POLICIES:
+            raise ConfigurationError(
+                f"nonfinite={policy!r}: give one of {', '.join(map(repr, _POLICIES))}, or a Restore"
+            )
         if policy == "skip" and any(window.evaluates_repeatedly for window in trainer._windows):
             raise ConfigurationError(
                 "nonfinite='skip': an optimizer that evaluates the loss several times a step (LBFGS) can skip none"

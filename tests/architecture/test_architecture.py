@@ -15,6 +15,7 @@ PUBLIC = [
     "Average",
     "CheckpointError",
     "DamagedCheckpointError",
+    "NonFiniteError",
     "RunStopped",
     "ConfigurationError",
     "ConflictError",

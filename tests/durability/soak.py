@@ -49,11 +49,8 @@ PLUGINS = [
 def usage():
     """Resident memory in MiB, threads, and open files."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return (
-        pages * os.sysconf("SC_PAGE_SIZE") / 2**20,
-        threading.active_count(),
-        len(list(Path("/proc/self/fd").iterdir())),
-    )
+    memory = pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return memory, threading.active_count(), len(list(Path("/proc/self/fd").iterdir()))
 
 
 def soaked(updates, epoch=100):

@@ -18,6 +18,9 @@ from weightsmith.randomness import random_states, restore_random_states
 __all__ = ["ResumableLoop"]
 
 
+logger = logging.getLogger(__name__)
+
+
 class ResumableLoop(Engine):
     """An Ignite engine that knows its position in the data to the batch.
 
@@ -38,7 +41,9 @@ class ResumableLoop(Engine):
         self._is_in_epoch = False
         self._epoch_began_at = 0
         """The iterations before the epoch in progress."""
+        self._has_told_of_end = False
         self.add_event_handler(Events.EPOCH_STARTED, self._begin_epoch)
+        self.add_event_handler(Events.DATALOADER_STOP_ITERATION, self._tell_of_early_end)
         self.add_event_handler(Events.EPOCH_COMPLETED, self._end_epoch)
         self.add_event_handler(Events.COMPLETED, self._end_run)
 
@@ -159,6 +164,16 @@ class ResumableLoop(Engine):
         self._epoch_began_at = self.state.iteration - position["iterations_in_epoch"]
         self.last_event_name = Events.ITERATION_COMPLETED
         return True
+
+    def _tell_of_early_end(self) -> None:
+        """Warn, once, where data end before the length that they state: the epoch goes on with the next pass."""
+        stated = self._get_data_length(self.state.dataloader) if self.state.dataloader is not None else None
+        taken = self._dataloader_iter.taken if isinstance(self._dataloader_iter, Pass) else 0
+        if stated is not None and taken < stated and not self._has_told_of_end:
+            self._has_told_of_end = True
+            logger.warning(
+                "the data said %d batches and gave %d: the epoch goes on from their beginning", stated, taken
+            )
 
     def _pass(self) -> Pass:
         data: Any = self.state.dataloader
