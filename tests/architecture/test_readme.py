@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import weightsmith
 import weightsmith_plugins
 
@@ -12,8 +13,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+def blocks(language, page=README):
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
     return [text for found, text in fenced if found == language]
 
 
@@ -28,6 +29,34 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
     assert list((tmp_path / "runs" / "first").glob("events.out.tfevents.*"))
     for check, case in module.conformance([module.Case(module.StayClose())]):
         module.test_conformance(check, case)
+
+
+def test_the_page_on_durability_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (ROOT / "docs" / "durability.md").read_text(encoding="utf-8")
+    module = ModuleType("durability")
+    monkeypatch.setitem(sys.modules, "durability", module)
+    saving, keeping = blocks("python", page)
+
+    class Killed(BaseException):
+        pass
+
+    def die_at(trainer, update):
+        def die():
+            raise Killed
+
+        trainer.add_event_handler(weightsmith.WeightEvents.UPDATE_COMPLETED(once=update), die)
+
+    first, resuming, rest = saving.partition("trainer = make_trainer()  # in a new process")
+    assert resuming
+    module.die_at = die_at
+    with pytest.raises(Killed):
+        exec(compile(first.replace("trainer.run(", "die_at(trainer, 17)\ntrainer.run("), "page", "exec"), vars(module))
+    assert module.trainer.state.updates == {"optimizer": 17}
+    exec(compile(resuming + rest, "page", "exec"), vars(module))
+    assert module.trainer.state.updates == {"optimizer": 30}
+    exec(compile(keeping, "page", "exec"), vars(module))
+    module.make_trainer().attach(module.LargestLoss())
 
 
 def test_the_first_script_and_the_first_plugin_take_about_ten_lines():
