@@ -9,7 +9,7 @@ import torch
 
 from weightsmith.randomness import random_states, restore_random_states
 
-__all__ = ["Pass"]
+__all__ = ["Pass", "length_of"]
 
 
 class Pass(Iterator[Any]):
@@ -31,21 +31,35 @@ class Pass(Iterator[Any]):
         self._data = data
         self._iterator: Iterator[Any] | None = None
         self._beginning: dict[str, Any] = {}
+        self._ahead: list[Any] = []
         self.taken = 0
 
     def __next__(self) -> Any:
         if self._iterator is None:
-            self._beginning = {"random": random_states(), **self._sources(), "warm": _keeps_workers(self._data)}
+            self._beginning = {"random": random_states(), **self._sources(), "warm": _has_workers(self._data)}
             self._iterator = iter(self._data)
-        batch = next(self._iterator)
+        batch = self._ahead.pop() if self._ahead else next(self._iterator)
         self.taken += 1
         return batch
+
+    def look_for_end(self) -> None:
+        """At the end of an epoch: if all batches that the data state were taken, look whether these are all. Then a
+        run that goes on from here need not go through them again."""
+        if self._iterator is None or self._ahead or self.taken != length_of(self._data):
+            return
+        batch = next(self._iterator, _END)
+        if batch is _END:
+            self._iterator = _NOTHING
+        else:
+            self._ahead.append(batch)
 
     def state_dict(self) -> dict[str, Any]:
         """Where the pass is. Empty if it has not begun."""
         if self._iterator is None:
             return {}
-        state = {"taken": self.taken, "beginning": self._beginning, "now": self._sources()}
+        state = {"taken": self.taken, "beginning": self._beginning, "now": self._sources(), "ahead": bool(self._ahead)}
+        if self._iterator is _NOTHING:
+            return {**state, "beginning": {}, "is_over": True}
         if _is_stateful(self._data):
             stateful: Any = self._data
             state["loader"] = stateful.state_dict()
@@ -59,27 +73,41 @@ class Pass(Iterator[Any]):
         """
         if not state:
             return
-        stateful: Any = self._data
-        self._beginning = dict(state["beginning"])
-        restore_random_states(self._beginning["random"])
-        if _is_stateful(self._data) and "loader" in state:
-            self._restore(self._beginning)
+        self.taken, self._beginning = state["taken"], dict(state["beginning"])
+        if state.get("is_over"):
+            self._wake_workers()
+            self._iterator = _NOTHING
+        elif "loader" in state and _is_stateful(self._data):
+            self._return_to(self._beginning)
+            stateful: Any = self._data
             stateful.load_state_dict(state["loader"])
             self._iterator = iter(stateful)
         else:
             if self._beginning["warm"]:
-                iter(self._data)  # workers that live on draw their seed before the first pass, and never again
-                restore_random_states(self._beginning["random"])
-            self._restore(self._beginning)
+                self._wake_workers()
+            self._return_to(self._beginning)
             self._iterator = iter(self._data)
-            for place in range(state["taken"]):
-                if next(self._iterator, _END) is _END:
-                    raise ValueError(
-                        f"the data end after {place} batches, of which {state['taken']} were taken when the checkpoint "
-                        "was saved: give run() the data that the saved run had"
-                    )
-        self.taken = state["taken"]
+            self._skip(self._iterator)
+            if state["ahead"]:
+                self._ahead.append(next(self._iterator))
         self._restore(state["now"])
+
+    def _wake_workers(self) -> None:
+        """Workers that live on draw their seed before the first pass, and never again."""
+        if _keeps_workers(self._data):
+            iter(self._data)
+
+    def _return_to(self, beginning: Mapping[str, Any]) -> None:
+        restore_random_states(beginning["random"])
+        self._restore(beginning)
+
+    def _skip(self, iterator: Iterator[Any]) -> None:
+        for place in range(self.taken):
+            if next(iterator, _END) is _END:
+                raise ValueError(
+                    f"the data end after {place} batches, of which {self.taken} were taken when the checkpoint was "
+                    "saved: give run() the data that the saved run had"
+                )
 
     def _sources(self) -> dict[str, Any]:
         """What the order of a loader of torch's depends on besides the global generators."""
@@ -110,6 +138,15 @@ class Pass(Iterator[Any]):
 
 
 _END = object()
+_NOTHING: Iterator[Any] = iter(())
+
+
+def length_of(data: object) -> int | None:
+    """How many batches the data state that they have; ``None`` if they do not say."""
+    try:
+        return len(data)  # type: ignore[arg-type]
+    except TypeError:  # none, or an iterable dataset under a sampler without an end
+        return None
 
 
 def _is_stateful(data: object) -> bool:
@@ -117,5 +154,10 @@ def _is_stateful(data: object) -> bool:
 
 
 def _keeps_workers(data: object) -> bool:
-    """Whether it is a loader of torch's whose workers are alive from an earlier pass."""
-    return bool(getattr(data, "persistent_workers", False)) and getattr(data, "_iterator", None) is not None
+    """Whether it is a loader of torch's whose workers live on from pass to pass."""
+    return bool(getattr(data, "persistent_workers", False))
+
+
+def _has_workers(data: object) -> bool:
+    """Whether it is such a loader, and they are alive."""
+    return _keeps_workers(data) and getattr(data, "_iterator", None) is not None

@@ -42,6 +42,16 @@ class Short:
         return iter(batches()[:-1])
 
 
+class Long:
+    """Gives one batch more than it says."""
+
+    def __len__(self):
+        return runs.ITERATIONS - 1
+
+    def __iter__(self):
+        return iter(batches())
+
+
 def batches():
     inputs, targets = runs.dataset().tensors
     return list(zip(inputs.split(4), targets.split(4), strict=True))
@@ -53,6 +63,7 @@ LOADERS = {
     "augmented": lambda: DataLoader(runs.dataset(augmented=True), batch_size=4, shuffle=True),
     "a list": batches,
     "shorter than it says": Short,
+    "longer than it says": Long,
     "2 workers": lambda: runs.loader(num_workers=2),
     "2 workers that live on": lambda: runs.loader(num_workers=2, persistent_workers=True),
     "2 workers that live on, with a generator": lambda: runs.loader(

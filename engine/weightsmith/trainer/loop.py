@@ -10,7 +10,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 
-from weightsmith.batches import Pass
+from weightsmith.batches import Pass, length_of
 from weightsmith.errors import ConfigurationError
 from weightsmith.faults import is_blamed
 from weightsmith.randomness import random_states, restore_random_states
@@ -95,6 +95,8 @@ class ResumableLoop(Engine):
 
     def _end_epoch(self) -> None:
         self._is_in_epoch = False
+        if isinstance(self._dataloader_iter, Pass):
+            self._dataloader_iter.look_for_end()
 
     def _end_run(self) -> None:
         self._is_in_epoch, self._is_over = False, True
@@ -167,7 +169,7 @@ class ResumableLoop(Engine):
 
     def _tell_of_early_end(self) -> None:
         """Warn, once, where data end before the length that they state: the epoch goes on with the next pass."""
-        stated = self._get_data_length(self.state.dataloader) if self.state.dataloader is not None else None
+        stated = length_of(self.state.dataloader)
         taken = self._dataloader_iter.taken if isinstance(self._dataloader_iter, Pass) else 0
         if stated is not None and taken < stated and not self._has_told_of_end:
             self._has_told_of_end = True
@@ -237,7 +239,7 @@ class ResumableLoop(Engine):
     def _internal_run(self) -> Any:
         self._is_running, self._is_over = True, False
         try:
-            return super()._internal_run()
+            state = super()._internal_run()
         except BaseException as error:
             self._make_runnable_again()
             vars(error).pop("was_announced", None)
@@ -245,6 +247,8 @@ class ResumableLoop(Engine):
         finally:
             self._is_running = False
             self._position = None
+        self._run_errands()  # where the run ended without COMPLETED
+        return state
 
     def _make_runnable_again(self) -> None:
         self._internal_run_generator = None

@@ -229,7 +229,7 @@ class DurableRun(UpdatePipeline):
         raise RunStopped(number, path)
 
     def _handle_exception(self, error: BaseException) -> None:
-        if isinstance(error, RunStopped):
+        if isinstance(error, (RunStopped, GoBack)):
             raise error
         if isinstance(error, Exception):
             self._save_crash(error)
