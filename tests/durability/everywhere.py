@@ -5,6 +5,7 @@ random."""
 import argparse
 import functools
 import gc
+import itertools
 import random
 import tempfile
 import warnings
@@ -57,6 +58,11 @@ def batches():
     return list(zip(inputs.split(4), targets.split(4), strict=True))
 
 
+def endless():
+    """A generator, which has no beginning to go back to but its own."""
+    yield from itertools.cycle(batches())
+
+
 LOADERS = {
     "shuffled": runs.loader,
     "with a generator": lambda: runs.loader(generator=seeded()),
@@ -81,9 +87,44 @@ SETTINGS = {
     "LBFGS": {"optimizer": lambda p: torch.optim.LBFGS(p, lr=0.1, max_iter=3), "schedules": False},
 }
 
+
+def stops_early(trainer):
+    trainer.add_event_handler(runs.Events.ITERATION_COMPLETED(once=8), lambda: trainer.terminate())
+
+
+def stops_at_an_epochs_end(trainer):
+    trainer.add_event_handler(runs.Events.EPOCH_COMPLETED(once=2), lambda: trainer.terminate())
+
+
+def cuts_an_epoch_short(trainer):
+    trainer.add_event_handler(runs.Events.ITERATION_COMPLETED(once=8), lambda: trainer.terminate_epoch())
+
+
+def skips_the_end_of_an_epoch(trainer):
+    event = runs.Events.ITERATION_COMPLETED(once=8)
+    trainer.add_event_handler(event, lambda: trainer.terminate_epoch(skip_epoch_completed=True))
+
+
+ENDS = [stops_early, stops_at_an_epochs_end, cuts_an_epoch_short, skips_the_end_of_an_epoch]
+
+SETTINGS |= {
+    "two optimizers": {
+        "make": runs.make_gan,
+        "accumulate": 2,
+        "plugins": [w.L2(0.1, where="critic"), w.Clamp(-0.1, 0.1, where="critic"), w.Noise(0.1), w.PluginEffect()],
+    },
+    **{end.__name__.replace("_", " "): {"prepare": end} for end in ENDS},
+}
+
 LENGTHS = {
-    "epochs of another length": {"max_epochs": 5, "epoch_length": 3},
-    "a number of iterations": {"max_iters": 13},
+    "epochs of a generator": {"data": endless, "run": {"max_epochs": 3, "epoch_length": 4}},
+    "epochs without data": {
+        "data": lambda: None,
+        "make": runs.make_of_nothing,
+        "run": {"max_epochs": 3, "epoch_length": 4},
+    },
+    "epochs of another length": {"run": {"max_epochs": 5, "epoch_length": 3}},
+    "a number of iterations": {"run": {"max_iters": 13}},
 }
 
 POOL = [
@@ -135,7 +176,9 @@ def stack(seed):
         return options
 
 
-def mismatches(data=runs.loader, iterations=range(1, LAST + 1), run=None, **options):
+def mismatches(
+    data=runs.loader, iterations=range(1, LAST + 1), run=None, make=runs.make, prepare=lambda trainer: None, **options
+):
     """How often the run was stopped, and at which iterations it went on differently."""
     run = run or {"max_epochs": runs.EPOCHS}
     used = []
@@ -144,13 +187,18 @@ def mismatches(data=runs.loader, iterations=range(1, LAST + 1), run=None, **opti
         used.append(data())
         return used[-1]
 
-    whole = runs.make(**options)
+    def made():
+        trainer = make(**options)
+        prepare(trainer)
+        return trainer
+
+    whole = made()
     trace = runs.traced(whole)
     whole.run(fresh(), **run)
     end, found, stops = runs.contents(whole), {}, 0
     with tempfile.TemporaryDirectory() as folder:
         for iteration in iterations:
-            first, second = runs.make(**options), runs.make(**options)
+            first, second = made(), made()
             before = runs.traced(first)
             if not runs.killed_at(first, iteration, Path(folder) / "saved", fresh(), **run):
                 continue
@@ -183,7 +231,7 @@ def main():
     options = arguments.parse_args()
     cases = {f"loader: {name}": functools.partial(mismatches, data) for name, data in LOADERS.items()}
     cases |= {f"setting: {name}": functools.partial(mismatches, **chosen) for name, chosen in SETTINGS.items()}
-    cases |= {f"length: {name}": functools.partial(mismatches, run=run) for name, run in LENGTHS.items()}
+    cases |= {f"length: {name}": functools.partial(mismatches, **run) for name, run in LENGTHS.items()}
     total = wrong = 0
     for name, case in cases.items():
         stops, found = case()

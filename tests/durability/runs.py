@@ -65,11 +65,41 @@ def make(plugins=(), optimizer=None, *, seed=11, schedules=True, **options):
     return trainer
 
 
+def make_gan(plugins=(), **options):
+    """Two models and two optimizers, of which one is updated every second iteration."""
+    torch.manual_seed(2)
+    generator = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.2), nn.Linear(8, 16))
+    models = {"generator": generator, "critic": nn.Linear(16, 1)}
+    optimizers = {name: torch.optim.Adam(model.parameters(), lr=1e-2) for name, model in models.items()}
+
+    def step(trainer, batch):
+        real = batch[0].flatten(1)
+        fake = models["generator"](torch.randn(len(real), 3))
+        wins = models["critic"](fake.detach()).mean() - models["critic"](real).mean()
+        trainer.update(wins, optimizer="critic")
+        if trainer.state.iteration % 2:
+            trainer.update(-models["critic"](fake).mean(), optimizer="generator")
+
+    return Trainer(models, optimizers, step=step, plugins=plugins, seed=4, **options)
+
+
+def make_of_nothing(plugins=(), **options):
+    """A model that is trained without data."""
+    torch.manual_seed(2)
+    model = nn.Linear(3, 2)
+
+    def step(trainer, _):
+        trainer.update(model(torch.randn(4, 3)).square().mean())
+
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    return Trainer(model, optimizer, step=step, plugins=plugins, seed=4, **options)
+
+
 def traced(trainer):
     """The trainer's events as they fire, each with its counts."""
     trace = []
 
-    def note(trainer, event):
+    def note(trainer, *_, event, **__):
         trace.append((event.name, trainer.state.epoch, trainer.state.iteration, trainer.state.update))
 
     for event in [*Events, *WeightEvents]:
