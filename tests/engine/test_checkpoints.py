@@ -288,6 +288,39 @@ def test_saving_inside_a_run_waits_until_all_is_done(tmp_path):
     assert read_manifest(tmp_path / "a")["iteration"] == 2
 
 
+def test_an_interrupted_run_saves_before_it_is_interrupted_or_goes_on(tmp_path):
+    trainer = trainer_of()
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=3))
+    def stop():
+        trainer.save(tmp_path / "a")
+        trainer.interrupt()
+
+    trainer.run(DATA, max_epochs=2)
+    assert trainer.state.iteration == 3
+    with pytest.raises(ConfigurationError, match="the run is interrupted, and not over"):
+        trainer.save(tmp_path / "b")
+    second = trainer_of()
+    second.resume(tmp_path / "a")
+    second.run(DATA, max_epochs=2)
+    trainer.run(DATA)
+    assert trainer.state.iteration == second.state.iteration == 8
+    assert all(map(torch.equal, trainer.weights().values(), second.weights().values()))
+    trainer.save(tmp_path / "b")
+
+
+def test_a_save_is_not_lost_where_a_run_ends_without_its_end(tmp_path):
+    trainer = trainer_of()
+
+    @trainer.on(Events.ITERATION_COMPLETED(once=3))
+    def stop():
+        trainer.save(tmp_path / "a")
+        trainer.terminate(skip_completed=True)
+
+    trainer.run(DATA, max_epochs=2)
+    assert read_manifest(tmp_path / "a")["iteration"] == 3
+
+
 def test_resuming_inside_a_run_is_refused(saved):
     trainer = trainer_of([L2(0.1), EMA(0.5)])
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: trainer.resume(saved))

@@ -36,6 +36,7 @@ class ResumableLoop(Engine):
         self._position: Mapping[str, Any] | None = None
         """Where the next run goes on; none once it is there."""
         self._is_running = False
+        self._is_interrupted = False
         self._is_over = False
         """Whether COMPLETED has fired in the last run."""
         self._is_in_epoch = False
@@ -67,6 +68,11 @@ class ResumableLoop(Engine):
         """Call the errand at the next safe point: now, if nothing runs."""
         if self._is_safe_now or not self._is_running:
             errand()
+        elif self._is_interrupted:
+            raise ConfigurationError(
+                "the run is interrupted, and not over: save in a handler of ITERATION_COMPLETED before interrupt(), or "
+                "let it go on with run()"
+            )
         else:
             self._errands.append(errand)
 
@@ -237,7 +243,7 @@ class ResumableLoop(Engine):
         return bool(position["is_running"]) and (was_stopping or self._is_done(self.state))
 
     def _internal_run(self) -> Any:
-        self._is_running, self._is_over = True, False
+        self._is_running, self._is_interrupted, self._is_over = True, False, False
         try:
             state = super()._internal_run()
         except BaseException as error:
@@ -245,9 +251,10 @@ class ResumableLoop(Engine):
             vars(error).pop("was_announced", None)
             raise
         finally:
-            self._is_running = False
+            self._is_running = self._is_interrupted = self._internal_run_generator is not None
             self._position = None
-        self._run_errands()  # where the run ended without COMPLETED
+        if not self._is_interrupted:
+            self._run_errands()  # where the run ended without COMPLETED
         return state
 
     def _make_runnable_again(self) -> None:
