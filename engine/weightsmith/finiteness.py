@@ -130,6 +130,12 @@ class FinitenessWatch:
         message = self._diagnosis(window)
         if self.policy != "skip":
             self._give_up(message)
+        culprit = first_nonfinite(self._trainer.models, {})
+        if culprit is not None:  # a skipped update would not mend it
+            raise NonFiniteError(
+                f"{message}; to skip the update is too late, as {culprit} is not finite, into which the forward pass "
+                "writes: look at the data, or use nonfinite='restore'"
+            )
         self._skipped += 1
         if self._skipped > _PATIENCE:
             raise NonFiniteError(f"{message}; {_PATIENCE} updates in a row were skipped for that")
@@ -157,10 +163,15 @@ class FinitenessWatch:
 
 
 def first_nonfinite(models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> str | None:
-    """The first weight that is trained and not finite, or whose optimizer remembers something that is not; in words."""
+    """The first weight that is trained and not finite, or whose optimizer remembers something that is not, or buffer
+    that holds a NaN (an infinity may stand in a mask); in words."""
     for name, weight in parameters_of(models).items():
         if weight.requires_grad and not bool(weight.detach().isfinite().all()):
             return f"the weight {name!r}"
+    for model in models.values():
+        for name, buffer in model.named_buffers():
+            if buffer.is_floating_point() and bool(buffer.isnan().any()):
+                return f"the buffer {name!r}"
     for name, optimizer in optimizers.items():
         for place, held in enumerate(held_by(optimizer)):
             for key, value in optimizer.state.get(held, {}).items():

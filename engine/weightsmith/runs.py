@@ -64,7 +64,7 @@ def choose_run_dir(parent: str | Path, resume: str | Path | None = None) -> tupl
         return new_run_dir(parent), False
     path = Path(resume)
     if not path.is_dir():
-        raise ConfigurationError(f"there is no run {path} to go on with")
+        raise ConfigurationError(f"there is no run {path} to go on with: give its folder, or 'auto'")
     return path.parent.parent if path.parent.name == "checkpoints" else path, True
 
 

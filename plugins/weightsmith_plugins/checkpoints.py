@@ -35,8 +35,9 @@ class Checkpoints(Plugin):
     Args:
         every: updates from one save to the next, or ``"2 epochs"``. Default ``"1 epochs"``.
         keep: how many of the newest are kept. Default 3.
-        best: the name in ``state.metrics`` by which one checkpoint is the best: it is kept besides, and ``best`` beside
-            the others leads to it. A NaN is never the best. Default none.
+        best: the name in ``state.metrics``, such as ``"accuracy"`` of ``validate_on(data, {"accuracy": …})``, by which
+            one checkpoint is the best: it is kept besides, and ``best`` beside the others leads to it. A NaN is never
+            the best. Default none.
         mode: whether the best has the ``"max"`` (default) or the ``"min"``.
 
     Raises:
@@ -113,7 +114,9 @@ class _Saves:
         if name is None or self._trainer.published.get(f"metrics/{name}", state.epoch) != state.epoch:
             return False
         if name not in state.metrics:
-            found = ", ".join(map(repr, state.metrics)) or "none"
+            if self._trainer.is_in_epoch and state.epoch == 1:
+                return False  # nothing can have been validated yet
+            found = ", ".join(map(repr, state.metrics)) or "none: trainer.validate_on(…) fills it"
             raise ConfigurationError(f"best={name!r} is no metric in state.metrics, where there are {found}")
         score = float(state.metrics[name])
         if math.isnan(score) or not self._is_better(score, self.notes.get("score")):

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 from ignite.engine import Events
+from ignite.metrics import MeanSquaredError
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from weightsmith import (
@@ -28,7 +30,7 @@ from weightsmith import (
 )
 from weightsmith.checkpoint import contents, find, read, read_manifest, saved_in
 from weightsmith.runs import choose_run_dir
-from weightsmith_plugins import EMA, L2, Checkpoints, Losses, MaxNorm, TensorBoard
+from weightsmith_plugins import EMA, L2, Checkpoints, JSONLines, Losses, MaxNorm, TensorBoard
 
 DATA = [(torch.randn(4, 3), torch.randn(4, 2)) for _ in range(4)]
 
@@ -245,9 +247,82 @@ def test_other_versions_are_told(saved, caplog, monkeypatch):
 
 
 def test_there_is_nothing_to_resume(tmp_path):
-    for path in (tmp_path, tmp_path / "nothing"):
-        with pytest.raises(CheckpointError, match="no good checkpoint"):
+    (tmp_path / "file").write_text("")
+    for path, words in [
+        (tmp_path, "there is no good checkpoint in"),
+        (tmp_path / "nothing", "there is no checkpoint .*nothing: there is no such folder"),
+        (tmp_path / "file", "there is no checkpoint .*file: it is a file"),
+    ]:
+        with pytest.raises(CheckpointError, match=words):
             trainer_of().resume(path)
+
+
+def test_what_is_wrong_with_each_is_said_where_none_is_good(tmp_path):
+    trainer = trainer_of([Checkpoints()], run_dir=tmp_path)
+    trainer.run(DATA, max_epochs=2)
+    folder = tmp_path / "checkpoints"
+    (folder / "00000004" / "manifest.json").write_text("{")
+    (folder / "00000008" / "state.pt").unlink()
+    (folder / "crash").mkdir()
+    with pytest.raises(CheckpointError) as raised:
+        trainer_of([Checkpoints()], run_dir=tmp_path).resume(tmp_path)
+    for words in (
+        r"00000004 is damaged: manifest\.json cannot be read",
+        r"00000008 is damaged: state\.pt is missing",
+        "crash holds what there was when the run crashed",
+    ):
+        assert re.search(words, str(raised.value))
+
+
+def test_nothing_but_a_checkpoint_is_replaced(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    trainer = trainer_of([Losses(), JSONLines()], run_dir=tmp_path / "run")
+    trainer.run(DATA)
+    for path, words in [("mine", "thesis"), ("mine/thesis.txt", "thesis"), ("run", r"\.lock")]:
+        with pytest.raises(ConfigurationError, match=f"no checkpoint that could be replaced, as it holds .{words}"):
+            trainer.save(tmp_path / path)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+    (tmp_path / "empty").mkdir()
+    trainer.save(tmp_path / "empty")
+    trainer.save(tmp_path / "empty")
+
+
+def test_a_folder_with_another_runs_checkpoints_is_refused(tmp_path):
+    first = trainer_of([Checkpoints()], run_dir=tmp_path)
+    first.run(DATA)
+    first.run(DATA)  # again, in the same process
+    second = trainer_of([Checkpoints()], run_dir=tmp_path)
+    with pytest.raises(ConfigurationError, match=r"holds the checkpoints of another run: go on with"):
+        second.run(DATA)
+    assert find(tmp_path).name == "00000004"
+
+
+def test_other_data_are_refused_unless_they_are_meant(tmp_path):
+    first = trainer_of()
+    first.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: first.save(tmp_path / "a"))
+    first.run(DATA)
+    second = trainer_of()
+    second.resume(tmp_path / "a")
+    with pytest.raises(ConfigurationError, match="the data have 8 batches, and had 4 in the saved run"):
+        second.run(DATA * 2)
+    second = trainer_of()
+    second.resume(tmp_path / "a", allow_changes=True)
+    assert second.run(DATA * 2).iteration == 4
+
+
+def test_fewer_epochs_than_were_trained_are_refused(saved):
+    second = trainer_of([L2(0.1), EMA(0.5)])
+    second.resume(saved)
+    with pytest.raises(ConfigurationError, match="max_epochs=1 is less than the 2 epochs"):
+        second.run(DATA, max_epochs=1)
+
+
+def test_the_best_waits_for_the_first_validation(tmp_path):
+    trainer = trainer_of([Checkpoints(2, best="error")], run_dir=tmp_path)
+    trainer.validate_on(DATA, {"error": MeanSquaredError()})
+    trainer.run(DATA, max_epochs=2)
+    assert (tmp_path / "checkpoints" / "best").exists()
 
 
 def test_a_damaged_checkpoint_is_refused_or_passed_over(tmp_path, caplog):
@@ -331,11 +406,11 @@ def test_resuming_inside_a_run_is_refused(saved):
 def test_data_that_end_too_early_are_refused(tmp_path):
     first = trainer_of()
     first.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: first.save(tmp_path / "a"))
-    first.run(DATA)
+    first.run(iter(DATA), epoch_length=4)
     second = trainer_of()
     second.resume(tmp_path / "a")
     with pytest.raises(ConfigurationError, match=r"the data end after 2 batches, of which 3 were taken"):
-        second.run(DATA[:2])
+        second.run(iter(DATA[:2]))
 
 
 def test_weights_that_are_not_finite_are_never_the_last_good_ones(tmp_path, caplog):
@@ -430,7 +505,7 @@ def test_logs_go_on_where_the_checkpoint_was_saved(tmp_path):
 def test_another_runs_logs_are_left_alone(tmp_path, caplog):
     plugins = [Losses(), TensorBoard(), Checkpoints(keep=9)]
     trainer_of(plugins, run_dir=tmp_path / "one").run(DATA, max_epochs=2)
-    other = trainer_of(plugins, run_dir=tmp_path / "two")
+    other = trainer_of(plugins[:2], run_dir=tmp_path / "two")
     other.run(DATA, max_epochs=2)
     before = {path: path.read_bytes() for path in (tmp_path / "two").glob("events*")}
     second = trainer_of(plugins, run_dir=tmp_path / "two")

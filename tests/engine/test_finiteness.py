@@ -99,6 +99,13 @@ def test_a_gradient_alone_is_skipped():
     assert numbers == [(1, 1), (3, 2), (4, 3)]
 
 
+def test_skipping_does_not_hide_statistics_that_are_not_finite():
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
+    trainer = Trainer(model, torch.optim.Adam(model.parameters()), nn.MSELoss(), nonfinite="skip")
+    with pytest.raises(NonFiniteError, match=r"the buffer '1\.running_mean' is not finite, into which the"):
+        trainer.run([*GOOD, BAD, *GOOD])
+
+
 def test_patience_ends():
     trainer, _ = trainer_of(nonfinite="skip")
     with pytest.raises(NonFiniteError, match="100 updates in a row were skipped"):

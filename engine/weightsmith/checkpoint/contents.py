@@ -178,8 +178,10 @@ def refuse_misfits(trainer: DurableRun, contents: Contents, *, allow_changes: bo
     never = [*_other_entries(trainer, contents), *_other_optimizers(trainer, contents)]
     changes = [*_other_settings(trainer, contents.manifest), *_other_plugins(trainer, contents)]
     if never or (changes and not allow_changes):
-        mend = "" if never else "\nWhere that is meant, resume with allow_changes=True"
-        raise ConfigurationError("the checkpoint is of another run:\n- " + "\n- ".join([*never, *changes]) + mend)
+        mend = "where that is meant, resume with allow_changes=True"
+        if never:
+            mend = "make the trainer as the saved one was; Pretrained loads weights alone, into other shapes as well"
+        raise ConfigurationError("\n- ".join(["the checkpoint is of another run:", *never, *changes]) + f"\n{mend}")
     for change in changes:
         logger.warning("resumed with a change: %s", change)
     now, then = _facts(trainer)["versions"], contents.manifest["versions"]
@@ -257,8 +259,9 @@ def restore(trainer: DurableRun, contents: Contents, *, allow_changes: bool = Fa
         ConfigurationError: as :func:`refuse_misfits`, or something cannot be loaded.
     """
     try:
-        if refuse_misfits(trainer, contents, allow_changes=allow_changes):
-            contents = _fitting(trainer, contents)
+        has_changed = refuse_misfits(trainer, contents, allow_changes=allow_changes)
+        if allow_changes:
+            contents = _fitting(trainer, contents, has_changed=has_changed)
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, ConfigurationError):
             raise
@@ -273,11 +276,11 @@ def restore(trainer: DurableRun, contents: Contents, *, allow_changes: bool = Fa
         raise ConfigurationError(f"the checkpoint cannot be loaded, and nothing was: {error}") from error
 
 
-def _fitting(trainer: DurableRun, contents: Contents) -> Contents:
-    """What of a saved run fits one that was changed, whose constraints then have a word before the first update."""
+def _fitting(trainer: DurableRun, contents: Contents, *, has_changed: bool) -> Contents:
+    """What of a saved run fits one that may be changed; if it is, its constraints have a word before the first update."""
     own, position = contents.state["trainer"], contents.state["position"]
     own = {**own, "plugins": trainer._attachments.fitting(own["plugins"])}
-    state = {**contents.state, "trainer": own, "position": {**position, "has_changed": True}}
+    state = {**contents.state, "trainer": own, "position": {**position, "has_changed": has_changed}}
     return Contents(contents.weights, state, contents.manifest)
 
 

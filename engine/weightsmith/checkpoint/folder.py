@@ -19,7 +19,7 @@ import logging
 import os
 import pickle
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,7 +69,9 @@ def write(path: Path, contents: Contents, *, is_good: bool) -> None:
     Raises:
         CheckpointError: it cannot be written, as when the disk is full; what was at ``path`` is there still, or, if
             the very last step failed, beside it, where :func:`find` finds it.
+        ConfigurationError: something else than a checkpoint is there.
     """
+    _refuse_to_replace(path)
     partial = _beside(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +93,17 @@ def write(path: Path, contents: Contents, *, is_good: bool) -> None:
         raise CheckpointError(f"the checkpoint {path} cannot be written: {_reason(error)}") from error
     finally:
         _remove(partial)
+
+
+def _refuse_to_replace(path: Path) -> None:
+    if path.is_dir():
+        others = {inside.name for inside in path.iterdir()} - {_WEIGHTS, _STATE, _MANIFEST}
+    else:
+        others = {path.name} if path.exists() else set()
+    if others:
+        raise ConfigurationError(
+            f"{path} is no checkpoint that could be replaced, as it holds {sorted(others)[0]!r}: give a path of its own"
+        )
 
 
 def _put_in_place(partial: Path, path: Path) -> None:
@@ -146,7 +159,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             raise _damaged(path, error) from error
         raise CheckpointError(f"there is no checkpoint {path}") from None
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
-        raise _damaged(path, error) from error
+        raise _damaged(path, error, _MANIFEST) from error
     if not is_whole:
         raise DamagedCheckpointError(f"the checkpoint {path} is damaged: {_MANIFEST} is not what was written")
     if manifest.get("format") != FORMAT:
@@ -180,14 +193,28 @@ def find(path: Path) -> Path:
     if any((path / name).exists() for name in (_MANIFEST, _WEIGHTS, _STATE)):
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    problems: list[str] = []
     for saved in saved_in(folder):
         try:
             if read_manifest(saved)["is_good"]:
                 read(saved)
+                for problem in problems:
+                    logger.warning("%s", problem)
+                if problems:
+                    logger.warning("the one before it is taken: %s", saved)
                 return saved
+            problems.append(f"{saved} was saved when the run was not in order")
         except (CheckpointError, ConfigurationError, KeyError) as error:
-            logger.warning("%s; the one before it is taken", error)
-    raise CheckpointError(f"there is no good checkpoint in {path}")
+            problems.append(str(error))
+    raise CheckpointError(_nothing_found(path, folder, problems))
+
+
+def _nothing_found(path: Path, folder: Path, problems: Sequence[str]) -> str:
+    if not path.is_dir():
+        return f"there is no checkpoint {path}: {'it is a file' if path.exists() else 'there is no such folder'}"
+    found = "".join(f"\n- {problem}" for problem in problems)
+    crash = f"\n- {folder / 'crash'} holds what there was when the run crashed" if (folder / "crash").is_dir() else ""
+    return f"there is no good checkpoint in {path}{':' if found or crash else ''}{found}{crash}"
 
 
 def link(path: Path, name: str) -> None:
@@ -275,5 +302,7 @@ def _reason(error: Exception) -> str:
     return error.strerror if isinstance(error, OSError) and error.strerror else str(error) or type(error).__name__
 
 
-def _damaged(path: Path, error: Exception) -> DamagedCheckpointError:
-    return DamagedCheckpointError(f"the checkpoint {path} is damaged: {_reason(error)}")
+def _damaged(path: Path, error: Exception, name: str = "") -> DamagedCheckpointError:
+    missing = [file for file in (_WEIGHTS, _STATE, _MANIFEST) if not (path / file).is_file()]
+    what = f"{missing[0]} is missing" if missing else f"{name or 'it'} cannot be read ({_reason(error)})"
+    return DamagedCheckpointError(f"the checkpoint {path} is damaged: {what}")

@@ -107,6 +107,11 @@ class ResumableLoop(Engine):
     def _end_run(self) -> None:
         self._is_in_epoch, self._is_over = False, True
 
+    @property
+    def is_in_epoch(self) -> bool:
+        """Whether an epoch is in progress, whose end has not begun."""
+        return self._is_running and self._is_in_epoch
+
     def _iterations_in_epoch(self) -> int:
         return self.state.iteration - self._epoch_began_at
 
@@ -115,7 +120,7 @@ class ResumableLoop(Engine):
     def position(self) -> dict[str, Any]:
         """Where the run is, as plain values. To be asked at a safe point, or between runs."""
         state = self.state
-        in_epoch = self._is_running and self._is_in_epoch
+        in_epoch = self.is_in_epoch
         batches = self._dataloader_iter.state_dict() if isinstance(self._dataloader_iter, Pass) else {}
         return {
             "iteration": state.iteration,
@@ -129,6 +134,7 @@ class ResumableLoop(Engine):
             "is_over": self._is_over,
             "should_terminate": self.should_terminate,
             "batches": batches,
+            "data_length": length_of(state.dataloader),
             "random": random_states(),
         }
 
@@ -158,6 +164,12 @@ class ResumableLoop(Engine):
             return False
         self._position = None
         is_at_end = position["iteration"] == position["epoch"] * (position["epoch_length"] or 0)
+        length = length_of(self.state.dataloader)
+        if position["is_running"] and length != position["data_length"] and "has_changed" not in position:  # none may
+            raise ConfigurationError(
+                f"the data have {length} batches, and had {position['data_length']} in the saved run: give run() the "
+                "same data, with the same batch size; where other data are meant, resume with allow_changes=True"
+            )
         if position["is_running"] or is_at_end:  # of an epoch: a run that was over and is to go on
             self._dataloader_iter = batches = self._pass()
             try:
@@ -211,13 +223,17 @@ class ResumableLoop(Engine):
         position = self._position
         if position is None:
             return super().run(data, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length)
+        if max_epochs is not None and max_epochs < self.state.epoch:
+            raise ConfigurationError(
+                f"max_epochs={max_epochs} is less than the {self.state.epoch} epochs that the resumed run has trained"
+            )
         if max_epochs is not None:
             self._check_and_set_max_epochs(max_epochs)
         if max_iters is not None:
             self._check_and_set_max_iters(max_iters)
         if position["is_over"] and not self._was_extended():
             self._position = None
-            self.logger.info("the run was over at epoch %d: nothing is trained", self.state.epoch)
+            logger.warning("the run was over at epoch %d: nothing is trained", self.state.epoch)
             return self.state
         if self._goes_on_to_its_end():
             self.state.dataloader = data

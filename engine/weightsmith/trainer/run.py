@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from weightsmith.attachments import Attachments
-from weightsmith.checkpoint import collect, find, read, restore, write
+from weightsmith.checkpoint import collect, find, read, restore, saved_in, write
 from weightsmith.errors import CheckpointError, ConfigurationError, GoBack, NonFiniteError, RunStopped
 from weightsmith.finiteness import Restore, first_nonfinite, scale_learning_rates
 from weightsmith.measurements import Published
@@ -53,7 +54,10 @@ class DurableRun(UpdatePipeline):
         self.seed = torch.initial_seed() if seed is None else seed
         self.has_own_seed = seed is not None
         self.keep = kept(keep)
+        self.logger.addFilter(_is_no_stop)
         self.published = Published()
+        self._is_at_home = False
+        """Whether the checkpoints in the run's folder are this run's."""
         self._restored = 0
         """How often the run went back to a checkpoint because something was not finite."""
         if isinstance(self._finiteness.policy, Restore) and self.run_dir is None:
@@ -74,11 +78,13 @@ class DurableRun(UpdatePipeline):
         bit.
 
         Args:
-            path: the folder that becomes the checkpoint. One that is there is replaced, once the new one is whole.
+            path: the folder that becomes the checkpoint. A checkpoint that is there is replaced, once the new one is
+                whole; inside a run it is not there yet when this returns.
 
         Raises:
             CheckpointError: it cannot be written; what was there stays.
-            ConfigurationError: something could only be saved by pickle; the message says what.
+            ConfigurationError: something could only be saved by pickle, or something else than a checkpoint is there;
+                the message says what.
         """
         self.at_safe_point(lambda: self._write(Path(path)))
 
@@ -105,6 +111,8 @@ class DurableRun(UpdatePipeline):
         if not contents.manifest.get("is_good"):
             logger.warning("%s was saved when the run was not in order: not at a safe point, or not finite", found)
         restore(self, contents, allow_changes=allow_changes)
+        if self.run_dir is not None and found.resolve().is_relative_to(self.run_dir.resolve()):
+            self._is_at_home = True
         logger.info("resumed from %s, at iteration %d", found, self.state.iteration)
         return found
 
@@ -128,6 +136,7 @@ class DurableRun(UpdatePipeline):
         was over."""
         with contextlib.ExitStack() as stack:
             if self.run_dir is not None:
+                self._refuse_another_runs_checkpoints(self.run_dir)
                 stack.enter_context(_held(self.run_dir))
                 stack.enter_context(Signals(self._stop))
             while True:
@@ -136,13 +145,24 @@ class DurableRun(UpdatePipeline):
                 except GoBack as reason:
                     self._go_back(str(reason))
 
+    def _refuse_another_runs_checkpoints(self, run_dir: Path) -> None:
+        if not self._is_at_home and saved_in(run_dir / "checkpoints"):
+            raise ConfigurationError(
+                f"{run_dir} holds the checkpoints of another run: go on with it, trainer.resume({str(run_dir)!r}), or "
+                "give this one another run_dir (weightsmith.runs.new_run_dir makes one)"
+            )
+        self._is_at_home = True
+
     def _go_back(self, reason: str) -> None:
         """To the last good checkpoint, with lower learning rates, as often as the policy has it."""
         policy, times = self._finiteness.policy, self._restored + 1
         assert isinstance(policy, Restore)
         assert self.run_dir is not None
         if times > policy.times:
-            raise NonFiniteError(f"{reason}; the run went back to a checkpoint {policy.times} times already")
+            raise NonFiniteError(
+                f"{reason}; the run went back to a checkpoint {policy.times} times already: if it was the same update "
+                "each time, look at its data"
+            )
         path = self.resume(self.run_dir)
         scale_learning_rates(self.optimizers, self.keep, policy.learning_rate ** (times - self._restored))
         self._restored = times
@@ -246,6 +266,11 @@ class DurableRun(UpdatePipeline):
             error.add_note(f"the run as it was then is saved in {path}")
         except (CheckpointError, ConfigurationError) as other:
             logger.error("what there was when the run crashed is lost: %s", other)
+
+
+def _is_no_stop(_: logging.LogRecord) -> bool:
+    """Whether Ignite has an exception to report that is one."""
+    return not isinstance(sys.exc_info()[1], (RunStopped, GoBack))
 
 
 @contextlib.contextmanager
