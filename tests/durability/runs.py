@@ -1,5 +1,6 @@
 """Runs to interrupt: made anew at will, compared to the bit."""
 
+import copy
 import functools
 
 import numpy as np
@@ -133,7 +134,7 @@ def killed_at(trainer, iteration, path, data, **options):
 
 def contents(trainer):
     """All that the run consists of, to be compared."""
-    found = collect(trainer, is_good=True)
+    found = copy.deepcopy(collect(trainer, is_good=True))
     return {"weights": found.weights, **found.state}
 
 

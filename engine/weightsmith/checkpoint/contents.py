@@ -143,6 +143,16 @@ def _joined(first: str, second: str) -> str:
     return f"{first}.{second}" if first else second
 
 
+def _apart(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors in main memory, copied where they share it, as tied weights do, which safetensors refuses."""
+    seen: set[int] = set()
+    for name, tensor in tensors.items():
+        held = tensor.detach().cpu().contiguous()
+        place = held.untyped_storage().data_ptr()
+        yield name, held.clone() if place in seen else held
+        seen.add(place)
+
+
 def _is_storable(value: Any) -> bool:
     """Whether safetensors can hold it."""
     if not isinstance(value, Tensor) or value.layout != torch.strided or value.is_quantized or value.is_meta:
@@ -267,7 +277,7 @@ def restore(trainer: DurableRun, contents: Contents, *, allow_changes: bool = Fa
             raise
         raise ConfigurationError(f"this is no checkpoint of a run: {type(error).__name__} {error}") from error
     before, position = collect(trainer, is_good=True), trainer._position
-    before = Contents(before.weights, copy.deepcopy(before.state), before.manifest)
+    before = Contents(copy.deepcopy(before.weights), copy.deepcopy(before.state), before.manifest)
     try:
         _load(trainer, contents)
     except Exception as error:
@@ -277,7 +287,7 @@ def restore(trainer: DurableRun, contents: Contents, *, allow_changes: bool = Fa
 
 
 def _fitting(trainer: DurableRun, contents: Contents, *, has_changed: bool) -> Contents:
-    """What of a saved run fits one that may be changed; if it is, its constraints have a word before the first update."""
+    """What of a saved run fits one that may be changed; if it is, its constraints act before the first update."""
     own, position = contents.state["trainer"], contents.state["position"]
     own = {**own, "plugins": trainer._attachments.fitting(own["plugins"])}
     state = {**contents.state, "trainer": own, "position": {**position, "has_changed": has_changed}}
