@@ -182,6 +182,69 @@ def test_a_plugin_of_a_class_inside_a_function_is_compared_as_well(tmp_path):
         trainer_of([made(1)(0.2)]).resume(tmp_path / "saved")
 
 
+class Odd(nn.Module):
+    """Tied weights, a complex one, another memory format, state beside the tensors, a buffer that grows."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.second.weight = self.first.weight
+        self.waves = nn.Parameter(torch.randn(3, dtype=torch.complex128))
+        self.filters = nn.Parameter(torch.randn(2, 3, 4, 4).to(memory_format=torch.channels_last))
+        self.empty = nn.Parameter(torch.zeros(0, 3))
+        self.register_buffer("seen", torch.zeros(1), persistent=False)
+        self.count = 0
+
+    def get_extra_state(self):
+        return {"count": self.count}
+
+    def set_extra_state(self, state):
+        self.count = state["count"]
+
+    def forward(self, inputs):
+        self.count += 1
+        self.seen = torch.cat([self.seen, torch.ones(1)])
+        return self.second(self.first(inputs)) + self.waves.real.sum() + self.filters.mean()
+
+
+def test_odd_models_come_back(tmp_path):
+    def made():
+        torch.manual_seed(0)
+        model = Odd()
+        return Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9), nn.MSELoss(), seed=0)
+
+    data = [(torch.randn(2, 4), torch.randn(2, 4))] * 4
+    whole, first, second = made(), made(), made()
+    whole.run(data, max_epochs=2)
+    first.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: first.save(tmp_path / "a"))
+    first.run(data)
+    second.resume(tmp_path / "a")
+    assert second.model.second.weight is second.model.first.weight
+    assert second.model.filters.is_contiguous(memory_format=torch.channels_last)
+    second.run(data, max_epochs=2)
+    assert (second.model.count, len(second.model.seen)) == (whole.model.count, len(whole.model.seen)) == (8, 9)
+    assert all(map(torch.equal, whole.model.parameters(), second.model.parameters()))
+
+
+def test_frozen_weights_and_modules_in_evaluation_come_back_as_they_were(tmp_path):
+    first = trainer_of()
+
+    @first.on(Events.ITERATION_COMPLETED(once=2))
+    def change():
+        first.model[0].weight.requires_grad_(False)
+        first.model[1].eval()
+
+    first.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda: first.save(tmp_path / "a"))
+    first.run(DATA, max_epochs=2)
+    second = trainer_of()
+    second.resume(tmp_path / "a")
+    assert not second.model[0].weight.requires_grad
+    assert not second.model[1].training
+    second.run(DATA, max_epochs=2)
+    assert all(map(torch.equal, first.model.state_dict().values(), second.model.state_dict().values()))
+
+
 def test_what_needs_pickle_is_refused_with_its_place(tmp_path):
     class Part:
         def state_dict(self):
