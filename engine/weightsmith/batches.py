@@ -22,17 +22,21 @@ class Pass(Iterator[Any]):
 
     Args:
         data: what to go through.
+        after: the pass before, if any. An iterator has no beginning to go back to: of it, this pass takes what is left.
 
     Attributes:
         taken: the batches that were taken.
     """
 
-    def __init__(self, data: Iterable[Any]) -> None:
+    def __init__(self, data: Iterable[Any], after: Pass | None = None) -> None:
         self._data = data
+        self.taken = 0
+        self._before: int = 0
+        if after is not None and after._data is data and _is_iterator(data):
+            self._before = after._before + after.taken
         self._iterator: Iterator[Any] | None = None
         self._beginning: dict[str, Any] = {}
         self._ahead: list[Any] = []
-        self.taken = 0
 
     def __next__(self) -> Any:
         if self._iterator is None:
@@ -54,59 +58,69 @@ class Pass(Iterator[Any]):
             self._ahead.append(batch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the pass is. Empty if it has not begun."""
+        """Where the pass is."""
+        state = {"taken": self.taken, "before": self._before, "ahead": bool(self._ahead), "now": self._sources()}
         if self._iterator is None:
-            return {}
-        state = {"taken": self.taken, "beginning": self._beginning, "now": self._sources(), "ahead": bool(self._ahead)}
+            return {**state, "stage": "not begun"}
         if self._iterator is _NOTHING:
-            return {**state, "beginning": {}, "is_over": True}
+            return {**state, "stage": "over"}
         if _is_stateful(self._data):
             stateful: Any = self._data
             state["loader"] = stateful.state_dict()
-        return state
+        return {**state, "stage": "begun", "beginning": self._beginning}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go to where a pass was. Changes the global random states, which are the caller's to restore.
 
         Raises:
-            ValueError: the data have fewer batches than were taken.
+            ValueError: the data have fewer batches than were taken, or are an iterator that has given more.
         """
-        if not state:
-            return
-        self.taken, self._beginning = state["taken"], dict(state["beginning"])
-        if state.get("is_over"):
+        if _is_iterator(self._data):
+            self._skip(state["before"] + state["taken"] + state["ahead"] - self._before)
+            self._before, self._iterator = state["before"], iter(self._data)
+        elif state["stage"] == "over":
             self._wake_workers()
             self._iterator = _NOTHING
-        elif "loader" in state and _is_stateful(self._data):
-            self._return_to(self._beginning)
+        elif state["stage"] == "begun":
+            self._return_to(state)
+        self.taken = state["taken"]
+        self._restore(state["now"])
+
+    def _return_to(self, state: Mapping[str, Any]) -> None:
+        """Into a pass that had begun, by the loader's own state, or by going through what was taken."""
+        self._beginning = dict(state["beginning"])
+        is_told = "loader" in state and _is_stateful(self._data)
+        if self._beginning["warm"] and not is_told:
+            self._wake_workers()
+        restore_random_states(self._beginning["random"])
+        self._restore(self._beginning)
+        if is_told:
             stateful: Any = self._data
             stateful.load_state_dict(state["loader"])
             self._iterator = iter(stateful)
-        else:
-            if self._beginning["warm"]:
-                self._wake_workers()
-            self._return_to(self._beginning)
-            self._iterator = iter(self._data)
-            self._skip(self._iterator)
-            if state["ahead"]:
-                self._ahead.append(next(self._iterator))
-        self._restore(state["now"])
+            return
+        self._iterator = iter(self._data)
+        self._skip(state["taken"])
+        if state["ahead"]:
+            self._ahead.append(next(self._iterator))
 
     def _wake_workers(self) -> None:
         """Workers that live on draw their seed before the first pass, and never again."""
         if _keeps_workers(self._data):
             iter(self._data)
 
-    def _return_to(self, beginning: Mapping[str, Any]) -> None:
-        restore_random_states(beginning["random"])
-        self._restore(beginning)
-
-    def _skip(self, iterator: Iterator[Any]) -> None:
-        for place in range(self.taken):
+    def _skip(self, count: int) -> None:
+        iterator = self._iterator or iter(self._data)
+        if count < 0:
+            raise ValueError(
+                "the data are an iterator that has given more than it had when the checkpoint was saved: give run() a "
+                "new one, or a list or loader, which can be gone through again"
+            )
+        for place in range(count):
             if next(iterator, _END) is _END:
                 raise ValueError(
-                    f"the data end after {place} batches, of which {self.taken} were taken when the checkpoint was "
-                    "saved: give run() the data that the saved run had"
+                    f"the data end after {place} batches, of which {count} were taken when the checkpoint was saved: "
+                    "give run() the data that the saved run had"
                 )
 
     def _sources(self) -> dict[str, Any]:
@@ -147,6 +161,11 @@ def length_of(data: object) -> int | None:
         return len(data)  # type: ignore[arg-type]
     except TypeError:  # none, or an iterable dataset under a sampler without an end
         return None
+
+
+def _is_iterator(data: Iterable[Any]) -> bool:
+    """Whether it can be gone through once only."""
+    return isinstance(data, Iterator) and iter(data) is data
 
 
 def _is_stateful(data: object) -> bool:

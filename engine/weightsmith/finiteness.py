@@ -75,6 +75,8 @@ class FinitenessWatch:
         self.policy = Restore() if policy == "restore" else policy
         self._trainer = trainer
         self._skipped = 0
+        self._bad: set[str] = set()
+        """The optimizers in whose open window a micro-batch had a loss that is not finite."""
         self._noted: dict[str, Tensor] = {}
         """By optimizer, the first update that was not finite, on the device; 0 if there is none."""
 
@@ -86,15 +88,30 @@ class FinitenessWatch:
         """
         if self.policy == "ignore":
             return True
-        loss = self._trainer.state.losses[window.name]
+        loss, was_bad = self._trainer.state.losses[window.name], window.name in self._bad
+        self._bad.discard(window.name)
         if self.policy == "raise" and not loss.is_cpu:
             self._note(window.name, loss)
             return True
-        if math.isfinite(loss.item()) and (self.policy == "raise" or self._has_finite_gradients(window, loss)):
+        if (
+            not was_bad
+            and math.isfinite(loss.item())
+            and (self.policy == "raise" or self._has_finite_gradients(window, loss))
+        ):
             self._skipped = 0
             return True
         self._deal_with(window)
         return False
+
+    def look_at_microbatch(self, window: Window) -> None:
+        """Of a window with several: whether this one's loss is finite, before others hide it."""
+        loss = self._trainer.state.losses[window.name]
+        if self.policy == "ignore":
+            return
+        if self.policy == "raise" and not loss.is_cpu:
+            self._note(window.name, loss)
+        elif not math.isfinite(loss.item()):
+            self._bad.add(window.name)
 
     def _has_finite_gradients(self, window: Window, loss: Tensor) -> bool:
         flag = nonfinite_flag(window.gradients(), torch.zeros((), device=loss.device))
@@ -195,9 +212,13 @@ def scale_learning_rates(optimizers: Mapping[str, Optimizer], schedulers: Mappin
         for group in optimizer.param_groups:
             for key in group.keys() & {"lr", "initial_lr", "max_lr", "min_lr"}:
                 group[key] = group[key] * factor
-    for scheduler in schedulers.values():
-        for key in vars(scheduler).keys() & {"base_lrs", "max_lrs", "_last_lr"}:
-            setattr(scheduler, key, [rate * factor for rate in getattr(scheduler, key)])
+    nested = list(schedulers.values())
+    while nested:
+        scheduler = nested.pop()
+        nested += getattr(scheduler, "_schedulers", [])
+        for key in ("base_lrs", "max_lrs", "_last_lr"):
+            if isinstance(getattr(scheduler, key, None), list):
+                setattr(scheduler, key, [rate * factor for rate in getattr(scheduler, key)])
 
 
 def _place(trainer: UpdatePipeline, optimizer: str, update: int) -> str:

@@ -72,7 +72,9 @@ def _last_saved(run: Path) -> str:
     """When the newest checkpoint of a run was saved; empty if there is none."""
     for path in saved_in(run / "checkpoints"):
         with contextlib.suppress(WeightsmithError):
-            return str(read_manifest(path).get("saved_at", ""))
+            manifest = read_manifest(path)
+            if manifest.get("is_good"):
+                return str(manifest.get("saved_at", ""))
     return ""
 
 

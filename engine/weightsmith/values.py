@@ -34,7 +34,8 @@ def to_values(value: Any, where: str) -> Any:
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Tensor):
-        return value.detach()
+        is_part = value.layout is torch.strided and value.untyped_storage().nbytes() > value.nbytes
+        return value.detach().clone() if is_part else value.detach()  # of which all would be saved
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Histogram):

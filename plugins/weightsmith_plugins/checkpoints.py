@@ -82,47 +82,44 @@ class _Saves:
         self._plugin = plugin
         self._trainer = trainer
         self._folder = folder
-        self._is_asked = False
 
     def ask(self) -> None:
         """Save, once nothing of the iteration or the epoch is left to do."""
-        if not self._is_asked:
-            self._is_asked = True
-            self._trainer.at_safe_point(self._save)
+        self._trainer.at_safe_point(self.save)
 
-    def _save(self) -> None:
-        self._is_asked = False
+    def save(self) -> None:
+        """Save now."""
         culprit = first_nonfinite(self._trainer.models, self._trainer.optimizers)
         if culprit is not None:
             logger.error("not saved at iteration %d: %s is not finite", self._trainer.state.iteration, culprit)
             return
         if not self._folder.exists():
             logger.warning("%s was taken away: it is made anew", self._folder)
-        is_best = self._is_best()
+        before, score = {"score": self.notes.get("score")}, self._best_score()
         path = self._folder / f"{self._trainer.state.iteration:08d}"
         try:
+            if score is not None:
+                self.notes["score"] = score
             self._trainer.save(path)
-            if is_best:
+            if score is not None:
                 link(path, "best")
             sweep(self._folder, self._plugin.keep)
         except CheckpointError as error:
+            self.notes.update(before)
             logger.error("%s; training goes on, and older checkpoints stay", error)
 
-    def _is_best(self) -> bool:
-        """Whether the metric was measured in this epoch and is better than ever; then it is noted."""
+    def _best_score(self) -> float | None:
+        """The metric, if it was measured in this epoch and is better than ever."""
         name, state = self._plugin.best, self._trainer.state
         if name is None or self._trainer.published.get(f"metrics/{name}", state.epoch) != state.epoch:
-            return False
+            return None
         if name not in state.metrics:
             if self._trainer.is_in_epoch and state.epoch == 1:
-                return False  # nothing can have been validated yet
+                return None  # nothing can have been validated yet
             found = ", ".join(map(repr, state.metrics)) or "none: trainer.validate_on(…) fills it"
             raise ConfigurationError(f"best={name!r} is no metric in state.metrics, where there are {found}")
         score = float(state.metrics[name])
-        if math.isnan(score) or not self._is_better(score, self.notes.get("score")):
-            return False
-        self.notes["score"] = score
-        return True
+        return None if math.isnan(score) or not self._is_better(score, self.notes.get("score")) else score
 
     def _is_better(self, score: float, than: float | None) -> bool:
         return than is None or (score > than if self._plugin.mode == "max" else score < than)

@@ -121,6 +121,7 @@ class _Writer:
         return {"place": self._place.state_dict(), "numbers": list(self._numbers), "laid_out": self._laid_out}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.file.close()  # what is there will be cut off
         self._place.load_state_dict(state.get("place", {}))
         self._numbers, self._laid_out = dict.fromkeys(state.get("numbers", ())), dict(state.get("laid_out", {}))
 

@@ -22,7 +22,6 @@ def code_of(plugin: Plugin) -> str:
     """A digest of the code that makes a plugin act: of its class and the classes that this derives from, of the
     functions and classes of their modules that they use, and of the functions and plugins in its fields. Comments,
     docstrings and layout make no difference, nor does the engine, whose version a checkpoint holds.
-
     """
     seen: dict[str, str] = {}
     for part in _parts_of(plugin):
@@ -50,6 +49,8 @@ def _parts_of(value: Any) -> Iterator[Callable[..., Any]]:
 def _add(part: Any, seen: dict[str, str]) -> None:
     """The code of a class or function, and of what it uses of its own module."""
     name = f"{part.__module__}.{part.__qualname__}"
+    if isinstance(part, FunctionType) and "<lambda>" in name:
+        name = f"{name}:{part.__code__.co_code.hex()}"
     if name in seen:
         return
     seen[name] = ""

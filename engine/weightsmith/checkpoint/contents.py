@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import copy
 import functools
 import json
@@ -36,11 +37,12 @@ logger = logging.getLogger(__name__)
 # -------------------------------------------------------------------- taking
 
 
-def collect(trainer: DurableRun, *, is_good: bool) -> Contents:
+def collect(trainer: DurableRun, *, is_good: bool, all_gradients: bool = False) -> Contents:
     """The whole run as it is now.
 
     Args:
         trainer: whose run.
+        all_gradients: whether to keep gradients that nobody looks at any more before they are forgotten.
         is_good: whether it was taken at a safe point; a run that crashed has no window worth keeping.
 
     Raises:
@@ -53,12 +55,14 @@ def collect(trainer: DurableRun, *, is_good: bool) -> Contents:
         "trainer": trainer.own_state(),
         "position": position,
         "models": {name: value for name, value in tensors.items() if name not in weights},
+        "metadata": {name: _metadata(model) for name, model in trainer.models.items()},
+        "beside": _beside(trainer),
         "buffers": dict(_unsaved_buffers(trainer.models)),
         "frozen": [name for name, weight in parameters_of(trainer.models).items() if not weight.requires_grad],
         "evaluating": [name for name, module in _modules(trainer.models) if not module.training],
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
         "windows": {window.name: window.state_dict() for window in trainer._windows} if is_good else {},
-        "gradients": _gradients(trainer) if is_good and position["is_in_epoch"] else {},
+        "gradients": _gradients(trainer) if is_good and (position["is_in_epoch"] or all_gradients) else {},
         "keep": {name: part.state_dict() for name, part in trainer.keep.items()},
         "metrics": dict(_plain_metrics(trainer.state.metrics)),
     }
@@ -137,6 +141,21 @@ def _modules(models: Mapping[str, nn.Module]) -> Iterator[tuple[str, nn.Module]]
 
 def _gradients(trainer: DurableRun) -> dict[str, Tensor]:
     return {name: w.grad for name, w in parameters_of(trainer.models).items() if w.grad is not None}
+
+
+def _metadata(model: nn.Module) -> dict[str, Any]:
+    """The versions of the modules' forms, which torch hands to them on loading."""
+    state: Any = model.state_dict()
+    return {name: dict(facts) for name, facts in state._metadata.items()}
+
+
+def _beside(trainer: DurableRun) -> dict[str, dict[int, Tensor]]:
+    """What optimizers train that is in no model, by its place in the optimizer."""
+    inside = {id(weight) for weight in parameters_of(trainer.models).values()}
+    return {
+        name: {place: held for place, held in enumerate(held_by(optimizer)) if id(held) not in inside}
+        for name, optimizer in trainer.optimizers.items()
+    }
 
 
 def _joined(first: str, second: str) -> str:
@@ -243,6 +262,7 @@ def _other_settings(trainer: DurableRun, manifest: Mapping[str, Any]) -> Iterato
 
 
 def _other_plugins(trainer: DurableRun, contents: Contents) -> Iterator[str]:
+    is_same_python = contents.manifest["versions"]["python"].split(".")[:2] == platform.python_version().split(".")[:2]
     here = {label: _described(plugin) for label, plugin in trainer._attachments.labels.items()}
     there = contents.manifest["plugins"]
     for label in [label for label in there if label not in here]:
@@ -253,7 +273,7 @@ def _other_plugins(trainer: DurableRun, contents: Contents) -> Iterator[str]:
         one, other = here[label], there[label]
         if one["configuration"] != other["configuration"]:
             yield f"the plugin {label} was {other['configuration']}, and is {one['configuration']}"
-        elif one["code"] != other["code"]:
+        elif one["code"] != other["code"] and is_same_python:  # others parse a class into another tree
             yield f"the plugin {label} has other code than it had"
     if list(here) != list(there) and here.keys() == there.keys():
         yield f"the plugins are in another order: {', '.join(here)}, where it was {', '.join(there)}"
@@ -276,7 +296,7 @@ def restore(trainer: DurableRun, contents: Contents, *, allow_changes: bool = Fa
         if isinstance(error, ConfigurationError):
             raise
         raise ConfigurationError(f"this is no checkpoint of a run: {type(error).__name__} {error}") from error
-    before, position = collect(trainer, is_good=True), trainer._position
+    before, position = collect(trainer, is_good=True, all_gradients=True), trainer._position
     before = Contents(copy.deepcopy(before.weights), copy.deepcopy(before.state), before.manifest)
     try:
         _load(trainer, contents)
@@ -296,7 +316,11 @@ def _fitting(trainer: DurableRun, contents: Contents, *, has_changed: bool) -> C
 
 def _load(trainer: DurableRun, contents: Contents) -> None:
     state = contents.state
-    _load_models(trainer.models, {**contents.weights, **state["models"]})
+    _load_models(trainer.models, {**contents.weights, **state["models"]}, state["metadata"])
+    with torch.no_grad():
+        for name, others in _beside(trainer).items():
+            for place, held in others.items():
+                held.copy_(state["beside"][name][place])
     _load_modes(trainer.models, state)
     for name, optimizer in trainer.optimizers.items():
         _load_optimizer(optimizer, state["optimizers"][name])
@@ -313,9 +337,11 @@ def _load(trainer: DurableRun, contents: Contents) -> None:
     trainer.go_on_from(state["position"])
 
 
-def _load_models(models: Mapping[str, nn.Module], entries: Mapping[str, Any]) -> None:
+def _load_models(models: Mapping[str, nn.Module], entries: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
     for name, model in models.items():
-        model.load_state_dict({key: entries[_joined(name, key)] for key in model.state_dict()})
+        state: Any = collections.OrderedDict((key, entries[_joined(name, key)]) for key in model.state_dict())
+        state._metadata = metadata[name]
+        model.load_state_dict(state)
 
 
 @torch.no_grad()
@@ -325,9 +351,11 @@ def _load_modes(models: Mapping[str, nn.Module], state: Mapping[str, Any]) -> No
         module.training = name not in evaluating
         for key in module._non_persistent_buffers_set:
             saved, held = buffers.get(_joined(name, key)), module._buffers.get(key)
-            if saved is None or held is None:
+            if saved is None:
                 continue
-            if held.shape == saved.shape and held.dtype == saved.dtype:
+            if held is None:
+                module._buffers[key] = saved.clone()
+            elif held.shape == saved.shape and held.dtype == saved.dtype:
                 held.copy_(saved)
             else:
                 module._buffers[key] = saved.to(held.device, copy=True)

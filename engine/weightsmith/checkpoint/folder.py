@@ -167,7 +167,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"the checkpoint {path} has the form {manifest.get('format')!r}, where this version of weightsmith reads "
             f"{FORMAT}: go on with the version that wrote it, {manifest.get('versions', {}).get('weightsmith')}"
         )
-    if path.name.isdigit() and int(path.name) != manifest.get("iteration"):
+    if path.parent.name == "checkpoints" and path.name.isdigit() and int(path.name) != manifest.get("iteration"):
         raise DamagedCheckpointError(
             f"the checkpoint {path} is another: it was saved at iteration {manifest.get('iteration')}"
         )

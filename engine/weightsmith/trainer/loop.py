@@ -26,7 +26,7 @@ class ResumableLoop(Engine):
 
     A *safe point* is where nothing of an iteration, or of an epoch's end, is left to do: after all handlers of
     ITERATION_COMPLETED, unless an end of the epoch or the run is to follow; then after all those of EPOCH_COMPLETED, or
-    of COMPLETED. Positions are taken there.
+    of COMPLETED; and after those of STARTED. Positions are taken there.
     """
 
     def __init__(self, process: Callable[[Any, Any], Any]) -> None:
@@ -42,6 +42,10 @@ class ResumableLoop(Engine):
         self._is_in_epoch = False
         self._epoch_began_at = 0
         """The iterations before the epoch in progress."""
+        self._latest: Pass | None = None
+        """The latest pass over data."""
+        self._is_replaced = False
+        """Whether set_data gave the run other data."""
         self._has_told_of_end = False
         self.add_event_handler(Events.EPOCH_STARTED, self._begin_epoch)
         self.add_event_handler(Events.DATALOADER_STOP_ITERATION, self._tell_of_early_end)
@@ -73,7 +77,7 @@ class ResumableLoop(Engine):
                 "the run is interrupted, and not over: save in a handler of ITERATION_COMPLETED before interrupt(), or "
                 "let it go on with run()"
             )
-        else:
+        elif errand not in self._errands:
             self._errands.append(errand)
 
     def _run_errands(self) -> None:
@@ -85,7 +89,7 @@ class ResumableLoop(Engine):
             self._is_safe_now = False
 
     def _is_safe(self, event: Any) -> bool:
-        if event is Events.EPOCH_COMPLETED or event is Events.COMPLETED:
+        if event is Events.STARTED or event is Events.EPOCH_COMPLETED or event is Events.COMPLETED:
             return True
         return event is Events.ITERATION_COMPLETED and not self._ends_epoch()
 
@@ -119,6 +123,8 @@ class ResumableLoop(Engine):
 
     def position(self) -> dict[str, Any]:
         """Where the run is, as plain values. To be asked at a safe point, or between runs."""
+        if self._position is not None:  # it has not gone on yet
+            return dict(self._position)
         state = self.state
         in_epoch = self.is_in_epoch
         batches = self._dataloader_iter.state_dict() if isinstance(self._dataloader_iter, Pass) else {}
@@ -135,6 +141,7 @@ class ResumableLoop(Engine):
             "should_terminate": self.should_terminate,
             "batches": batches,
             "data_length": length_of(state.dataloader),
+            "is_replaced": self._is_replaced,
             "random": random_states(),
         }
 
@@ -144,6 +151,10 @@ class ResumableLoop(Engine):
         state.iteration, state.epoch = position["iteration"], position["epoch"]
         state.epoch_length = position["epoch_length"]
         state.max_epochs, state.max_iters = position["max_epochs"], position["max_iters"]
+        if state.max_iters is not None:  # Ignite takes but one; it worked the other out
+            state.max_epochs = None
+        if position["is_replaced"]:
+            logger.warning("set_data() gave the saved run other data: give run() those")
         self._internal_run_generator = None
         self._dataloader_iter = None
         self._is_over = position["is_over"]
@@ -155,29 +166,40 @@ class ResumableLoop(Engine):
         """What a run that goes on does before an event fires. Whether it fired already, before the run stopped."""
         position = self._position
         assert position is not None
-        if event is Events.TERMINATE or event is Events.COMPLETED:  # no epoch is left
+        if event is Events.STARTED:
+            if position["is_running"] and self._goes_on_to_its_end():
+                self.should_terminate = position["should_terminate"]
+            if self.state.max_iters is not None and not self._was_extended():
+                self.state.max_epochs = position["max_epochs"]
+        elif event is Events.TERMINATE or event is Events.COMPLETED:  # no epoch is left
             self._position = None
             restore_random_states(position["random"])
-        if event is Events.STARTED and position["is_running"] and self._goes_on_to_its_end():
-            self.should_terminate = position["should_terminate"]
-        if event is not Events.EPOCH_STARTED:
-            return False
-        self._position = None
-        is_at_end = position["iteration"] == position["epoch"] * (position["epoch_length"] or 0)
-        length = length_of(self.state.dataloader)
-        if position["is_running"] and length != position["data_length"] and "has_changed" not in position:  # none may
+        elif event is Events.EPOCH_STARTED:
+            self._return_to_data(position)
+            self._position = None
+            restore_random_states(position["random"])
+            return self._returns_into_epoch(position)
+        return False
+
+    def _return_to_data(self, position: Mapping[str, Any]) -> None:
+        length, may_differ = length_of(self.state.dataloader), "has_changed" in position
+        if position["is_running"] and length != position["data_length"] and not may_differ:
             raise ConfigurationError(
                 f"the data have {length} batches, and had {position['data_length']} in the saved run: give run() the "
                 "same data, with the same batch size; where other data are meant, resume with allow_changes=True"
             )
+        is_at_end = position["iteration"] == position["epoch"] * (position["epoch_length"] or 0)
         if position["is_running"] or is_at_end:  # of an epoch: a run that was over and is to go on
             self._dataloader_iter = batches = self._pass()
             try:
-                batches.load_state_dict(position["batches"])
+                if position["batches"]:
+                    batches.load_state_dict(position["batches"])
             except ValueError as error:
                 raise ConfigurationError(str(error)) from None
             self._init_iter = position["iterations_in_epoch"] or 0
-        restore_random_states(position["random"])
+
+    def _returns_into_epoch(self, position: Mapping[str, Any]) -> bool:
+        """Whether an epoch is in progress there, whose start has been told."""
         if position["iterations_in_epoch"] is None:
             return False
         self._is_in_epoch = True
@@ -198,7 +220,8 @@ class ResumableLoop(Engine):
     def _pass(self) -> Pass:
         data: Any = self.state.dataloader
         if data is not None:
-            return Pass(data)
+            self._latest = Pass(data, after=self._latest)
+            return self._latest
         assert self.state.epoch_length is not None
         return Pass(itertools.repeat(None, self.state.epoch_length))
 
@@ -207,7 +230,7 @@ class ResumableLoop(Engine):
 
     def set_data(self, data: Iterable[Any]) -> None:
         """As Ignite's."""
-        self.state.dataloader = data
+        self.state.dataloader, self._is_replaced = data, True
         self._setup_dataloader_iter()
 
     # ---------------------------------------------------------------- the run
@@ -232,7 +255,7 @@ class ResumableLoop(Engine):
         if max_iters is not None:
             self._check_and_set_max_iters(max_iters)
         if position["is_over"] and not self._was_extended():
-            self._position = None
+            self._position, self.state.dataloader = None, data
             logger.warning("the run was over at epoch %d: nothing is trained", self.state.epoch)
             return self.state
         if self._goes_on_to_its_end():
@@ -249,7 +272,9 @@ class ResumableLoop(Engine):
         """Whether the run that goes on was given another end than the saved one had."""
         position, state = self._position, self.state
         assert position is not None
-        return (state.max_epochs, state.max_iters) != (position["max_epochs"], position["max_iters"])
+        if state.max_iters is not None:
+            return bool(state.max_iters != position["max_iters"])
+        return bool(state.max_epochs != position["max_epochs"])
 
     def _goes_on_to_its_end(self) -> bool:
         """Whether all was trained when the run stopped, but the end of the run had not been told."""
@@ -268,8 +293,8 @@ class ResumableLoop(Engine):
             raise
         finally:
             self._is_running = self._is_interrupted = self._internal_run_generator is not None
-            self._position = None
         if not self._is_interrupted:
+            self._is_over = True
             self._run_errands()  # where the run ended without COMPLETED
         return state
 

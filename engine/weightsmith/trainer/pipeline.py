@@ -91,6 +91,8 @@ class UpdatePipeline(ResumableLoop):
             window.refuse_loss(value)
             with self._autocast(enabled=False):
                 self._backward(window, value)
+                if self.accumulate > 1:
+                    self._finiteness.look_at_microbatch(window)
                 if window.microbatches == self.accumulate:
                     self._finish(window)
             return value.detach()

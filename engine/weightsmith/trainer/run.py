@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import filelock
+import ignite.distributed as idist
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from weightsmith.attachments import Attachments
 from weightsmith.checkpoint import collect, find, read, restore, saved_in, write
-from weightsmith.errors import CheckpointError, ConfigurationError, GoBack, NonFiniteError, RunStopped
+from weightsmith.errors import ConfigurationError, GoBack, NonFiniteError, RunStopped
 from weightsmith.finiteness import Restore, first_nonfinite, scale_learning_rates
 from weightsmith.measurements import Published
 from weightsmith.signals import Signals
@@ -56,6 +57,7 @@ class DurableRun(UpdatePipeline):
         self.keep = kept(keep)
         self.logger.addFilter(_is_no_stop)
         self.published = Published()
+        self._stop_asked: signal.Signals | None = None
         self._is_at_home = False
         """Whether the checkpoints in the run's folder are this run's."""
         self._restored = 0
@@ -135,13 +137,17 @@ class DurableRun(UpdatePipeline):
         """As Ignite's. After :meth:`resume` it goes on from there, given the same data, and trains nothing if the run
         was over."""
         with contextlib.ExitStack() as stack:
-            if self.run_dir is not None:
+            if self.run_dir is not None and idist.get_rank() == 0:
                 self._refuse_another_runs_checkpoints(self.run_dir)
                 stack.enter_context(_held(self.run_dir))
                 stack.enter_context(Signals(self._stop))
             while True:
                 try:
-                    return super().run(data, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length)
+                    if self._stop_asked is None:
+                        state = super().run(data, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length)
+                    if self._stop_asked is None:
+                        return state
+                    self._end()
                 except GoBack as reason:
                     self._go_back(str(reason))
 
@@ -163,7 +169,7 @@ class DurableRun(UpdatePipeline):
                 f"{reason}; the run went back to a checkpoint {policy.times} times already: if it was the same update "
                 "each time, look at its data"
             )
-        path = self.resume(self.run_dir)
+        path = self.resume(self.run_dir, allow_changes=True)
         scale_learning_rates(self.optimizers, self.keep, policy.learning_rate ** (times - self._restored))
         self._restored = times
         logger.warning(
@@ -177,10 +183,9 @@ class DurableRun(UpdatePipeline):
 
     def _save_beginning(self) -> None:
         """So that there is something to go back to."""
-        if isinstance(self._finiteness.policy, Restore) and self.state.iteration == 0:
-            path = self.checkpoint_path()
-            assert path is not None
-            self._write(path)
+        path = self.checkpoint_path()
+        if isinstance(self._finiteness.policy, Restore) and path is not None and not saved_in(path.parent):
+            self.at_safe_point(lambda: self._write(path))
 
     def state_dict(self) -> Any:
         """Ignite's state of the loop, the count of updates, and what plugins remember."""
@@ -232,19 +237,23 @@ class DurableRun(UpdatePipeline):
         self._initialized = ours["initialized"]
 
     def _write(self, path: Path, *, in_order: bool = True) -> None:
+        if idist.get_rank() != 0:
+            return
         is_good = in_order and first_nonfinite(self.models, self.optimizers) is None
         write(path, collect(self, is_good=in_order), is_good=is_good)
 
     def _stop(self, number: signal.Signals) -> None:
+        """Called inside a signal's handler, where nothing can be saved: perhaps something is being written now."""
         logger.warning("%s: the run is saved after this iteration, and ends; once more ends it now", number.name)
-        if self._is_running:
-            self._errands.append(lambda: self._end_by(number))  # not at once: perhaps something is being saved now
-        else:
-            self._end_by(number)
+        self._stop_asked = number
+        self._errands.append(self._end)
 
-    def _end_by(self, number: signal.Signals) -> None:
-        path = self.checkpoint_path()
+    def _end(self) -> None:
+        """Save, and end the process as it was asked to."""
+        number, path = self._stop_asked, self.checkpoint_path()
+        assert number is not None
         assert path is not None
+        self._stop_asked = None
         self._write(path)
         raise RunStopped(number, path)
 
@@ -264,7 +273,7 @@ class DurableRun(UpdatePipeline):
         try:
             self._write(path, in_order=False)
             error.add_note(f"the run as it was then is saved in {path}")
-        except (CheckpointError, ConfigurationError) as other:
+        except Exception as other:  # whatever it is, the crash itself is what the caller must see
             logger.error("what there was when the run crashed is lost: %s", other)
 
 
