@@ -61,6 +61,9 @@ class FinitenessWatch:
     Args:
         policy: what to do.
         trainer: whose updates.
+
+    Attributes:
+        skipped: the updates skipped one after another, up to now.
     """
 
     def __init__(self, policy: NonFinite, trainer: UpdatePipeline) -> None:
@@ -74,7 +77,7 @@ class FinitenessWatch:
             )
         self.policy = Restore() if policy == "restore" else policy
         self._trainer = trainer
-        self._skipped = 0
+        self.skipped = 0
         self._bad: set[str] = set()
         """The optimizers in whose open window a micro-batch had a loss that is not finite."""
         self._noted: dict[str, Tensor] = {}
@@ -98,7 +101,7 @@ class FinitenessWatch:
             and math.isfinite(loss.item())
             and (self.policy == "raise" or self._has_finite_gradients(window, loss))
         ):
-            self._skipped = 0
+            self.skipped = 0
             return True
         self._deal_with(window)
         return False
@@ -153,8 +156,8 @@ class FinitenessWatch:
                 f"{message}; to skip the update is too late, as {culprit} is not finite, into which the forward pass "
                 "writes: look at the data, or use nonfinite='restore'"
             )
-        self._skipped += 1
-        if self._skipped > _PATIENCE:
+        self.skipped += 1
+        if self.skipped > _PATIENCE:
             raise NonFiniteError(f"{message}; {_PATIENCE} updates in a row were skipped for that")
         logger.warning("%s; the update is skipped", message)
 

@@ -20,7 +20,7 @@ class Signals:
     changes.
 
     Args:
-        ask: called with the signal's name, such as ``"SIGTERM"``, between two instructions of Python's.
+        ask: called with the signal, between two instructions of Python's.
     """
 
     def __init__(self, ask: Callable[[signal.Signals], None]) -> None:
@@ -41,17 +41,17 @@ class Signals:
             signal.signal(number, handler)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
-        name = signal.Signals(number)
+        found = signal.Signals(number)
         if os.getpid() != self._process:  # in a worker that was forked meanwhile
-            if name is signal.SIGTERM:
-                self._end_at_once(name)
+            if found is signal.SIGTERM:
+                self._end_at_once(found)
             return  # Ctrl-C reaches the whole group: the workers go on as long as the run needs them
         if self._was_asked:
-            self._end_at_once(name)
+            self._end_at_once(found)
             return
         self._was_asked = True
-        self._ask(name)
+        self._ask(found)
 
-    def _end_at_once(self, name: signal.Signals) -> None:
-        signal.signal(name, signal.SIG_DFL)
-        os.kill(os.getpid(), name)
+    def _end_at_once(self, found: signal.Signals) -> None:
+        signal.signal(found, signal.SIG_DFL)
+        os.kill(os.getpid(), found)

@@ -134,7 +134,7 @@ def killed_at(trainer, iteration, path, data, **options):
 
 def contents(trainer):
     """All that the run consists of, to be compared."""
-    found = copy.deepcopy(collect(trainer, is_good=True))
+    found = copy.deepcopy(collect(trainer, in_order=True))
     return {"weights": found.weights, **found.state}
 
 

@@ -164,6 +164,31 @@ def test_new_code_is_told_apart_from_new_comments(tmp_path):
     assert "the plugin mine.Mine has other code than it had" in found.stderr
 
 
+@pytest.mark.parametrize("change", ["1", "2"])
+def test_every_helper_of_a_plugin_counts(tmp_path, change):
+    program = (
+        "import functools, sys\nsys.path.insert(0, '.')\nfrom weightsmith import Penalty\n"
+        "from weightsmith.checkpoint.code import code_of\nfrom helped import Mine\nprint(code_of(Mine()))"
+    )
+    text = (
+        "import functools\nfrom weightsmith import Penalty\nTABLE = {'a': [%s]}\n"
+        "@functools.lru_cache\ndef cached():\n    return %s\n"
+        "def base(a, b):\n    return %s\npart = functools.partial(base, 1)\n"
+        "class Mine(Penalty):\n    def cost(self, weight, site):\n"
+        "        return weight.sum() * TABLE['a'][0] * cached() * part(1)\n"
+    )
+    digests = set()
+    for place in range(4):
+        values = ["1"] * 3
+        if place < 3:
+            values[place] = change
+        (tmp_path / "helped.py").write_text(text % tuple(values))
+        command = [sys.executable, "-B", "-W", "ignore", "-c", program]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        digests.add(done.stdout)
+    assert len(digests) == (1 if change == "1" else 4)
+
+
 def test_a_plugin_of_a_class_inside_a_function_is_compared_as_well(tmp_path):
     def made(factor):
         class Local(Penalty):

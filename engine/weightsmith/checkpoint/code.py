@@ -61,16 +61,25 @@ def _add(part: Any, seen: dict[str, str]) -> None:
     seen[name] = ast.dump(tree)
     home = vars(inspect.getmodule(part))
     for used in {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}:
-        found = home.get(used)
+        found = _unwrapped(home.get(used))
         if isinstance(found, (type, FunctionType)) and found.__module__ == part.__module__:
             _add(found, seen)
-        elif isinstance(found, (int, float, str, tuple, frozenset)):
+        elif isinstance(found, (int, float, str, tuple, frozenset, list, dict)):
             seen[f"{part.__module__}.{used}"] = _written(found)
+
+
+def _unwrapped(found: Any) -> Any:
+    """The function inside a cache, a partial application or a decorator that says what it wraps."""
+    while not isinstance(found, type) and (hasattr(found, "__wrapped__") or isinstance(found, functools.partial)):
+        found = found.func if isinstance(found, functools.partial) else found.__wrapped__
+    return found
 
 
 def _written(constant: Any) -> str:
     """A constant as text that is the same in every process."""
-    if isinstance(constant, (tuple, frozenset)):
+    if isinstance(constant, dict):
+        return str([(_written(key), _written(item)) for key, item in constant.items()])
+    if isinstance(constant, (tuple, list, frozenset)):
         parts = [_written(item) for item in constant]
         return str(sorted(parts) if isinstance(constant, frozenset) else parts)
     return repr(constant) if isinstance(constant, (int, float, str, bytes)) else ""

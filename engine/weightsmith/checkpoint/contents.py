@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 # -------------------------------------------------------------------- taking
 
 
-def collect(trainer: DurableRun, *, is_good: bool, all_gradients: bool = False) -> Contents:
+def collect(trainer: DurableRun, *, in_order: bool, all_gradients: bool = False) -> Contents:
     """The whole run as it is now.
 
     Args:
         trainer: whose run.
         all_gradients: whether to keep gradients that nobody looks at any more before they are forgotten.
-        is_good: whether it was taken at a safe point; a run that crashed has no window worth keeping.
+        in_order: whether it is at a safe point; a run that crashed has no window worth keeping.
 
     Raises:
         ConfigurationError: something in it could only be saved by pickle; the message says what.
@@ -61,8 +61,8 @@ def collect(trainer: DurableRun, *, is_good: bool, all_gradients: bool = False) 
         "frozen": [name for name, weight in parameters_of(trainer.models).items() if not weight.requires_grad],
         "evaluating": [name for name, module in _modules(trainer.models) if not module.training],
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
-        "windows": {window.name: window.state_dict() for window in trainer._windows} if is_good else {},
-        "gradients": _gradients(trainer) if is_good and (position["is_in_epoch"] or all_gradients) else {},
+        "windows": {window.name: window.state_dict() for window in trainer._windows} if in_order else {},
+        "gradients": _gradients(trainer) if in_order and (position["is_in_epoch"] or all_gradients) else {},
         "keep": {name: part.state_dict() for name, part in trainer.keep.items()},
         "metrics": dict(_plain_metrics(trainer.state.metrics)),
     }
@@ -296,7 +296,7 @@ def restore(trainer: DurableRun, contents: Contents, *, allow_changes: bool = Fa
         if isinstance(error, ConfigurationError):
             raise
         raise ConfigurationError(f"this is no checkpoint of a run: {type(error).__name__} {error}") from error
-    before, position = collect(trainer, is_good=True, all_gradients=True), trainer._position
+    before, position = collect(trainer, in_order=True, all_gradients=True), trainer._position
     before = Contents(copy.deepcopy(before.weights), copy.deepcopy(before.state), before.manifest)
     try:
         _load(trainer, contents)

@@ -176,7 +176,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def saved_in(folder: Path) -> list[Path]:
     """The checkpoints of a run, the newest first, with those that a kill left beside their place."""
-    found = [path for path in folder.iterdir() if path.is_dir() and _number(path)] if folder.is_dir() else []
+    found = [path for path in folder.iterdir() if path.is_dir() and _is_numbered(path)] if folder.is_dir() else []
     return sorted(found, key=_age, reverse=True)
 
 
@@ -249,7 +249,7 @@ def sweep(folder: Path, keep: int) -> None:
         _remove(folder / f".{number:08d}.previous")  # its replacement is there
 
 
-def _number(path: Path) -> bool:
+def _is_numbered(path: Path) -> bool:
     return path.name.removeprefix(".").removesuffix(".previous").isdigit()
 
 

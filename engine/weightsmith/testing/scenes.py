@@ -166,7 +166,7 @@ def measured(trainer: Trainer) -> list[Any]:
 
 def state_of(trainer: Trainer) -> dict[str, Any]:
     """Weights, what optimizers and plugins remember, and where random numbers stand."""
-    contents = copy.deepcopy(collect(trainer, is_good=True))
+    contents = copy.deepcopy(collect(trainer, in_order=True))
     own = contents.state["trainer"]
     own = {**own, "plugins": {label: {**state, "kept": []} for label, state in own["plugins"].items()}}
     parts = {part: contents.state[part] for part in ("optimizers", "windows", "gradients", "buffers", "frozen")}

@@ -68,8 +68,9 @@ class ResumableLoop(Engine):
         if self._errands and self._is_safe(event_name):
             self._run_errands()
 
-    def _at_safe_point(self, errand: Callable[[], None]) -> None:
-        """Call the errand at the next safe point: now, if nothing runs."""
+    def at_safe_point(self, errand: Callable[[], None]) -> None:
+        """Call ``errand``, once, when the iteration in progress, or the end of the epoch that follows it, has nothing
+        more to do; now, if nothing runs. For what saves."""
         if self._is_safe_now or not self._is_running:
             errand()
         elif self._is_interrupted:

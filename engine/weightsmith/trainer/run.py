@@ -118,11 +118,6 @@ class DurableRun(UpdatePipeline):
         logger.info("resumed from %s, at iteration %d", found, self.state.iteration)
         return found
 
-    def at_safe_point(self, errand: Callable[[], None]) -> None:
-        """Call ``errand`` when the iteration in progress, or the end of the epoch that follows it, has nothing more to
-        do; now, if nothing runs. For what saves."""
-        self._at_safe_point(errand)
-
     def checkpoint_path(self) -> Path | None:
         """Where a checkpoint of the run as it is now has its place; ``None`` without a ``run_dir``."""
         return None if self.run_dir is None else self.run_dir / "checkpoints" / f"{self.state.iteration:08d}"
@@ -202,6 +197,7 @@ class DurableRun(UpdatePipeline):
             "losses": dict(self.state.losses),
             "published": dict(self.published),
             "restored": self._restored,
+            "skipped": self._finiteness.skipped,
             "initialized": self._initialized,
             "plugins": self._attachments.state_dict(),
         }
@@ -233,14 +229,14 @@ class DurableRun(UpdatePipeline):
         self.state.losses = {name: loss.to(self.device, copy=True) for name, loss in ours["losses"].items()}
         self.published.clear()
         self.published.update(ours["published"])
-        self._restored = ours["restored"]
+        self._restored, self._finiteness.skipped = ours["restored"], ours["skipped"]
         self._initialized = ours["initialized"]
 
     def _write(self, path: Path, *, in_order: bool = True) -> None:
         if idist.get_rank() != 0:
             return
         is_good = in_order and first_nonfinite(self.models, self.optimizers) is None
-        write(path, collect(self, is_good=in_order), is_good=is_good)
+        write(path, collect(self, in_order=in_order), is_good=is_good)
 
     def _stop(self, number: signal.Signals) -> None:
         """Called inside a signal's handler, where nothing can be saved: perhaps something is being written now."""

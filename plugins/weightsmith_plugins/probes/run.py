@@ -99,8 +99,8 @@ class Hyperparameters(Plugin):
 
 class PenaltyCosts(RunProbe):
     """What each penalty charges at every epoch's end, 0 while it is not in force: ``penalties/<class>``, in units of
-    the loss. The second one of a
-    class is ``penalties/<class>.1``, whatever its settings, so that runs with other settings share a chart."""
+    the loss. The second one of a class is ``penalties/<class>.1``, whatever its settings, so that runs with other
+    settings share a chart."""
 
     def measured(self, trainer: Trainer) -> dict[str, Measurement]:
         seen: Counter[str] = Counter()
