@@ -131,20 +131,21 @@ class DurableRun(UpdatePipeline):
     ) -> Any:
         """As Ignite's. After :meth:`resume` it goes on from there, given the same data, and trains nothing if the run
         was over."""
+        self._stop_asked = None
         with contextlib.ExitStack() as stack:
             if self.run_dir is not None and idist.get_rank() == 0:
-                self._refuse_another_runs_checkpoints(self.run_dir)
                 stack.enter_context(_held(self.run_dir))
+                self._refuse_another_runs_checkpoints(self.run_dir)
                 stack.enter_context(Signals(self._stop))
-            while True:
+            while self._stop_asked is None:
                 try:
-                    if self._stop_asked is None:
-                        state = super().run(data, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length)
+                    state = super().run(data, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length)
                     if self._stop_asked is None:
                         return state
-                    self._end()
                 except GoBack as reason:
                     self._go_back(str(reason))
+            self._end()
+        raise AssertionError("unreachable")
 
     def _refuse_another_runs_checkpoints(self, run_dir: Path) -> None:
         if not self._is_at_home and saved_in(run_dir / "checkpoints"):
@@ -249,7 +250,6 @@ class DurableRun(UpdatePipeline):
         number, path = self._stop_asked, self.checkpoint_path()
         assert number is not None
         assert path is not None
-        self._stop_asked = None
         self._write(path)
         raise RunStopped(number, path)
 
