@@ -1,5 +1,6 @@
 """How runs end before their time: by signals, by exceptions, by another process in the same folder."""
 
+import functools
 import logging
 import os
 import signal
@@ -45,7 +46,14 @@ print("weights", model.weight.tolist())
 
 def started(folder, workers=0, pause=0.02, *resume):
     command = [sys.executable, "-W", "ignore", "-c", PROGRAM, str(folder), str(workers), str(pause), *resume]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # ignored in background jobs
+    )
 
 
 def wait_for(process, text):

@@ -1,3 +1,5 @@
+import functools
+
 """The main job, small: it learns, keeps its promises, and leaves a run behind that TensorBoard can read."""
 
 import importlib.util
@@ -91,7 +93,8 @@ def test_the_split_keeps_validation_digits_out_of_training(script):
 def test_ctrl_c_leaves_a_run_that_can_be_read(tmp_path):
     options = ["--epochs=100000", f"--runs={tmp_path}"]
     command = [sys.executable, "-u", "-W", "ignore::DeprecationWarning", str(SCRIPT), *options]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heeds = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # it is ignored in background jobs
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heeds)
     try:
         for line in process.stdout:
             if line.startswith("epoch  3"):
