@@ -1,7 +1,6 @@
-import functools
-
 """The main job, small: it learns, keeps its promises, and leaves a run behind that TensorBoard can read."""
 
+import functools
 import importlib.util
 import re
 import signal
