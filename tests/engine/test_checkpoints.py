@@ -472,18 +472,6 @@ def test_an_interrupted_run_saves_before_it_is_interrupted_or_goes_on(tmp_path):
     trainer.save(tmp_path / "b")
 
 
-def test_a_save_is_not_lost_where_a_run_ends_without_its_end(tmp_path):
-    trainer = trainer_of()
-
-    @trainer.on(Events.ITERATION_COMPLETED(once=3))
-    def stop():
-        trainer.save(tmp_path / "a")
-        trainer.terminate(skip_completed=True)
-
-    trainer.run(DATA, max_epochs=2)
-    assert read_manifest(tmp_path / "a")["iteration"] == 3
-
-
 def test_resuming_inside_a_run_is_refused(saved):
     trainer = trainer_of([L2(0.1), EMA(0.5)])
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: trainer.resume(saved))

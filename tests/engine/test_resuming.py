@@ -315,5 +315,5 @@ def test_a_run_that_ended_without_its_end_is_over(tmp_path):
 
     trainer.run(DATA, max_epochs=2)
     second = trainer_of()
-    second.resume(tmp_path / "a")
+    second.resume(tmp_path / "a")  # saved though no COMPLETED came
     assert second.run(DATA, max_epochs=2).iteration == 3
