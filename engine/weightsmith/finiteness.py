@@ -109,6 +109,8 @@ class FinitenessWatch:
     def look_at_microbatch(self, window: Window) -> None:
         """Of a window with several: whether this one's loss is finite, before others hide it."""
         loss = self._trainer.state.losses[window.name]
+        if window.microbatches == 1:  # what a window that was abandoned held is no concern of this one
+            self._bad.discard(window.name)
         if self.policy == "ignore":
             return
         if self.policy == "raise" and not loss.is_cpu:
@@ -128,7 +130,8 @@ class FinitenessWatch:
         """
         if self.policy == "ignore":
             return
-        for name, noted in self._noted.items():
+        noted_until_now, self._noted = self._noted, {}
+        for name, noted in noted_until_now.items():
             if int(noted):
                 raise NonFiniteError(f"{_place(self._trainer, name, int(noted))}: the loss is not finite")
         culprit = first_nonfinite(self._trainer.models, self._trainer.optimizers)

@@ -189,6 +189,11 @@ def test_on_another_device_the_update_is_noted_and_told_later(monkeypatch):
     with pytest.raises(NonFiniteError, match="update 2, epoch 1: the loss is not finite"):
         trainer.run([GOOD[0], BAD, *GOOD[:2]])
     assert len(numbers) == 4
+    monkeypatch.undo()
+    healthy, _ = trainer_of()
+    trainer.model.load_state_dict(healthy.model.state_dict())
+    trainer.optimizers["optimizer"].state.clear()
+    trainer.run(GOOD, max_epochs=2)  # told once
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.complex64])
