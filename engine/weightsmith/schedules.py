@@ -21,6 +21,7 @@ from weightsmith.errors import ConfigurationError
 from weightsmith.importing import import_path, imported
 
 __all__ = [
+    "Function",
     "Progress",
     "Schedule",
     "Span",

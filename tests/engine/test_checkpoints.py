@@ -189,6 +189,26 @@ def test_every_helper_of_a_plugin_counts(tmp_path, change):
     assert len(digests) == (1 if change == "1" else 4)
 
 
+def test_functions_in_a_plugins_fields_count(tmp_path):
+    program = (
+        "import sys\nsys.path.insert(0, '.')\nimport helped\nfrom weightsmith import biases, function\n"
+        "from weightsmith.checkpoint.code import code_of\nfrom weightsmith_plugins import L2\n"
+        "print(code_of(L2(function('helped.rate'), where=~biases & helped.chosen)))"
+    )
+    text = (
+        "from weightsmith.selection import selector\ndef rate(progress):\n    return %s\n"
+        "def is_chosen(name, parameter, module):\n    return parameter.ndim > %s\nchosen = selector(is_chosen)\n"
+    )
+    digests = []
+    for values in [(1, 1), (2, 1), (1, 2), (1, 1)]:
+        (tmp_path / "helped.py").write_text(text % values)
+        command = [sys.executable, "-B", "-W", "ignore", "-c", program]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+        digests.append(done.stdout)
+    assert len(set(digests)) == 3
+    assert digests[0] == digests[3]
+
+
 def test_a_plugin_of_a_class_inside_a_function_is_compared_as_well(tmp_path):
     def made(factor):
         class Local(Penalty):

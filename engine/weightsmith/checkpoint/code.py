@@ -12,8 +12,10 @@ from dataclasses import fields
 from types import CodeType, FunctionType
 from typing import Any
 
+from weightsmith.importing import imported
 from weightsmith.plugin import Plugin
-from weightsmith.schedules import Schedule
+from weightsmith.schedules import Function, Schedule
+from weightsmith.selection import Selector
 
 __all__ = ["code_of"]
 
@@ -39,7 +41,9 @@ def _parts_of(value: Any) -> Iterator[Callable[..., Any]]:
     elif isinstance(value, tuple):
         for item in value:
             yield from _parts_of(item)
-    elif isinstance(value, Schedule):
+    elif isinstance(value, Function):
+        yield from _parts_of(imported(value.path))
+    elif isinstance(value, (Schedule, Selector)):
         for item in vars(value).values():
             yield from _parts_of(item)
     elif isinstance(value, FunctionType) and not _is_engine(value):
