@@ -51,6 +51,7 @@ def collect(trainer: DurableRun, *, in_order: bool, all_gradients: bool = False)
     tensors = dict(_model_entries(trainer.models))
     weights = {name: value for name, value in tensors.items() if _is_storable(value)}
     position = trainer.position()
+    is_in_epoch = position["iterations_in_epoch"] is not None
     state = {
         "trainer": trainer.own_state(),
         "position": position,
@@ -62,7 +63,9 @@ def collect(trainer: DurableRun, *, in_order: bool, all_gradients: bool = False)
         "evaluating": [name for name, module in _modules(trainer.models) if not module.training],
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
         "windows": {window.name: window.state_dict() for window in trainer._windows} if in_order else {},
-        "gradients": _gradients(trainer) if in_order and (position["is_in_epoch"] or all_gradients) else {},
+        "gradients": _gradients(trainer)
+        if in_order and (position["iterations_in_epoch"] is not None or all_gradients)
+        else {},
         "keep": {name: part.state_dict() for name, part in trainer.keep.items()},
         "metrics": dict(_plain_metrics(trainer.state.metrics)),
     }

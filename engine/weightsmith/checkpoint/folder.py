@@ -129,6 +129,20 @@ def read(path: Path) -> Contents:
         CheckpointError: there is none.
         ConfigurationError: it was written in another form, or would run code.
     """
+    manifest = verified_manifest(path)
+    try:
+        weights = safetensors.torch.load_file(path / _WEIGHTS)
+        state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(f"the checkpoint {path} is refused: reading it could run code ({reason})") from error
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        raise _damaged(path, error) from error
+    return Contents(weights, state, manifest)
+
+
+def verified_manifest(path: Path) -> dict[str, Any]:
+    """What the checkpoint says of itself, once its files are seen to be what was written. Raises as :func:`read`."""
     manifest = read_manifest(path)
     try:
         for name in (_WEIGHTS, _STATE):
@@ -138,14 +152,9 @@ def read(path: Path) -> Contents:
                     f"the checkpoint {path} is damaged: {name} has {found['bytes']} bytes with the SHA-256 "
                     f"{found['sha256'][:12]}…, where {expected['bytes']} with {expected['sha256'][:12]}… were written"
                 )
-        weights = safetensors.torch.load_file(path / _WEIGHTS)
-        state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigurationError(f"the checkpoint {path} is refused: reading it could run code ({reason})") from error
-    except (KeyError, TypeError, OSError, RuntimeError, safetensors.SafetensorError) as error:
-        raise error if isinstance(error, DamagedCheckpointError) else _damaged(path, error) from error
-    return Contents(weights, state, manifest)
+    except (KeyError, TypeError, OSError) as error:
+        raise _damaged(path, error) from error
+    return manifest
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -196,8 +205,7 @@ def find(path: Path) -> Path:
     problems: list[str] = []
     for saved in saved_in(folder):
         try:
-            if read_manifest(saved)["is_good"]:
-                read(saved)
+            if verified_manifest(saved)["is_good"]:
                 for problem in problems:
                     logger.warning("%s", problem)
                 if problems:

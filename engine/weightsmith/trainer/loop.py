@@ -132,7 +132,6 @@ class ResumableLoop(Engine):
         return {
             "iteration": state.iteration,
             "epoch": state.epoch - in_epoch,
-            "is_in_epoch": in_epoch,
             "iterations_in_epoch": self._iterations_in_epoch() if in_epoch else None,
             "epoch_length": state.epoch_length,
             "max_epochs": state.max_epochs,
