@@ -63,9 +63,7 @@ def collect(trainer: DurableRun, *, in_order: bool, all_gradients: bool = False)
         "evaluating": [name for name, module in _modules(trainer.models) if not module.training],
         "optimizers": {name: optimizer.state_dict() for name, optimizer in trainer.optimizers.items()},
         "windows": {window.name: window.state_dict() for window in trainer._windows} if in_order else {},
-        "gradients": _gradients(trainer)
-        if in_order and (position["iterations_in_epoch"] is not None or all_gradients)
-        else {},
+        "gradients": _gradients(trainer) if in_order and (is_in_epoch or all_gradients) else {},
         "keep": {name: part.state_dict() for name, part in trainer.keep.items()},
         "metrics": dict(_plain_metrics(trainer.state.metrics)),
     }
