@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -53,14 +53,15 @@ class DigitNet(nn.Sequential):
         self.head = nn.Linear(64, 10)
 
 
-def digits(seed: int) -> tuple[TensorDataset, TensorDataset]:
-    """1,437 digits to train on and 360 to validate on, values 0 to 1; split by class with the given seed."""
-    images, labels = load_digits(return_X_y=True)
-    parts = train_test_split(
-        images.reshape(-1, 1, 8, 8).astype(np.float32) / 16, labels, test_size=360, stratify=labels, random_state=seed
-    )
-    train_images, test_images, train_labels, test_labels = map(torch.as_tensor, parts)
-    return TensorDataset(train_images, train_labels), TensorDataset(test_images, test_labels)
+class Digits(TensorDataset):
+    """1,437 digits to train on, or 360 to validate on, values 0 to 1; split by class with the given seed."""
+
+    def __init__(self, part: Literal["training", "validation"], seed: int = 0) -> None:
+        images, labels = load_digits(return_X_y=True)
+        scaled = images.reshape(-1, 1, 8, 8).astype(np.float32) / 16
+        parts = train_test_split(scaled, labels, test_size=360, stratify=labels, random_state=seed)
+        first = 0 if part == "training" else 1
+        super().__init__(torch.as_tensor(parts[first]), torch.as_tensor(parts[2 + first]))
 
 
 def train(
@@ -95,7 +96,6 @@ def train(
     options = {key: str(value) if isinstance(value, Path) else value for key, value in locals().items()}
     run_dir, goes_on = choose_run_dir(runs, resume)
     torch.manual_seed(seed)
-    train_set, test_set = digits(seed)
     model = DigitNet()
     trainer = Trainer(
         model,
@@ -124,7 +124,7 @@ def train(
     )
     if not goes_on:
         save_configuration(run_dir, options, trainer.plugins)
-    validation = DataLoader(test_set, batch_size=360)
+    validation = DataLoader(Digits("validation", seed), batch_size=360)
     metrics = {"accuracy": Accuracy(), "validation_loss": Loss(nn.CrossEntropyLoss())}
     trainer.validate_on(validation, metrics)
     progress = ProgressBar(disable=None)  # none where nobody watches: a pipe, a log file
@@ -142,7 +142,8 @@ def train(
 
     if goes_on:
         print(f"going on from {trainer.resume(run_dir if resume == 'auto' else resume)}")
-    trainer.run(DataLoader(train_set, batch_size=batch_size, shuffle=True), max_epochs=epochs)
+    training = DataLoader(Digits("training", seed), batch_size=batch_size, shuffle=True)
+    trainer.run(training, max_epochs=epochs)
     with trainer.averaged():
         averaged = trainer.evaluate(validation, metrics)
     print(f"validation accuracy {trainer.state.metrics['accuracy']:.2%}, averaged weights {averaged['accuracy']:.2%}")

@@ -13,12 +13,12 @@ from ignite.engine.events import EventsList
 from weightsmith.attachment import Attachment
 from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError, ConflictError, SelectionError
-from weightsmith.events import WeightEvents
 from weightsmith.faults import blaming
 from weightsmith.handlers import PluginHandler
 from weightsmith.kinds import Constraint, Initializer, WeightPlugin
 from weightsmith.optimizers import held_by
-from weightsmith.plan import Plan, PlanRow
+from weightsmith.plan import Plan
+from weightsmith.planning import names_without, plan_rows, shaped_by
 from weightsmith.plugin import DETACHED, KEPT, Plugin, class_path
 from weightsmith.selection import select
 from weightsmith.weights import Weight, inventory, raw_weights
@@ -271,16 +271,10 @@ class Attachments:
 
     # ---------------------------------------------------------------- looking and saving
 
-    def plan(self) -> Plan:
-        rows = []
-        for attachment in self._listed:
-            binding = attachment.binding
-            events = ["FORWARD"] if binding is not None and binding.to_parametrize() else []
-            events += [handler.event for _, handler in attachment.handlers]
-            rows += [(event, attachment) for event in events]
-        position = {id(attachment): i for i, attachment in enumerate(self._listed)}
-        rows.sort(key=lambda row: (_PLACE.get(row[0], len(_PLACE)), row[1].plugin.order, position[id(row[1])]))
-        return Plan(tuple(_row(event, attachment) for event, attachment in rows))
+    def plan(self, epochs: int | None, epoch_length: int | None) -> Plan:
+        shaped = (weight for attachment in self._listed for weight in shaped_by(attachment))
+        untouched = names_without(raw_weights(self._inventory()), shaped)
+        return Plan(plan_rows(self._listed, epochs, epoch_length), untouched)
 
     @property
     def labels(self) -> dict[str, Plugin]:
@@ -325,48 +319,6 @@ class Attachments:
 def _get_along(first: Any, second: Any) -> bool:
     """Whether two constraints may claim one weight: one that only puts zeros, and one that allows them anywhere."""
     return bool((first.puts_zeros and second.allows_zeros) or (second.puts_zeros and first.allows_zeros))
-
-
-_PLACE = {
-    name: place
-    for place, name in enumerate(
-        [
-            "FORWARD",
-            WeightEvents.INITIALIZING.name,
-            Events.STARTED.name,
-            Events.EPOCH_STARTED.name,
-            Events.GET_BATCH_STARTED.name,
-            Events.GET_BATCH_COMPLETED.name,
-            Events.ITERATION_STARTED.name,
-            WeightEvents.MICROBATCH_COMPLETED.name,
-            WeightEvents.GRADIENTS_COMPUTED.name,
-            WeightEvents.GRADIENTS_READY.name,
-            WeightEvents.STEP_COMPLETED.name,
-            WeightEvents.WEIGHTS_EDITED.name,
-            WeightEvents.UPDATE_COMPLETED.name,
-            Events.ITERATION_COMPLETED.name,
-            Events.EPOCH_COMPLETED.name,
-            WeightEvents.MEASURED.name,
-            Events.COMPLETED.name,
-        ]
-    )
-}
-
-
-def _row(event: str, attachment: Attachment) -> PlanRow:
-    plugin, binding = attachment.plugin, attachment.binding
-    if binding is None:
-        return PlanRow(event, repr(plugin), "", ())
-    idle = [weight.name for weight in binding.weights if weight.optimizer is None]
-    note = f"in no optimizer: {', '.join(idle)}" if idle and binding.plugin.uses_gradients else ""
-    frozen = [weight.name for weight in binding.weights if not weight.trainable]
-    if frozen and not binding.plugin.acts_on_frozen:
-        note = f"frozen, so left alone: {', '.join(frozen)}"
-    elif frozen and not note and "weight" in binding.plugin.writes:
-        note = f"frozen, but acted on all the same: {', '.join(frozen)}"
-    if idle and isinstance(plugin, Constraint):
-        note = f"in no optimizer, so enforced at the start only: {', '.join(idle)}"
-    return PlanRow(event, repr(plugin), binding.plugin.limits(), tuple(w.name for w in binding.weights), note)
 
 
 def _bindings(attachments: list[Attachment], kind: type[Any]) -> Iterator[Binding]:

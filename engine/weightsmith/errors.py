@@ -1,6 +1,7 @@
 """The exceptions of the engine. All derive from :class:`WeightsmithError`, but for the one that ends a process."""
 
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 
 
@@ -14,6 +15,18 @@ class PluginDefinitionError(WeightsmithError, TypeError):
 
 class ConfigurationError(WeightsmithError, ValueError):
     """A setting cannot work; raised before the first batch."""
+
+
+class RecipeError(ConfigurationError):
+    """What is wrong with a recipe, with file and line: everything that was found, a line each.
+
+    Attributes:
+        problems: the lines.
+    """
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = list(problems)
 
 
 class SelectionError(ConfigurationError):

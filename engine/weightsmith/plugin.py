@@ -157,7 +157,9 @@ class Plugin(metaclass=PluginType, abstract=True):
             try:
                 value = self._normal(field_, getattr(self, field_.name))
             except ConfigurationError as error:
-                raise type(error)(f"{type(self).__name__}.{field_.name}: {error}") from None
+                blamed = type(error)(f"{type(self).__name__}.{field_.name}: {error}")
+                vars(blamed)["field"] = field_.name
+                raise blamed from None
             object.__setattr__(self, field_.name, value)
         for twin in self._extremes():
             try:
@@ -276,7 +278,12 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a message about a name that is not known: the nearest one that is, else all."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+    if close:
+        return f": did you mean {close[0]!r}?"
+    return f"; there are {', '.join(known[:_FEW])}{', …' if len(known) > _FEW else ''}"
+
+
+_FEW = 12
 
 
 _SIMPLE_TYPES: dict[str, tuple[type, ...]] = {

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -273,16 +273,28 @@ def function(path_or_function: str | Callable[[Progress], float]) -> Any:
     return Function(path_or_function if isinstance(path_or_function, str) else import_path(path_or_function))
 
 
+def _refuse_texts(name: str, numbers: Iterable[Any]) -> None:
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise ConfigurationError(f"{name}: {number!r} is no number")
+
+
 def from_plain(name: str, arguments: Any) -> Schedule | None:
     """The schedule that :meth:`Schedule.to_plain` wrote as ``{name: arguments}``; ``None`` if it is no schedule."""
     if name in _SHAPES:
-        settings = dict(arguments)
+        settings = dict(arguments) if isinstance(arguments, Mapping) else {"start": arguments}
         unknown = [key for key in settings if key not in ("start", "end", "over", "after")]
         if unknown or not {"start", "end"} <= settings.keys():
             raise ConfigurationError(
                 f"{name} takes start, end, over and after, of which the first two are needed, not {settings}"
             )
+        _refuse_texts(name, [settings["start"], settings["end"]])
         return Ramp(name, **settings)
     if name == "piecewise":
+        if not isinstance(arguments, Mapping):
+            raise ConfigurationError(
+                f"piecewise takes bounds and values, such as {{0: 0.1, 100: 0.01}}, not {arguments}"
+            )
+        _refuse_texts(name, arguments.values())
         return Steps(tuple(arguments.items()))
     return Function(arguments) if name == "function" else None

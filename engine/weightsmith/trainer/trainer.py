@@ -202,9 +202,14 @@ class Trainer(DurableRun):
         found = raw_weights(inventory(self.models, self.optimizers))
         return {weight.name: weight.parameter for weight in select(where, found)}
 
-    def plan(self) -> Plan:
-        """Who touches which weight, on which event, in which order. Print it."""
-        return self._attachments.plan()
+    def plan(self, epochs: int | None = None, epoch_length: int | None = None) -> Plan:
+        """Who touches which weight, on which event, in which order, and which weights nobody shapes. Print it.
+
+        Args:
+            epochs: of the run to come; with the length of an epoch, the plan says what schedules will give.
+            epoch_length: updates in an epoch.
+        """
+        return self._attachments.plan(epochs, epoch_length)
 
     @torch.no_grad()
     def violations(self) -> dict[tuple[Constraint, str], float]:

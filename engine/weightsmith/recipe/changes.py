@@ -1,0 +1,78 @@
+"""Changes to a recipe from the command line: ``optimizer.lr=0.01``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from weightsmith.errors import RecipeError
+from weightsmith.plugin import nearest
+from weightsmith.recipe.text import Items, Section, read_text
+
+__all__ = ["change"]
+
+
+def change(recipe: Section, text: str) -> None:
+    """Apply ``"path=value"`` to a recipe. The path goes down by keys, through the one name of a class without naming
+    it (``optimizer.lr``), and into a list by number or by a class's name (``plugins.MaxNorm.limit``; ``plugins.L2=0.1``
+    sets the first field); the value is YAML.
+
+    >>> recipe = read_text("optimizer: {Adam: {lr: 0.1}}\\nplugins: [L2: 0.1, Clamp: {low: 0}]", "recipe.yaml")
+    >>> change(recipe, "optimizer.lr=1e-3")
+    >>> change(recipe, "plugins.Clamp.low=-1")
+    >>> change(recipe, "plugins.L2=0.2")
+    >>> recipe
+    {'optimizer': {'Adam': {'lr': 0.001}}, 'plugins': [{'L2': 0.2}, {'Clamp': {'low': -1}}]}
+
+    Raises:
+        RecipeError: there is no such place, or the value is no YAML.
+    """
+    path, equals, value = text.partition("=")
+    source = f"--set {text}"
+    if not equals or not path.strip():
+        raise RecipeError([f"{source}: write path=value, such as optimizer.lr=0.01"])
+    *outer, last = path.strip().split(".")
+    container: Any = recipe
+    for part in outer:
+        container = _settings(container, part, source)
+        container = _entered(container, _key(container, part, source), source)
+    container = _settings(container, last, source)
+    key = _key(container, last, source, may_be_new=True)
+    found = read_text(value, source)
+    if isinstance(container, Items) and key != last and not isinstance(found, (Section, str)):
+        found = Section({last: found}, source, {last: source})  # the first field of a plugin that was named
+    container[key] = found
+    container.places[key] = source
+
+
+def _key(container: Any, part: str, source: str, *, may_be_new: bool = False) -> Any:
+    """The key or index in a container that a part of the path means."""
+    if isinstance(container, Items):
+        known = [str(next(iter(item), "")) if isinstance(item, Section) else str(item) for item in container]
+        numbers = [i for i, name in enumerate(known) if part in (str(i), name)]
+        if len(numbers) == 1:
+            return numbers[0]
+        problem = f"{part!r} stands there {len(numbers)} times: give its number, counted from 0"
+        raise RecipeError([f"{source}: {problem if numbers else f'there is no {part!r}{nearest(part, known)}'}"])
+    if part in container or may_be_new:
+        return part
+    raise RecipeError([f"{source}: there is no {part!r}{nearest(part, map(str, container))}"])
+
+
+def _entered(container: Any, key: Any, source: str) -> Any:
+    """What stands under the key, where a path can go on."""
+    found = container[key]
+    if isinstance(found, str) or found is None:  # a class without settings, which may get some
+        inner = Section(place=source)
+        found = container[key] = inner if found is None else Section({found: inner}, source, {found: source})
+    if not isinstance(found, (Section, Items)):
+        raise RecipeError([f"{source}: {key!r} is {found!r}, which has no parts"])
+    return found
+
+
+def _settings(container: Any, part: str, source: str) -> Any:
+    """Where the container is one class's name to its settings, and the path does not name the class: the settings."""
+    if not isinstance(container, Section) or part in container or len(container) != 1:
+        return container
+    (name,) = container
+    is_class = isinstance(name, str) and (name[:1].isupper() or "." in name)
+    return _entered(container, name, source) if is_class else container

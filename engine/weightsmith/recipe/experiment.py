@@ -1,0 +1,113 @@
+"""What a recipe describes, made: models, optimizers, data and a Trainer with its plugins."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from ignite.utils import manual_seed
+
+from weightsmith.errors import ConfigurationError
+from weightsmith.recipe.recipe import Recipe
+from weightsmith.recipe.text import Problems, located
+from weightsmith.trainer import Trainer
+
+__all__ = ["Experiment", "prepare"]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A run that can begin.
+
+    Attributes:
+        recipe: what describes it.
+        seed: the recipe's, or the one that was drawn.
+        trainer: with all plugins attached, and validation, if there is any.
+        batches: to train on.
+    """
+
+    recipe: Recipe
+    seed: int
+    trainer: Trainer
+    batches: Iterable[Any]
+
+    def run(self) -> Any:
+        """Train as many epochs as the recipe says."""
+        return self.trainer.run(self.batches, max_epochs=self.recipe.settings.epochs)
+
+
+def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
+    """Make everything that a recipe describes; run no batch. Seeds Python's, NumPy's and torch's global generators.
+
+    Args:
+        recipe: what :func:`read_recipe` gave.
+        run_dir: the folder of the run, for plugins that write.
+
+    Raises:
+        RecipeError: something cannot be made, or plugins cannot work on these models, or not together: all of these,
+            each with file and line.
+    """
+    settings = recipe.settings
+    with located(recipe.plain, "device"):
+        _refuse_missing_device(settings.device)
+    seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
+    manual_seed(seed)
+    batches = recipe.batches.build()
+    validation = None if recipe.validation is None else recipe.validation.build()
+    models = {name: model.build() for name, model in recipe.models.items()}
+    optimizers = {
+        name: optimizer.build([weight for model in _held_by(models, name) for weight in model.parameters()])
+        for name, optimizer in recipe.optimizers.items()
+    }
+    schedulers = {name: scheduler.build(optimizers[name]) for name, scheduler in recipe.schedulers.items()}
+    with located(recipe.plain):
+        trainer = Trainer(
+            models.get("", models),
+            optimizers.get("", optimizers),
+            None if recipe.loss is None else recipe.loss.made(),
+            step=None if recipe.step is None else recipe.step.made(),
+            run_dir=run_dir,
+            device=settings.device,
+            precision=settings.precision,
+            accumulate=settings.accumulate,
+            seed=seed,
+            keep={f"scheduler_{name}": scheduler for name, scheduler in schedulers.items()},
+            nonfinite=settings.nonfinite,
+            debug=settings.debug,
+        )
+    _attach(trainer, recipe)
+    for scheduler in schedulers.values():
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, _stepping(scheduler))
+    if validation is not None and recipe.metrics:
+        trainer.validate_on(validation, {name: metric.build() for name, metric in recipe.metrics.items()})
+    return Experiment(recipe, seed, trainer, batches)
+
+
+def _attach(trainer: Trainer, recipe: Recipe) -> None:
+    problems = Problems()
+    for placed in recipe.plugins:
+        with problems.gathering(placed):
+            trainer.attach(placed.plugin)
+    problems.raise_any()
+
+
+def _held_by(models: dict[str, Any], optimizer: str) -> list[Any]:
+    """The models whose weights the optimizer of this name holds."""
+    return [models[optimizer]] if optimizer in models else list(models.values())
+
+
+def _stepping(scheduler: Any) -> Any:
+    return lambda: scheduler.step()  # without the engine, which Ignite would hand over as the epoch
+
+
+def _refuse_missing_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(f"device {name!r} cannot be used here: {reason}") from error

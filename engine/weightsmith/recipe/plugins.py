@@ -1,0 +1,83 @@
+"""Plugins from plain data, as YAML holds it; the way back from :meth:`Plugin.to_plain`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from weightsmith import schedules
+from weightsmith.discovery import plugin_class
+from weightsmith.errors import ConfigurationError, WeightsmithError
+from weightsmith.importing import imported
+from weightsmith.plugin import Plugin, nearest
+from weightsmith.recipe.text import Problems, located
+
+__all__ = ["from_plain"]
+
+
+def from_plain(plain: Any) -> Plugin:
+    """The plugin that plain data describes: ``{"MaxNorm": {"limit": 3}}``, ``{"L2": 1e-4}`` (the first field), or
+    ``"ZeroMean"`` (no fields).
+
+    The class is named by import path, or by name if a distribution announces it, or if it is imported by now.
+
+    Raises:
+        ConfigurationError: no such class, or no such field; the message names the nearest, and file and line where
+            they are known.
+    """
+    if isinstance(plain, str):
+        return _made(plugin_class(plain), {})
+    if not isinstance(plain, Mapping) or len(plain) != 1:
+        raise ConfigurationError(f"{plain!r} describes no plugin: write one class name, then its fields")
+    ((name, settings),) = plain.items()
+    with located(plain, name):
+        cls = plugin_class(name)
+        if settings is None or isinstance(settings, Mapping):
+            return _made(cls, settings or {})
+        field = _first_field(cls, settings)
+        return _made(cls, {field: settings} if field else {})
+
+
+def _first_field(cls: type[Plugin], value: Any) -> str:
+    own = [field.name for field in fields(cls) if not field.kw_only]
+    if not own:
+        raise ConfigurationError(f"{cls.__name__}: {value!r} is no field: write `field: value`; it has none of its own")
+    return own[0]
+
+
+def _made(cls: type[Plugin], settings: Mapping[Any, Any]) -> Plugin:
+    known = [field.name for field in fields(cls)]
+    problems = Problems()
+    values: dict[str, Any] = {}
+    for field, value in settings.items():
+        with problems.gathering(settings, field):
+            if field not in known:
+                raise ConfigurationError(f"{cls.__name__} has no field {field!r}{nearest(str(field), known)}")
+            values[field] = value if field == "where" else _value(value)
+    problems.raise_any()
+    try:
+        return cls(**values)
+    except WeightsmithError as error:
+        with located(settings, getattr(error, "field", None)):
+            raise
+    except Exception as error:  # whatever a value of another type meets first
+        raise ConfigurationError(f"{cls.__name__}: {dict(settings)!r} does not fit its fields: {error}") from error
+    raise AssertionError("unreachable")
+
+
+def _value(plain: Any) -> Any:
+    if isinstance(plain, (list, tuple)):
+        return tuple(_value(item) for item in plain)
+    if not isinstance(plain, Mapping):
+        return plain
+    if len(plain) == 1:
+        ((name, arguments),) = plain.items()
+        if name == "import":
+            return imported(arguments)
+        with located(plain, name):
+            schedule = schedules.from_plain(name, arguments) if isinstance(name, str) else None
+        return schedule if schedule is not None else from_plain(plain)
+    raise ConfigurationError(
+        f"{dict(plain)!r} is no schedule, plugin or {{import: path}}: write one name, then its settings"
+    )
