@@ -3,24 +3,13 @@
 import argparse
 import inspect
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 from pathlib import Path
 
 import weightsmith_plugins
-from weightsmith.kinds import (
-    Average,
-    Constraint,
-    GradientEditor,
-    Initializer,
-    Parametrization,
-    Penalty,
-    Probe,
-    WeightEditor,
-)
-from weightsmith.plugin import Plugin
+from weightsmith import Plugin
+from weightsmith.catalogue import KINDS, call, first_sentence, kind_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "plugins.md"
-KINDS = [Initializer, Penalty, GradientEditor, WeightEditor, Constraint, Parametrization, Average, Probe, Plugin]
 
 
 def page() -> str:
@@ -33,34 +22,18 @@ def page() -> str:
         mine = sorted((p for p in plugins if kind_of(p) is kind), key=lambda plugin: plugin.__name__)
         if mine:
             lines += [f"## {kind.__name__ if kind is not Plugin else 'Other plugins'}", ""]
-            lines += [f"- `{call(plugin)}` — {first_sentence(plugin)}" for plugin in mine] + [""]
-    lines += [
-        "## Functions",
-        "",
-        *(f"- `{called(function)}` — {first_sentence(function)}" for function in functions),
-        "",
-    ]
+            lines += [f"- `{call(plugin)}` — {in_a_table(first_sentence(plugin))}" for plugin in mine] + [""]
+    lines += ["## Functions", ""]
+    lines += [f"- `{called(function)}` — {in_a_table(first_sentence(function))}" for function in functions] + [""]
     return "\n".join(lines)
-
-
-def kind_of(plugin: type[Plugin]) -> type[Plugin]:
-    return next(kind for kind in KINDS if issubclass(plugin, kind))
-
-
-def call(plugin: type[Plugin]) -> str:
-    """How it is made, with the fields of its own and their defaults."""
-    own = [field for field in fields(plugin) if not field.kw_only]
-    shown = [field.name if field.default is MISSING else f"{field.name}={field.default!r}" for field in own]
-    return f"{plugin.__name__}({', '.join(shown)})"
 
 
 def called(function: Callable[..., object]) -> str:
     return f"{function.__name__}({', '.join(inspect.signature(function).parameters)})"
 
 
-def first_sentence(found: object) -> str:
-    paragraph = " ".join(inspect.getdoc(found).partition("\n\n")[0].split())
-    return paragraph.partition(". ")[0].rstrip(".").replace("|", "\\|")
+def in_a_table(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 if __name__ == "__main__":

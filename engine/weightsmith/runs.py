@@ -5,18 +5,18 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Iterable, Mapping
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from weightsmith.checkpoint import read_manifest, saved_in
 from weightsmith.errors import ConfigurationError, WeightsmithError
 from weightsmith.plugin import Plugin
+from weightsmith.recipe import written
 
-__all__ = ["choose_run_dir", "new_run_dir", "save_configuration"]
+__all__ = ["choose_run_dir", "new_run_dir", "provisional_run_dir", "save_configuration"]
 
 
 logger = logging.getLogger(__name__)
@@ -41,6 +41,22 @@ def new_run_dir(parent: str | Path) -> Path:
             raise ConfigurationError(f"cannot make the run folder {folder}: {error.strerror}") from error
         return folder
     raise AssertionError("unreachable")
+
+
+@contextlib.contextmanager
+def provisional_run_dir(parent: str | Path) -> Iterator[Path]:
+    """As :func:`new_run_dir`; the folder, and those made above it, go again if the block raises: for what is done
+    before a run begins."""
+    missing = [folder for folder in [Path(parent), *Path(parent).parents] if not folder.exists()]
+    folder = new_run_dir(parent)
+    try:
+        yield folder
+    except BaseException:
+        shutil.rmtree(folder)
+        for made in missing:
+            with contextlib.suppress(OSError):  # another run has begun there
+                made.rmdir()
+        raise
 
 
 def choose_run_dir(parent: str | Path, resume: str | Path | None = None) -> tuple[Path, bool]:
@@ -82,5 +98,5 @@ def save_configuration(folder: Path, options: Mapping[str, Any], plugins: Iterab
     """Write ``config.yaml``: the options of the run and its plugins, every default resolved where it was given."""
     path = folder / "config.yaml"
     configuration = {"options": dict(options), "plugins": [plugin.to_plain() for plugin in plugins]}
-    path.write_text(yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(written(configuration), encoding="utf-8")
     return path

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import enum
 from collections.abc import Mapping
 from typing import Any
 
@@ -38,6 +39,9 @@ def to_values(value: Any, where: str) -> Any:
         return value.detach().clone() if is_part else value.detach()  # of which all would be saved
     if isinstance(value, np.generic):
         return value.item()
+    for kind in (int, float, str):  # a restricted number or text of jsonargparse's
+        if isinstance(value, kind) and not isinstance(value, enum.Enum):
+            return kind(value)
     if isinstance(value, Histogram):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {_HISTOGRAM: to_values(fields, where)}

@@ -1,1 +1,104 @@
-"""The command line."""
+"""The command line, ``weightsmith``.
+
+Exit codes: 0, done; 1, the run failed, or a comparison or a check found something; 2, what was asked for cannot work
+(an option, a recipe, a folder), and nothing was begun; 130 and 143, Ctrl-C and SIGTERM stopped the run, which is saved.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from typing import Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+from weightsmith.cli.comparing import compare
+from weightsmith.cli.listing import plan, plugins
+from weightsmith.cli.parsing import Command, add_commands
+from weightsmith.cli.training import export, resume, train
+from weightsmith.errors import ConfigurationError, RunStopped, WeightsmithError
+
+__all__ = ["Command", "guarded", "main"]
+
+GROUP = "weightsmith.commands"
+"""The entry points that add commands: each names a function that returns an exit code, or ``None``."""
+
+_OWN: dict[str, Any] = {
+    "train": train,
+    "plan": plan,
+    "resume": resume,
+    "export": export,
+    "compare": compare,
+    "plugins": plugins,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command that the arguments name; the process's exit code."""
+    parser = ArgumentParser(
+        prog="weightsmith",
+        description="Train from recipes, plan, look and compare; write plugins and check them.",
+        version=metadata.version("weightsmith"),
+    )
+    commands = {**_OWN, **{point.name: point for point in metadata.entry_points(group=GROUP)}}
+    add_commands(parser, {name: _loaded(command) for name, command in commands.items()})
+    chosen = parser.parse_args(None if arguments is None else list(arguments))
+    return guarded(lambda: _run(commands, chosen))
+
+
+def _loaded(command: Any) -> Any:
+    return command.load() if isinstance(command, metadata.EntryPoint) else command
+
+
+def _run(commands: Mapping[str, Any], chosen: Namespace) -> int | None:
+    command, options = _loaded(commands[chosen.command]), chosen[chosen.command]
+    if isinstance(command, Mapping):
+        command, options = command[options.what], options[options.what]
+    given = vars(options) if options is not None else {}
+    if "changes" in given:
+        given["changes"] = [change for some in given["changes"] for change in some]
+    code: int | None = command(**given)
+    return code
+
+
+def guarded(work: Callable[[], Any]) -> int:
+    """Do what a command or a script does, and say in a line what keeps it from being done; the exit code.
+
+    >>> guarded(lambda: None)
+    0
+    """
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a line an epoch, also into a pipe
+    _log_plainly()
+    try:
+        code = work()
+        return code if isinstance(code, int) else 0
+    except RunStopped as stopped:
+        print(stopped, file=sys.stderr)
+        return int(stopped.code or 0)
+    except ConfigurationError as error:
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
+    except WeightsmithError as error:
+        print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n  ", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # whoever read the output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("stopped before there was anything to save", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _log_plainly() -> None:
+    """Warnings in a line each; not what Ignite says of an exception that is reported here."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    handler.addFilter(lambda record: not (record.exc_info or "terminating due to" in record.getMessage()))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])

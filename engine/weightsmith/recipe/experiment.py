@@ -36,17 +36,27 @@ class Experiment:
     trainer: Trainer
     batches: Iterable[Any]
 
+    @property
+    def epoch_length(self) -> int | None:
+        """Batches in an epoch; ``None`` if the data does not say."""
+        try:
+            return len(self.batches)  # type: ignore[arg-type]
+        except TypeError:
+            return None
+
     def run(self) -> Any:
         """Train as many epochs as the recipe says."""
         return self.trainer.run(self.batches, max_epochs=self.recipe.settings.epochs)
 
 
-def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
-    """Make everything that a recipe describes; run no batch. Seeds Python's, NumPy's and torch's global generators.
+def prepare(recipe: Recipe, run_dir: Path | None = None, *, one_batch: bool = False) -> Experiment:
+    """Make everything that a recipe describes; train nothing. Seeds Python's, NumPy's and torch's global generators.
 
     Args:
         recipe: what :func:`read_recipe` gave.
         run_dir: the folder of the run, for plugins that write.
+        one_batch: whether to train and validate on the first batch alone, as often as there are batches, to see
+            whether the model can learn it by heart. Default false.
 
     Raises:
         RecipeError: something cannot be made, or plugins cannot work on these models, or not together: all of these,
@@ -59,6 +69,9 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
     manual_seed(seed)
     batches = recipe.batches.build()
     validation = None if recipe.validation is None else recipe.validation.build()
+    if one_batch:
+        first = next(iter(batches))
+        batches, validation = [first] * len(batches), [first]
     models = {name: model.build() for name, model in recipe.models.items()}
     optimizers = {
         name: optimizer.build([weight for model in _held_by(models, name) for weight in model.parameters()])

@@ -100,7 +100,8 @@ class Recipe:
 
     def resolved(self, seed: int) -> str:
         """The YAML of a recipe that repeats this run, wherever it is written to."""
-        folders = [str(folder) for folder in _folders(self.path, self.settings.paths or ())]
+        own, *named = _folders(self.path, self.settings.paths or ())
+        folders = [str(folder) for folder in ([own] if any(own.glob("*.py")) else []) + named]
         defaults = {field.name: getattr(self.settings, field.name) for field in fields(RunSettings)}
         fixed = {
             "seed": seed,

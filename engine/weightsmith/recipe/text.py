@@ -164,6 +164,7 @@ for _name, (_pattern, _) in _CORE.items():
     _Dumper.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), None)
 _Dumper.add_representer(Section, SafeRepresenter.represent_dict)
 _Dumper.add_representer(Items, SafeRepresenter.represent_list)
+_Dumper.add_multi_representer(int, lambda dumper, number: dumper.represent_int(int(number)))
 
 
 def written(values: Any) -> str:

@@ -21,11 +21,13 @@ from weightsmith.errors import ConfigurationError
 from weightsmith.evaluation import EvaluationStep, evaluator, pair
 from weightsmith.events import WeightEvents
 from weightsmith.faults import blaming
+from weightsmith.files import write_tensors
 from weightsmith.finiteness import NonFinite
 from weightsmith.handlers import ANNOUNCEMENTS
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
 from weightsmith.lending import lendable, lending, renew_statistics
 from weightsmith.measurements import Measurement, Measurements
+from weightsmith.plain import plain_state_dict
 from weightsmith.plan import Plan
 from weightsmith.plugin import Plugin
 from weightsmith.selection import Where, everything, select
@@ -326,6 +328,27 @@ class Trainer(DurableRun):
 
         self.add_event_handler(Events.EPOCH_COMPLETED(every=every), validate)
         return engine
+
+    def export(self, path: str | Path, *, averaged: bool | Average = False) -> list[str]:
+        """Write the weights and buffers as safetensors, under the names of plain models: of a parametrized weight what
+        its layer computes with, masks baked in; of several models as ``"generator.fc.weight"``.
+
+        Args:
+            path: a name that ends in ``.safetensors``.
+            averaged: whether to write the means of the average that is attached, or which average's. Default false.
+
+        Returns:
+            The names that were written.
+
+        Raises:
+            ConfigurationError: no such average is attached, it has not seen a weight, or the file cannot be written.
+        """
+        average = averaged if isinstance(averaged, Average) else None
+        with self.averaged(average) if averaged else contextlib.nullcontext():
+            states = {name: plain_state_dict(model) for name, model in self.models.items()}
+            tensors = {f"{n}.{key}" if n else key: value for n, state in states.items() for key, value in state.items()}
+            write_tensors(path, tensors)
+        return list(tensors)
 
     @contextlib.contextmanager
     def averaged(

@@ -1,0 +1,95 @@
+"""What a run says on the terminal: a progress bar, a line per epoch, a summary."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from ignite.engine import Events
+from ignite.handlers import ProgressBar
+from torch import Tensor
+from torch.profiler import profile, schedule, tensorboard_trace_handler
+
+from weightsmith.events import WeightEvents
+from weightsmith.trainer import Trainer
+
+__all__ = ["Console", "profiled"]
+
+
+class Console:
+    """Listens to a trainer, and prints. The bar is shown on a terminal alone."""
+
+    def __init__(self, trainer: Trainer, epochs: int) -> None:
+        self._trainer = trainer
+        self._epochs = epochs
+        self._begun = time.perf_counter()
+        self._updates_before = sum(trainer.state.updates.values())
+        self._sums: dict[str, Tensor] = {}
+        self._counts: dict[str, int] = {}
+        self._best: dict[str, list[tuple[float, int]]] = {}
+        self._progress = ProgressBar(persist=False, disable=None, desc="epoch")
+        self._progress.attach(trainer)
+        trainer.add_event_handler(WeightEvents.UPDATE_COMPLETED, self._note_loss)
+        trainer.add_event_handler(Events.EPOCH_COMPLETED, self._report)
+
+    def _note_loss(self) -> None:
+        name = str(self._trainer.state.optimizer)
+        loss = self._trainer.state.losses[name].detach()
+        self._sums[name] = self._sums[name] + loss if name in self._sums else loss.clone()
+        self._counts[name] = self._counts.get(name, 0) + 1
+
+    def _report(self) -> None:
+        state = self._trainer.state
+        numbers = self._losses()
+        for name, value in state.metrics.items():
+            if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
+                numbers[name] = float(value)
+                self._best.setdefault(name, []).append((float(value), state.epoch))
+        parts = [f"epoch {state.epoch:>{len(str(self._epochs))}}/{self._epochs}"]
+        parts += [f"{name} {value:.4g}" for name, value in numbers.items()]
+        violated = self._violated()
+        if violated is not None:
+            parts.append(f"violations {violated}")
+        self._progress.log_message("  ".join(parts))
+
+    def _losses(self) -> dict[str, float]:
+        """The mean loss of each optimizer's updates since it was asked last."""
+        is_one = len(self._trainer.optimizers) == 1
+        means = {"loss" if is_one else f"loss {n}": float(s / self._counts[n]) for n, s in self._sums.items()}
+        self._sums, self._counts = {}, {}
+        return means
+
+    def _violated(self) -> int | None:
+        """How many weights are outside their sets; ``None`` where there is no constraint."""
+        violations = self._trainer.violations()
+        return sum(value > 0 for value in violations.values()) if violations else None
+
+    def summary(self, run_dir: Path) -> None:
+        """Say what came of it, where it is, and how to look at it."""
+        state, seconds = self._trainer.state, time.perf_counter() - self._begun
+        updates = sum(state.updates.values()) - self._updates_before
+        print(f"\n{updates} updates in {seconds:.1f} s, up to epoch {state.epoch}")
+        for name, values in self._best.items():
+            least, most = min(values), max(values, key=lambda pair: pair[0])
+            extremes = f"least {least[0]:.4g} in epoch {least[1]}, most {most[0]:.4g} in {most[1]}"
+            print(f"  {name} {values[-1][0]:.4g}  ({extremes})")
+        print(f"the run is in {run_dir}")
+        print(f"  weightsmith view {run_dir}\n  weightsmith report {run_dir}")
+
+
+@contextlib.contextmanager
+def profiled(trainer: Trainer, folder: Path) -> Iterator[None]:
+    """Profile ten updates after a few to warm up: a trace in the folder, for TensorBoard's plugin ``torch-tb-profiler``
+    or Perfetto; and a table of what took longest."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    plan = schedule(wait=2, warmup=3, active=10, repeat=1)
+    with profile(activities=activities, schedule=plan, on_trace_ready=tensorboard_trace_handler(str(folder))) as tracer:
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: tracer.step())
+        yield
+    print(tracer.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=40))
+    print(f"the trace is in {folder}: *.pt.trace.json")

@@ -1,0 +1,102 @@
+"""``train``, ``resume`` and ``export``."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from weightsmith.cli.console import Console, profiled
+from weightsmith.errors import ConfigurationError, RunStopped
+from weightsmith.recipe import Experiment, prepare, read_recipe
+from weightsmith.runs import provisional_run_dir
+
+__all__ = ["export", "resume", "train"]
+
+RECIPE = "recipe.yaml"
+"""The resolved recipe, in a run's folder."""
+
+
+def train(
+    recipe: str, *, changes: Sequence[str] = (), overfit_one_batch: bool = False, profile: bool = False
+) -> int | None:
+    """Train what a recipe describes, in a folder of its own.
+
+    A line per epoch tells the mean loss, the metrics and how many weights are outside their sets; on a terminal a bar
+    shows where the epoch stands. Ctrl-C saves the run. The resolved recipe lands in the run's folder; training it again
+    gives the same weights.
+
+    Args:
+        recipe: the YAML file.
+        changes: settings in place of the recipe's, such as ``optimizer.lr=0.01 plugins.MaxNorm.limit=2``.
+        overfit_one_batch: train and validate on the first batch alone: a model that cannot learn it by heart, or a
+            stack of plugins that keeps it from doing so, has something wrong.
+        profile: write a profile of ten updates, by torch's profiler, beside the events of TensorBoard.
+    """
+    described = read_recipe(recipe, changes)
+    name = f"{described.name}-one-batch" if overfit_one_batch else described.name
+    with provisional_run_dir(Path(described.settings.runs) / name) as run_dir:
+        experiment = prepare(described, run_dir, one_batch=overfit_one_batch)
+        (run_dir / RECIPE).write_text(described.resolved(experiment.seed), encoding="utf-8")
+    with profiled(experiment.trainer, run_dir) if profile else contextlib.nullcontext():
+        _run(experiment, run_dir)
+    return None
+
+
+def resume(run: Path, *, epochs: int | None = None) -> int | None:
+    """Go on with a run from its newest good checkpoint; it ends as it would have ended.
+
+    Args:
+        run: the run's folder.
+        epochs: train up to this epoch, in place of the recipe's. (A schedule without ``over`` spans the whole run,
+            and so takes other values then.)
+    """
+    experiment = _reopened(run, run, [] if epochs is None else [f"epochs={epochs}"])
+    print(f"going on from {experiment.trainer.resume(run)}")
+    if epochs is not None:
+        (run / RECIPE).write_text(experiment.recipe.resolved(experiment.seed), encoding="utf-8")
+    _run(experiment, run)
+    return None
+
+
+def export(run: Path, path: Path, *, averaged: bool = False) -> int | None:
+    """Write the weights of a run's newest good checkpoint as safetensors, under the names of a plain model:
+    parametrizations and masks are baked in.
+
+    Args:
+        run: the run's folder.
+        path: the file to write, such as ``weights.safetensors``.
+        averaged: the means of the run's average, such as ``EMA``, in place of the weights in training.
+    """
+    with tempfile.TemporaryDirectory() as folder:  # for plugins that ask for one; nothing is written to the run
+        experiment = _reopened(run, Path(folder), ["device=cpu"])
+        checkpoint = experiment.trainer.resume(run)
+        names = experiment.trainer.export(path, averaged=averaged)
+    print(f"{len(names)} tensors of {checkpoint} are in {path}")
+    return None
+
+
+def _reopened(run: Path, run_dir: Path, changes: Sequence[str] = ()) -> Experiment:
+    """The experiment of a run that was there before."""
+    if not run.is_dir():
+        raise ConfigurationError(f"there is no run {run}: give its folder")
+    if not (run / RECIPE).is_file():
+        raise ConfigurationError(
+            f"{run} has no {RECIPE}, so `weightsmith train` did not begin it: go on with it by the script that did"
+        )
+    return prepare(read_recipe(run / RECIPE, changes), run_dir)
+
+
+def _run(experiment: Experiment, run_dir: Path) -> None:
+    trainer = experiment.trainer
+    console = Console(trainer, experiment.recipe.settings.epochs)
+    try:
+        experiment.run()
+    except RunStopped:
+        print(f"go on with: weightsmith resume {run_dir}")
+        raise
+    path = trainer.checkpoint_path()
+    if path is not None and not path.exists():
+        trainer.save(path)
+    console.summary(run_dir)
