@@ -7,6 +7,7 @@ import itertools
 import logging
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,18 @@ from typing import Any
 from weightsmith.checkpoint import read_manifest, saved_in
 from weightsmith.errors import ConfigurationError, WeightsmithError
 from weightsmith.plugin import Plugin
-from weightsmith.recipe import written
+from weightsmith.recipe import read_text, read_yaml, written
+from weightsmith.trainer import Trainer
 
-__all__ = ["choose_run_dir", "new_run_dir", "provisional_run_dir", "save_configuration"]
+__all__ = [
+    "RunFolder",
+    "choose_run_dir",
+    "new_run_dir",
+    "provisional_run_dir",
+    "refuse_other_options",
+    "run_folder",
+    "save_configuration",
+]
 
 
 logger = logging.getLogger(__name__)
@@ -94,9 +104,88 @@ def _last_saved(run: Path) -> str:
     return ""
 
 
+_MAY_CHANGE = ("epochs", "device", "runs", "resume")
+"""Options that may be others when a run goes on."""
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a script's run has its place.
+
+    Attributes:
+        folder: the run's.
+        options: the script's options, by name.
+        resumed: the run, or the checkpoint, that this one goes on with; ``None`` for a new run.
+    """
+
+    folder: Path
+    options: Mapping[str, Any]
+    resumed: Path | None
+
+    def begin(self, trainer: Trainer) -> None:
+        """Write down what a new run is configured to be, or put the trainer where the other one was saved.
+
+        Raises:
+            ConfigurationError: the other run began with other options, or with other plugins.
+        """
+        if self.resumed is None:
+            save_configuration(self.folder, self.options, trainer.plugins)
+            return
+        refuse_other_options(self.folder, self.options, but=_MAY_CHANGE)
+        print(f"going on from {trainer.resume(self.resumed)}")
+
+
+@contextlib.contextmanager
+def run_folder(parent: str | Path, resume: str | Path | None, options: Mapping[str, Any]) -> Iterator[RunFolder]:
+    """The folder of a script's run. A new one goes again, with all that is in it, if the block raises: make the trainer
+    in it.
+
+    Args:
+        parent: the folder of all runs of the script.
+        resume: as for :func:`choose_run_dir`.
+        options: the script's options, by name.
+
+    Raises:
+        ConfigurationError: there is no such run, or a folder cannot be made.
+    """
+    if resume is None:
+        with provisional_run_dir(parent) as folder:
+            yield RunFolder(folder, options, None)
+        return
+    folder, goes_on = choose_run_dir(parent, resume)
+    yield RunFolder(folder, options, (folder if str(resume) == "auto" else Path(resume)) if goes_on else None)
+
+
+def refuse_other_options(folder: Path, options: Mapping[str, Any], *, but: Iterable[str] = ()) -> None:
+    """Raise where options are others than those that the run in the folder began with: going on with it, they would do
+    nothing.
+
+    Args:
+        folder: of a run that :func:`save_configuration` described.
+        options: by name.
+        but: the names of those that may be others, such as ``"epochs"``.
+
+    Raises:
+        ConfigurationError: the message names each, with both values.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return
+    begun = read_yaml(path)["options"]
+    now = read_text(written(_plain(options)), "options")
+    others = [key for key, value in now.items() if key not in but and key in begun and begun[key] != value]
+    if others:
+        shown = ", ".join(f"{key}={begun[key]!r}, not {now[key]!r}" for key in others)
+        raise ConfigurationError(f"the run in {folder} began with {shown}: leave that out, or begin a new run")
+
+
 def save_configuration(folder: Path, options: Mapping[str, Any], plugins: Iterable[Plugin]) -> Path:
     """Write ``config.yaml``: the options of the run and its plugins, every default resolved where it was given."""
     path = folder / "config.yaml"
-    configuration = {"options": dict(options), "plugins": [plugin.to_plain() for plugin in plugins]}
+    configuration = {"options": _plain(options), "plugins": [plugin.to_plain() for plugin in plugins]}
     path.write_text(written(configuration), encoding="utf-8")
     return path
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}

@@ -48,7 +48,7 @@ def test_it_says_where_the_run_is_and_how_to_view_it(run):
     folder, output = run
     (run_dir,) = folder.iterdir()
     assert f"the run is in {run_dir}" in output
-    assert f"tensorboard --logdir {folder}" in output
+    assert f"weightsmith view {folder}" in output
 
 
 def test_the_configuration_beside_the_events_describes_the_run(run, script):
@@ -83,7 +83,7 @@ def test_help_explains_every_option_with_type_and_default():
 
 
 def test_the_split_keeps_validation_digits_out_of_training(script):
-    train_set, test_set = script.digits(seed=0)
+    train_set, test_set = script.Digits("training", seed=0), script.Digits("validation", seed=0)
     assert (len(train_set), len(test_set)) == (1437, 360)
     seen = {image.numpy().tobytes() for image, _ in train_set}
     assert sum(image.numpy().tobytes() in seen for image, _ in test_set) == 0

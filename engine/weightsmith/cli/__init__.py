@@ -77,7 +77,7 @@ def guarded(work: Callable[[], Any]) -> int:
         code = work()
         return code if isinstance(code, int) else 0
     except RunStopped as stopped:
-        print(stopped, file=sys.stderr)
+        print(stopped, *getattr(stopped, "__notes__", ()), sep="\n", file=sys.stderr)
         return int(stopped.code or 0)
     except ConfigurationError as error:
         print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)

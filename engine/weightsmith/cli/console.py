@@ -67,6 +67,11 @@ class Console:
         violations = self._trainer.violations()
         return sum(value > 0 for value in violations.values()) if violations else None
 
+    def close(self) -> None:
+        """Take the bar away, so that what is printed next stands on a line of its own."""
+        if self._progress.pbar is not None:
+            self._progress.pbar.close()
+
     def summary(self, run_dir: Path) -> None:
         """Say what came of it, where it is, and how to look at it."""
         state, seconds = self._trainer.state, time.perf_counter() - self._begun

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tqdm.contrib.logging import logging_redirect_tqdm
+
 from weightsmith.cli.console import Console, profiled
 from weightsmith.errors import ConfigurationError, RunStopped
 from weightsmith.recipe import Experiment, prepare, read_recipe
@@ -92,10 +94,13 @@ def _run(experiment: Experiment, run_dir: Path) -> None:
     trainer = experiment.trainer
     console = Console(trainer, experiment.recipe.settings.epochs)
     try:
-        experiment.run()
-    except RunStopped:
-        print(f"go on with: weightsmith resume {run_dir}")
+        with logging_redirect_tqdm():
+            experiment.run()
+    except RunStopped as stopped:
+        stopped.add_note(f"go on with: weightsmith resume {run_dir}")
         raise
+    finally:
+        console.close()
     path = trainer.checkpoint_path()
     if path is not None and not path.exists():
         trainer.save(path)

@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Events
 from ignite.utils import manual_seed
 
-from weightsmith.errors import ConfigurationError
 from weightsmith.recipe.recipe import Recipe
 from weightsmith.recipe.text import Problems, located
 from weightsmith.trainer import Trainer
+from weightsmith.trainer.arguments import refuse_missing_device
 
 __all__ = ["Experiment", "prepare"]
 
@@ -64,7 +63,7 @@ def prepare(recipe: Recipe, run_dir: Path | None = None, *, one_batch: bool = Fa
     """
     settings = recipe.settings
     with located(recipe.plain, "device"):
-        _refuse_missing_device(settings.device)
+        refuse_missing_device(settings.device)
     seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
     manual_seed(seed)
     batches = recipe.batches.build()
@@ -116,11 +115,3 @@ def _held_by(models: dict[str, Any], optimizer: str) -> list[Any]:
 
 def _stepping(scheduler: Any) -> Any:
     return lambda: scheduler.step()  # without the engine, which Ignite would hand over as the epoch
-
-
-def _refuse_missing_device(name: str) -> None:
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise ConfigurationError(f"device {name!r} cannot be used here: {reason}") from error

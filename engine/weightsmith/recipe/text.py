@@ -165,6 +165,7 @@ for _name, (_pattern, _) in _CORE.items():
 _Dumper.add_representer(Section, SafeRepresenter.represent_dict)
 _Dumper.add_representer(Items, SafeRepresenter.represent_list)
 _Dumper.add_multi_representer(int, lambda dumper, number: dumper.represent_int(int(number)))
+_Dumper.add_multi_representer(float, lambda dumper, number: dumper.represent_float(float(number)))
 
 
 def written(values: Any) -> str:

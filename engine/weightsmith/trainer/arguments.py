@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from weightsmith.errors import ConfigurationError
 from weightsmith.trainer.pipeline import Precision
 
-__all__ = ["kept", "named", "refuse_misfits", "settle"]
+__all__ = ["kept", "named", "refuse_misfits", "refuse_missing_device", "settle"]
 
 T = TypeVar("T")
 
@@ -61,8 +61,19 @@ def named(given: Any, kind: type[T], what: str, name: str) -> dict[str, T]:
     return several
 
 
+def refuse_missing_device(device: str | torch.device) -> None:
+    """Raise :class:`ConfigurationError` where nothing can be put on a device."""
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigurationError(f"device {str(device)!r} cannot be used here: {reason}") from error
+
+
 def settle(models: Mapping[str, nn.Module], device: str | torch.device | None) -> torch.device:
     """Move the models to the device; by default it is where the first weight already is."""
+    if device is not None:
+        refuse_missing_device(device)
     if device is None:
         first = next((parameter for model in models.values() for parameter in model.parameters()), None)
         return torch.device("cpu") if first is None else first.device
