@@ -70,10 +70,11 @@ def described(plugin: type[Plugin]) -> str:
         found: Any = plugin
         event = found.event.name if hasattr(found, "event") else "the forward pass"
         lines.append(f"  acts on {event}, by default where={found.default_where!r}")
-    lines += ["", *(f"  {_field(field)}" for field in fields(plugin)), "", inspect.getdoc(plugin) or ""]
+    lines += ["", *(f"  {_field(field, plugin)}" for field in fields(plugin)), "", inspect.getdoc(plugin) or ""]
     return "\n".join(lines)
 
 
-def _field(field: Field[Any]) -> str:
-    default = "needed" if field.default is MISSING and field.default_factory is MISSING else f"= {field.default!r}"
+def _field(field: Field[Any], plugin: Any) -> str:
+    given = plugin.default_where if field.name == "where" and hasattr(plugin, "default_where") else field.default
+    default = "(needed)" if given is MISSING and field.default_factory is MISSING else f"= {given!r}"
     return f"{field.name}: {field.type} {default}"

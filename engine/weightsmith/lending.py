@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
 __all__ = ["lendable", "lending", "renew_statistics"]
+
+logger = logging.getLogger(__name__)
 
 
 def lendable(average: Binding) -> list[Target]:
@@ -74,7 +77,7 @@ def renew_statistics(trainer: Trainer, data: Iterable[Any]) -> None:
     model = trainer.model
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None]
     if not norms:
-        trainer.logger.warning("statistics_from: no batch norm in training mode keeps statistics, so none are renewed")
+        logger.warning("statistics_from: no batch norm in training mode keeps statistics, so none are renewed")
         return
     momenta = [norm.momentum for norm in norms]
     batches = 0

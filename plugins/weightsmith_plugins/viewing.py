@@ -31,8 +31,7 @@ def view(runs: Path = Path("runs"), *, port: int = 6006, host: str = "localhost"
     process = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *options])
     try:
         return process.wait()
-    except KeyboardInterrupt:  # which TensorBoard got as well
-        process.wait()
+    except KeyboardInterrupt:
         return 0
     finally:
         process.terminate()

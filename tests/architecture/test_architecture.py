@@ -33,6 +33,7 @@ PUBLIC = [
     "Plugin",
     "PluginContractError",
     "PluginDefinitionError",
+    "RecipeError",
     "Probe",
     "Progress",
     "Schedule",

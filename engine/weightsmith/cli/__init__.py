@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from typing import Any
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
 from weightsmith.cli.comparing import compare
 from weightsmith.cli.listing import plan, plugins
@@ -39,6 +39,7 @@ _OWN: dict[str, Any] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command that the arguments name; the process's exit code."""
+    set_parsing_settings(add_print_completion_argument=True)
     parser = ArgumentParser(
         prog="weightsmith",
         description="Train from recipes, plan, look and compare; write plugins and check them.",
@@ -100,5 +101,5 @@ def _log_plainly() -> None:
     """Warnings in a line each; not what Ignite says of an exception that is reported here."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
-    handler.addFilter(lambda record: not (record.exc_info or "terminating due to" in record.getMessage()))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from weightsmith.discovery import plugin_class
 from weightsmith.errors import RecipeError
 from weightsmith.plugin import nearest
-from weightsmith.recipe.text import Items, Section, read_text
+from weightsmith.recipe.plugins import first_field
+from weightsmith.recipe.text import Items, Section, located, place_of, read_text
 
 __all__ = ["change"]
 
@@ -75,4 +77,11 @@ def _settings(container: Any, part: str, source: str) -> Any:
         return container
     (name,) = container
     is_class = isinstance(name, str) and (name[:1].isupper() or "." in name)
-    return _entered(container, name, source) if is_class else container
+    if not is_class:
+        return container
+    alone = container[name]
+    if alone is not None and not isinstance(alone, (Section, Items)):  # the first field of a plugin
+        with located(Section(place=source)):
+            field = first_field(plugin_class(name))
+        container[name] = Section({field: alone}, source, {field: place_of(container, name)})
+    return _entered(container, name, source)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from weightsmith.errors import ConfigurationError, RecipeError, WeightsmithError
 from weightsmith.importing import imported
@@ -73,7 +73,9 @@ def _built(value: Any) -> Any:
     return [_built(item) for item in value] if isinstance(value, list) else value
 
 
-def component(plain: Any, expected: type | None = None, given: Sequence[str] = ()) -> Component:
+def component(
+    plain: Any, expected: type | None = None, given: Sequence[str] = (), *, is_called_later: bool = False
+) -> Component:
     """What plain data names: ``"ReLU"``, ``{"Linear": {"in_features": 3, "out_features": 2}}``, ``{"Sequential":
     [first, second]}`` with positional arguments, or ``{"class_path": …, "init_args": {…}}``.
 
@@ -83,6 +85,7 @@ def component(plain: Any, expected: type | None = None, given: Sequence[str] = (
         plain: the name, or one name to its arguments.
         expected: of what class it must be, or what a function must say that it returns. Default: anything.
         given: parameters that it is given when it is built.
+        is_called_later: whether a function is meant itself, with some of its arguments. Default: what it returns.
 
     Raises:
         ConfigurationError: no such name, or arguments that do not fit; the message names the nearest.
@@ -95,6 +98,8 @@ def component(plain: Any, expected: type | None = None, given: Sequence[str] = (
             return Component(target, {}, [_positional(item) for item in settings], place)
         if not isinstance(settings, Mapping | None):
             raise ConfigurationError(f"{name}: {settings!r} are no arguments: write `name: value` for each")
+        if is_called_later and not isinstance(target, type):
+            given = [name for name in _required(target) if name not in (settings or {})]
         return Component(target, checked_arguments(target, settings or {}, given), (), place)
 
 
@@ -277,7 +282,10 @@ def _argument(target: Callable[..., Any], name: str, plain: Any, known: Sequence
     parser = ArgumentParser(exit_on_error=False)
     _add_arguments(parser, target, set(known) - {name})
     try:
-        return parser.instantiate_classes(parser.parse_object({name: _bare(plain)}))[name]
+        parsed = parser.parse_object({name: _bare(plain)})
+        if isinstance(parsed[name], Namespace) and "class_path" in parsed[name]:
+            return component(plain)  # checked further down by this module's own rules
+        return parser.instantiate(parsed)[name]
     except (ArgumentError, TypeError, ValueError) as error:
         if isinstance(plain, str) and plain in _short_names(None):
             return component(plain)

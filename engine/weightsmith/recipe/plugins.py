@@ -13,7 +13,7 @@ from weightsmith.importing import imported
 from weightsmith.plugin import Plugin, nearest
 from weightsmith.recipe.text import Problems, located
 
-__all__ = ["from_plain"]
+__all__ = ["first_field", "from_plain"]
 
 
 def from_plain(plain: Any) -> Plugin:
@@ -35,14 +35,14 @@ def from_plain(plain: Any) -> Plugin:
         cls = plugin_class(name)
         if settings is None or isinstance(settings, Mapping):
             return _made(cls, settings or {})
-        field = _first_field(cls, settings)
-        return _made(cls, {field: settings} if field else {})
+        return _made(cls, {first_field(cls): settings})
 
 
-def _first_field(cls: type[Plugin], value: Any) -> str:
+def first_field(cls: type[Plugin]) -> str:
+    """The field that a value alone means."""
     own = [field.name for field in fields(cls) if not field.kw_only]
     if not own:
-        raise ConfigurationError(f"{cls.__name__}: {value!r} is no field: write `field: value`; it has none of its own")
+        raise ConfigurationError(f"{cls.__name__} has no field of its own, so write `field: value`, not a value alone")
     return own[0]
 
 

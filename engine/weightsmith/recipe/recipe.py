@@ -187,8 +187,8 @@ class _Reader:
         schedulers = self._several("scheduler", LRScheduler, ("optimizer",))
         batches = self._one("data", lambda plain: component(plain, Iterable), needed=True)
         validation = self._one("validation", lambda plain: component(plain, Iterable))
-        loss = self._one("loss", component)
-        step = self._one("step", component)
+        loss = self._one("loss", lambda plain: component(plain, is_called_later=True))
+        step = self._one("step", lambda plain: component(plain, is_called_later=True))
         metrics = self._named("metrics", Metric)
         plugins = self._one("plugins", lambda plain: _plugins(plain, str(self._path))) or []
         with self._problems.gathering(self._plain):

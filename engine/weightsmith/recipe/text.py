@@ -159,6 +159,13 @@ class _Dumper(Emitter, Serializer, SafeRepresenter, BaseResolver):
         SafeRepresenter.__init__(self, sort_keys=False, default_flow_style=None)  # type: ignore[arg-type]  # None: flat ones in a line
         BaseResolver.__init__(self)
 
+    def choose_scalar_style(self) -> Any:
+        """In double quotes where a line break of Unicode's would otherwise be read as a space."""
+        breaks = isinstance(self.event, yaml.ScalarEvent) and not {"\x85", "\u2028", "\u2029"}.isdisjoint(
+            self.event.value
+        )
+        return '"' if breaks else super().choose_scalar_style()
+
 
 for _name, (_pattern, _) in _CORE.items():
     _Dumper.add_implicit_resolver(_TAG + _name, re.compile(f"(?:{_pattern})$"), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -18,6 +19,8 @@ from weightsmith.trainer.loop import ResumableLoop
 from weightsmith.window import Window, Windows
 
 __all__ = ["Precision", "UpdatePipeline"]
+
+logger = logging.getLogger(__name__)
 
 Precision: TypeAlias = Literal["float32", "bfloat16", "float16"]
 
@@ -281,12 +284,12 @@ class UpdatePipeline(ResumableLoop):
             return
         idle = [name for name, updates in self.state.updates.items() if updates == self._updates_before.get(name)]
         if len(idle) == len(self.optimizers):
-            self.logger.warning(
+            logger.warning(
                 "no optimizer was updated in this run, so plugins had no updates to act on: "
                 "does the step call trainer.update(loss)?"
             )
         elif idle:
-            self.logger.warning(
+            logger.warning(
                 "optimizers not updated in this run: %s. Does the step call trainer.update(loss, optimizer=%r)?",
                 ", ".join(map(repr, idle)),
                 idle[0],

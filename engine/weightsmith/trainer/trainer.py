@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -37,6 +38,8 @@ from weightsmith.trainer.run import DurableRun
 from weightsmith.weights import inventory, raw_weights
 
 __all__ = ["Trainer"]
+
+logger = logging.getLogger(__name__)
 
 Step: TypeAlias = "Callable[[Trainer, Any], Any]"
 
@@ -320,7 +323,7 @@ class Trainer(DurableRun):
             lends = bool(averaged and lendable(self._attachments.the(Average, average)))
             if averaged and not lends and not said:
                 said = True
-                self.logger.warning("validate_on: there is no mean yet, so the weights in training are evaluated")
+                logger.warning("validate_on: there is no mean yet, so the weights in training are evaluated")
             with self.averaged(average, statistics_from=statistics_from) if lends else contextlib.nullcontext():
                 engine.run(data)
             self.state.metrics.update(engine.state.metrics)
