@@ -13,7 +13,7 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 from types import ModuleType
 
-from weightsmith.errors import ConfigurationError
+from weightsmith.errors import ConfigurationError, WeightsmithError
 from weightsmith.kinds import Constraint
 from weightsmith.plugin import Plugin
 from weightsmith.testing.authored import Sources, importable, module_name, sources
@@ -156,7 +156,7 @@ def _demand(check: Check) -> str:
 def _said(error: BaseException) -> str:
     """What an error says, with the notes on it; of an assertion without words, the line that failed."""
     text = str(error)
-    if not isinstance(error, AssertionError):
+    if not isinstance(error, (AssertionError, WeightsmithError)):  # the engine's own messages need no name
         text = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else text}"
     elif not text:
         text = f"this is not so: {traceback.extract_tb(error.__traceback__)[-1].line}"
@@ -165,7 +165,8 @@ def _said(error: BaseException) -> str:
 
 def _method_place(cls: type[Plugin], own: Iterable[Path]) -> tuple[Path | None, int | None]:
     """Where the author wrote the method that the kind asks for, else the class."""
-    hooks = next((base.__abstractmethods__ for base in cls.__mro__ if base.__abstractmethods__), frozenset())
+    asked: list[frozenset[str]] = [getattr(base, "__abstractmethods__", frozenset()) for base in cls.__mro__]
+    hooks = next(filter(None, asked), frozenset())
     codes = [getattr(getattr(cls, name), "__code__", None) for name in hooks]
     places = [(Path(code.co_filename), code.co_firstlineno) for code in codes if code is not None]
     written = [place for place in places if place[0].resolve() in own]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,7 +85,8 @@ def _without_repetition(findings: list[Finding]) -> Iterator[str]:
     """One error in the plugin's code fails many checks in one way."""
     alike: dict[tuple[str, str], list[Finding]] = {}
     for finding in findings:
-        alike.setdefault((finding.place, finding.message.partition("\n")[0]), []).append(finding)
+        without_numbers = re.sub(r"\d+", "", finding.message.partition("\n")[0])  # shapes differ
+        alike.setdefault((finding.place, without_numbers), []).append(finding)
     for first, *others in alike.values():
         yield _shown(first, [other.check for other in others])
 
