@@ -45,7 +45,7 @@ FAULTS = {
         ["return torch.where(weight.abs() > 0.5, weight * 0.9, weight)"],
         "projection_is_stable",
         "mine.py:4",
-        "project(project(w)) is off project(w) by 1.",
+        "project(project(w)) is off project(w) by 2 in torch.float32",
     ),
     "writes its input": (
         ["return weight.clamp_(-0.5, 0.5)"],
