@@ -8,6 +8,7 @@ from types import ModuleType
 import pytest
 import weightsmith
 import weightsmith_plugins
+from weightsmith.testing import conformance
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,7 +28,7 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
     for block in found:
         exec(compile(block, "README.md", "exec"), vars(module))
     assert list((tmp_path / "runs" / "first").glob("events.out.tfevents.*"))
-    for check, case in module.conformance([module.Case(module.StayClose())]):
+    for check, case in conformance(module.CASES):
         module.test_conformance(check, case)
 
 

@@ -6,6 +6,7 @@ Exit codes: 0, done; 1, the run failed, or a comparison or a check found somethi
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -16,6 +17,7 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from weightsmith.cli.authoring import check, new_package, new_plugin
 from weightsmith.cli.comparing import compare
 from weightsmith.cli.listing import plan, plugins
 from weightsmith.cli.parsing import Command, add_commands
@@ -34,6 +36,8 @@ _OWN: dict[str, Any] = {
     "export": export,
     "compare": compare,
     "plugins": plugins,
+    "new": {"": "Write a new plugin, or a package for one.", "plugin": new_plugin, "package": new_package},
+    "check": check,
 }
 
 
@@ -72,7 +76,8 @@ def guarded(work: Callable[[], Any]) -> int:
     >>> guarded(lambda: None)
     0
     """
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a line an epoch, also into a pipe
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a line an epoch, also into a pipe
     _log_plainly()
     try:
         code = work()

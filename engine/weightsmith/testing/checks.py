@@ -169,7 +169,7 @@ def keeps_shape_dtype_and_device(case: Case) -> None:
             result = singular(case.plugin, tensors, 0)
             assert result.shape == shape, f"{shape} became {tuple(result.shape)}"
             assert result.dtype == dtype, f"{dtype} became {result.dtype}"
-            assert result.device == tensors[0].device
+            assert result.device == tensors[0].device, f"{tensors[0].device} became {result.device}"
             for strange in ([t.mT.contiguous().mT for t in tensors], [channels_last(t) for t in tensors]):
                 close = torch.allclose(plural(case.plugin, strange)[0].double(), result.double(), atol=rounding(dtype))
                 assert close, f"another memory layout of {shape} gave another result"
@@ -270,12 +270,17 @@ def zero_weights_can_still_learn(case: Case) -> None:
 def projection_lands_in_the_set(case: Case) -> None:
     """From anywhere, tiny, huge and zero weights included; in the set by ``holds`` and by ``violation``."""
     plugin: Any = case.plugin
-    assert case.holds is not None, "the row needs holds=…, which says what the set is"
+    assert case.holds is not None, (
+        "its row does not say what the set is: write what is true of points of it, elementwise or per unit and with "
+        f"room for rounding, such as Case({plugin!r}, holds=lambda weight: weight.abs() <= 1 + 1e-6)"
+    )
     for shape in case.shapes:
         for scale in (1.0, 0.0, 1e-3, 1e3):
             weight = torch.randn(shape) * scale
             (projected,) = plural(plugin, [weight])
-            assert bool(torch.as_tensor(case.holds(projected)).all()), f"outside the set at scale {scale}: {projected}"
+            assert bool(torch.as_tensor(case.holds(projected)).all()), (
+                f"outside the set: a weight of shape {shape} at scale {scale}"
+            )
             half = plural(plugin, [weight.bfloat16()])[0]
             exact = plugin(half.double(), site=Site.alone(half.double(), name="weight0"))
             largest = exact.abs().amax()
@@ -295,7 +300,7 @@ def projection_is_stable(case: Case) -> None:
             for _ in range(1000 if dtype is torch.float32 else 3):
                 (again,) = plural(plugin, [again])
             assert torch.equal(again, once), (
-                f"project(project(w)) is off project(w) by {(again - once).abs().max()} in {dtype}"
+                f"project(project(w)) is off project(w) by {(again - once).abs().max():.1g} in {dtype}"
             )
 
 
@@ -356,6 +361,7 @@ def measures_any_tensor(case: Case) -> None:
         parameter = nn.Parameter(weight)
         parameter.grad = weight.clone()
         site = Site.alone(parameter)
-        assert isinstance(asked(plugin, "measure", parameter.detach(), site=site), dict)
-        assert torch.equal(weight.isnan(), kept.isnan())
-        assert torch.equal(weight.nan_to_num(), kept.nan_to_num())
+        found = asked(plugin, "measure", parameter.detach(), site=site)
+        assert isinstance(found, dict), f"it measured {found!r}: return a dict of group to measurement"
+        same = torch.equal(weight.isnan(), kept.isnan()) and torch.equal(weight.nan_to_num(), kept.nan_to_num())
+        assert same, f"it wrote to a weight of shape {tuple(weight.shape)} and {weight.dtype}"
