@@ -1,5 +1,5 @@
-"""A run at a glance, for people who would rather look than browse: one page, or one picture. Draws with matplotlib, which
-``pip install "weightsmith[report]"`` installs."""
+"""A run at a glance, for people who would rather look than browse: one page, or one picture. Draws with matplotlib:
+``pip install "weightsmith[report]"``."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _FORMS = (".html", ".png", ".svg", ".pdf")
 
 
 def report(run: Path, to: Path | None = None, where: str = "*") -> Path:
-    """Draw a run, finished or interrupted, on one page: metrics, losses, a ridge plot of every weight's distribution over
-    the epochs, norms, sparsity, violations, penalties, gradients, and whatever else was measured.
+    """Draw a run, finished or interrupted, on one page: metrics, losses, a ridge plot of every weight's distribution
+    over the epochs, norms, sparsity, violations, penalties, gradients, and whatever else was measured.
 
     Reads what ``TensorBoard()`` or ``JSONLines()`` wrote. A page is one file without scripts and without anything from
     elsewhere. Of many weights, 24 are drawn in a section, spread evenly over the model, and the section says so.

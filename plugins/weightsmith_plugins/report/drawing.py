@@ -18,8 +18,8 @@ from weightsmith_plugins.report.ridges import Ridges, evenly
 __all__ = ["GRID", "INK", "PAPER", "SOFT", "WIDTH", "Line", "draw_lines", "draw_ridges", "ridges_height"]
 
 INK, SOFT, GRID, PAPER = "#1f2429", "#67707a", "#dde2e7", "#fefefe"
-"""Text and outlines; what is said in passing; thin lines; the background. Nothing else has these colours, so that a page
-can exchange them."""
+"""Text; what is said in passing; thin lines; the background. Nothing else has these colours, so that a page can
+exchange them."""
 
 WIDTH = 4.8
 LINES_HEIGHT = 2.5
@@ -67,12 +67,12 @@ def draw_ridges(figure: FigureBase, height: float, name: str, notes: str, found:
         notes: what stands below it.
         unit: of the steps.
     """
-    has_zeros = any(ridge.zeros for ridge in found.ridges)
+    stands_apart = any(ridge.at_zero for ridge in found.ridges)
     heights, lowered = _heights([ridge.densities.max(initial=0.0) for ridge in found.ridges])
     if lowered:
         which = ", ".join(str(found.ridges[place].step) for place in lowered[:4]) + (" …" if len(lowered) > 4 else "")
         notes = f"{notes}; drawn lower than to scale: {unit} {which}"
-    axes = _axes(figure, height, right=0.62 if has_zeros else 0.2, bottom=0.42)
+    axes = _axes(figure, height, right=0.62 if stands_apart else 0.2, bottom=0.42)
     _head(figure, height, name, notes)
     count = len(found.ridges)
     overlap = 1 + count / 7
@@ -80,11 +80,13 @@ def draw_ridges(figure: FigureBase, height: float, name: str, notes: str, found:
     for place, ridge in enumerate(found.ridges):
         base, colour = count - 1 - place, tuple(colours[place if count > 1 else -1])
         curve = base + overlap * heights[place] * ridge.densities
-        axes.fill_between(found.centres, base, curve, facecolor=colour, linewidth=0, zorder=2 + place)
-        axes.plot(found.centres, curve, color=PAPER, linewidth=0.7, zorder=place + 2.2, solid_joinstyle="round")
-        axes.plot(found.edges[[0, -1]], [base, base], color=colour, linewidth=0.6, zorder=place + 2.1)
-        if ridge.zeros:
-            top = base + overlap * ridge.zeros
+        ends = found.centres[[0, -1]]
+        outline = np.concatenate([ends[:1], found.centres, ends[1:]]), np.concatenate([[base], curve, [base]])
+        axes.fill(*outline, facecolor=colour, linewidth=0, zorder=place + 2)
+        axes.plot(found.centres, curve, color=PAPER, linewidth=0.7, zorder=place + 2.1)
+        axes.plot(ends, [base, base], color=colour, linewidth=0.6, zorder=place + 2.2)
+        if ridge.at_zero:
+            top = base + overlap * ridge.at_zero
             axes.plot([0, 0], [base, top], color=colour, linewidth=1.6, zorder=place + 2.3)
             axes.plot([0], [top], "o", color=colour, markersize=3.4, zorder=place + 2.4, mec=PAPER, mew=0.5)
     axes.set_xlim(*found.edges[[0, -1]])
@@ -94,26 +96,20 @@ def draw_ridges(figure: FigureBase, height: float, name: str, notes: str, found:
     axes.set_ylabel(unit)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    if has_zeros:
-        _zeros_column(axes, {count - 1 - place: found.ridges[place].zeros for place in marked})
+    if stands_apart:
+        _column_at_zero(axes, {count - 1 - place: found.ridges[place].at_zero for place in marked})
 
 
-def _zeros_column(axes: Axes, shares: dict[int, float]) -> None:
-    """To the right, the share of zeros in the epochs that are marked."""
+def _column_at_zero(axes: Axes, shares: dict[int, float]) -> None:
+    """To the right, the share of values at zero in the epochs that are marked."""
+    size = axes.get_position().width * WIDTH  # in inches
+    x = 1 + 0.46 / size
     for base, share in shares.items():
-        axes.annotate(
-            f"{share:.0%}" if share >= 0.0995 or not share else f"{share:.1%}",
-            (1, base),
-            xycoords=("axes fraction", "data"),
-            xytext=(30, 0),
-            textcoords="offset points",
-            **_small("right", "center"),
+        text = f"{share:.0%}" if share >= 0.0995 or not share else f"{share:.1%}"
+        axes.text(
+            x, base, text, transform=axes.get_yaxis_transform(), ha="right", va="center", fontsize=7.5, color=SOFT
         )
-    axes.annotate("zeros", (1, 1), xycoords="axes fraction", xytext=(30, -2), textcoords="offset points", **_small())
-
-
-def _small(across: str = "right", along: str = "bottom") -> dict[str, object]:
-    return {"ha": across, "va": along, "fontsize": 7.5, "color": SOFT}
+    axes.text(x, 1, "≈ 0", transform=axes.transAxes, ha="right", va="bottom", fontsize=7.5, color=SOFT)
 
 
 def _heights(peaks: Sequence[float]) -> tuple[list[float], list[int]]:
@@ -138,7 +134,7 @@ def draw_lines(figure: FigureBase, title: str, lines: Sequence[Line], unit: str)
     by_end = sorted(lines, key=lambda line: -_last(line.pairs))
     named, others = by_end[:_NAMED], by_end[_NAMED:]
     axes = _axes(figure, LINES_HEIGHT, right=1.72 if len(lines) > 1 else 0.2, bottom=0.46, left=0.66)
-    notes = f"{len(others)} more in grey; named are the {_NAMED} that end highest" if others else ""
+    notes = f"{len(others)} more in grey; named are the {_NAMED} that end highest" if others else _constant(lines)
     _head(figure, LINES_HEIGHT, title, notes)
     for line in others:
         axes.plot(*_points(line.pairs), color=SOFT, linewidth=0.6, alpha=0.35)
@@ -156,6 +152,11 @@ def draw_lines(figure: FigureBase, title: str, lines: Sequence[Line], unit: str)
     axes.set_xlabel(unit)
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
     axes.grid(color=GRID, linewidth=0.6)
+
+
+def _constant(lines: Sequence[Line]) -> str:
+    numbers = {number for line in lines for _, number in line.pairs}
+    return f"{'always' if len(lines) == 1 else 'all'} {numbers.pop():.4g}" if len(numbers) == 1 else ""
 
 
 def shortened(name: str) -> str:

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 import matplotlib
 from matplotlib.figure import Figure
 
-from weightsmith_plugins.report.contents import Block, Contents, Result, Section
+from weightsmith_plugins.report.contents import Contents, Result
 from weightsmith_plugins.report.drawing import GRID, INK, PAPER, SOFT, WIDTH
+from weightsmith_plugins.report.sections import Block, Section
 
 __all__ = ["page", "said"]
 
@@ -29,14 +30,15 @@ h2 { display: inline; margin: 0; font-size: 1.25rem }
 section, details { margin-top: 2.5rem; border-top: 1px solid var(--grid); padding-top: 1rem }
 summary { cursor: pointer }
 p { margin: .4rem 0; color: var(--soft) }
+section p, details p { font-size: .875rem }
 table { margin-top: 1.5rem; border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: .3rem 2rem .3rem 0; text-align: right; border-bottom: 1px solid var(--grid) }
 th { font-weight: 600; color: var(--soft); font-size: .85rem }
 th:first-child { text-align: left }
 tbody th { color: var(--ink); font-size: 1rem }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: .5rem 1.5rem }
 figure { margin: 1rem 0 0 }
-svg { display: block; width: 100%; height: auto }
+svg { display: block; width: 100%; height: auto; margin-left: -2.5% } /* titles are set in by so much */
 svg * { stroke-linejoin: round }
 svg text { font-family: var(--sans) !important }
 """
@@ -83,7 +85,7 @@ def _table(results: Sequence[Result]) -> Iterator[str]:
     yield '<table><thead><tr><th scope="col">measure</th><th scope="col">last</th><th scope="col">best</th>'
     yield '<th scope="col">in epoch</th></tr></thead><tbody>'
     for result in results:
-        cells = [said(result.last), said(result.best), str(result.step or "–")]
+        cells = [said(result.last), said(result.best), str(result.epoch or "–")]
         yield f'<tr><th scope="row">{html.escape(result.name)}</th>{"".join(f"<td>{cell}</td>" for cell in cells)}</tr>'
     yield "</tbody></table>"
 
@@ -110,8 +112,13 @@ def _drawn(block: Block, key: str) -> str:
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>|<style .*?</style>", "", svg, flags=re.DOTALL)
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # every figure numbers them from 1
-    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
+    svg = re.sub(r' d="[^"]*"', _shorter, svg)
     for colour, variable in _VARIABLES.items():
         svg = svg.replace(colour, variable)
     root = f'role="img" aria-label="{html.escape(block.told)}"'
     return re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', lambda found: f"<svg {found[1]} {root}>", svg, count=1)
+
+
+def _shorter(path: re.Match[str]) -> str:
+    """The same path, to a hundredth of a point."""
+    return re.sub(r"\s*\n", "", re.sub(r"(\.\d\d)\d+", r"\1", path[0]))

@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 from matplotlib.figure import Figure, FigureBase
 from matplotlib.lines import Line2D
 
-from weightsmith_plugins.report.contents import Block, Contents, Section
+from weightsmith_plugins.report.contents import Contents
 from weightsmith_plugins.report.drawing import GRID, INK, PAPER, SOFT, WIDTH
 from weightsmith_plugins.report.page import said
+from weightsmith_plugins.report.sections import Block, Section
 
 __all__ = ["picture"]
 
@@ -91,5 +92,5 @@ def _heading(shown: Contents, figure: FigureBase) -> None:
     for row, result in enumerate(shown.results, start=1):
         y = 1.45 + _ROW * row
         write(_INSET, y, result.name, 9.5, INK)
-        for x, text in zip(_TABLE, (said(result.last), said(result.best), str(result.step or "–")), strict=True):
+        for x, text in zip(_TABLE, (said(result.last), said(result.best), str(result.epoch or "–")), strict=True):
             write(x, y, text, 9.5, INK, ha="right")

@@ -8,25 +8,29 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from weightsmith_plugins.series import Array, Distribution
 
-__all__ = ["Ridge", "Ridges", "axis_of", "density", "evenly", "ridges", "zeros_in"]
+__all__ = ["Ridge", "Ridges", "at_zero", "axis_of", "density", "evenly", "ridges"]
 
 T = TypeVar("T")
 
 MOST = 25
 """Ridges in one plot, if not said otherwise."""
 
-BINS = 180
-_FEWEST_ZEROS = 0.005
-"""The share from which on zeros stand apart: they would be one spike that dwarfs the rest."""
+BINS = 150
+_NEAR = 1e-12
+"""How far from zero a value still counts as being there: the edges of TensorBoard's buckets that are nearest to it."""
+
+_FEWEST = 0.005
+"""The share from which on values at zero stand apart: they would be one spike that dwarfs the rest."""
 
 _TAIL = 0.002
 """The share of an epoch's values that may lie beyond either end of the axis."""
 
 _FURTHEST = 4.0
-"""How many times as far as in the middle one of all epochs the axis reaches for a single one."""
+"""How many times as far the axis reaches for a few epochs as four in five of them need."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,14 +39,15 @@ class Ridge:
 
     Attributes:
         step: the epoch, or the update.
-        densities: share of the values per unit of the weight, zeros left out if they stand apart; shape ``(bins,)``.
-        zeros: the share of zeros, if they stand apart, else 0.
+        densities: share of the values per unit of the weight, without those at zero if they stand apart; shape
+            ``(bins,)``.
+        at_zero: the share of the values at zero, if they stand apart, else 0.
         outside: the share of the values beyond the axis.
     """
 
     step: int
     densities: Array
-    zeros: float
+    at_zero: float
     outside: float
 
 
@@ -98,21 +103,18 @@ def evenly(items: Sequence[T], most: int) -> list[T]:
     return [items[place] for place in places]
 
 
-def zeros_in(distribution: Distribution) -> float:
-    """How many values are zero. Where the file does not say, those that TensorBoard's bucket from 0 to 1e-12 holds."""
-    if distribution.zeros is not None:
-        return float(distribution.zeros)
-    at_zero = (distribution.starts == 0) & (distribution.limits <= 1e-12)
-    return float(distribution.counts[at_zero].sum())
+def at_zero(distribution: Distribution) -> float:
+    """How many values are zero, or less than 1e-12 from it: TensorBoard's buckets do not tell them apart."""
+    return max(float(distribution.zeros or 0), float(distribution.counts[_nearest(distribution)].sum()))
 
 
 def density(distribution: Distribution, edges: Array, *, smooth: bool = True) -> Array:
     """The share of the values per unit of the weight, in bins of equal width: the area under it is the share that lies
-    between the outer edges, without the zeros if they stand apart.
+    between the outer edges, without those at zero if they stand apart.
 
     A bucket's values are spread evenly over it, within the least and the largest value. Smoothing is a Gaussian of half
-    the width that Silverman's rule gives (*Density Estimation for Statistics and Data Analysis*, 1986), reflected at the
-    ends of the axis, so that the area stays.
+    the width that Silverman's rule gives (*Density Estimation for Statistics and Data Analysis*, 1986), reflected at
+    the ends of the axis, so that the area stays.
 
     Args:
         edges: ascending; shape ``(bins + 1,)``.
@@ -134,44 +136,53 @@ def density(distribution: Distribution, edges: Array, *, smooth: bool = True) ->
 
 def axis_of(distributions: Sequence[Distribution]) -> tuple[float, float]:
     """Where the axis that all epochs share begins and ends: it holds all but the tails of every epoch, and does not
-    follow a single epoch that is far wider than the others."""
+    follow a few epochs that are far wider than the others."""
     spans = np.array([_quantiles(one) for one in distributions if one.count])
     spans = spans[np.isfinite(spans).all(1)] if len(spans) else spans
     if not len(spans):
         return -1.0, 1.0
     middle = float(np.median(spans))
     reach = np.abs(spans - middle).max(1)
-    furthest = _FURTHEST * float(np.median(reach[reach > 0])) if (reach > 0).any() else 0.0
+    usual = np.quantile(reach[reach > 0], 0.8, method="lower") if (reach > 0).any() else 0.0
+    furthest = _FURTHEST * float(usual)
     low, high = max(spans.min(), middle - furthest), min(spans.max(), middle + furthest)
     least, most = min(one.minimum for one in distributions), max(one.maximum for one in distributions)
     if most - least <= 1.5 * (high - low):
         low, high = least, most
-    margin = 0.06 * (high - low) or 0.1 * abs(low) or 1.0
+    margin = 0.1 * (high - low) or 0.1 * abs(low) or 1.0
     return float(low - margin), float(high + margin)
 
 
 def _ridge(one: Distribution, edges: Array) -> Ridge:
     if not one.count:
         return Ridge(one.step, density(one, edges), 0.0, 0.0)
-    zeros = zeros_in(one) / one.count if _zeros_stand_apart(one) else 0.0
+    apart = at_zero(one) / one.count if _stand_apart(one) else 0.0
     low, high, counts = _buckets(one)
     below, above = _share_below(edges[[0, -1]], low, high, counts)
     outside = (counts.sum() - (above - below)) / one.count
-    return Ridge(one.step, density(one, edges), zeros, float(outside) if outside > 1e-9 else 0.0)
+    return Ridge(one.step, density(one, edges), apart, float(outside) if outside > 1e-9 else 0.0)
 
 
-def _zeros_stand_apart(one: Distribution) -> bool:
-    return zeros_in(one) >= _FEWEST_ZEROS * one.count
+def _stand_apart(one: Distribution) -> bool:
+    return at_zero(one) >= _FEWEST * one.count
+
+
+def _nearest(one: Distribution) -> NDArray[np.bool_]:
+    """Which buckets lie within 1e-12 of zero."""
+    near: NDArray[np.bool_] = (one.starts >= -_NEAR) & (one.limits <= _NEAR)
+    return near
 
 
 def _buckets(one: Distribution) -> tuple[Array, Array, Array]:
-    """Left edges, right edges and counts, within the least and the largest value, without zeros that stand apart."""
+    """Left edges, right edges and counts, within the least and the largest value, without what stands apart at zero."""
     low, high = np.fmax(one.starts, one.minimum), np.fmin(one.limits, one.maximum)
     high = np.maximum(high, np.nextafter(low, np.inf))  # a constant's bucket has no width
     counts = one.counts.copy()
-    if _zeros_stand_apart(one):
+    if _stand_apart(one):
+        rest = at_zero(one) - counts[_nearest(one)].sum()  # of zeros in wider buckets
+        counts[_nearest(one)] = 0
         holds_zero = (one.starts <= 0) & (one.limits > 0)
-        counts[holds_zero] = np.maximum(0, counts[holds_zero] - zeros_in(one))
+        counts[holds_zero] = np.maximum(0, counts[holds_zero] - rest)
     return low, high, counts
 
 
@@ -184,7 +195,7 @@ def _share_below(edges: Array, low: Array, high: Array, counts: Array) -> Array:
 
 
 def _quantiles(one: Distribution) -> tuple[float, float]:
-    """Between which all but the tails lie; zeros that stand apart left out."""
+    """Between which all but the tails lie; what stands apart at zero left out."""
     low, high, counts = _buckets(one)
     held = counts > 0
     if not held.any():
