@@ -46,6 +46,8 @@ def report(run: Path, to: Path | None = None, where: str = "*") -> Path:
         raise ConfigurationError(f"report: cannot write {path}: give a name that ends in {', '.join(_FORMS)}")
     folder = find(run)
     try:
+        from matplotlib import style
+
         from weightsmith_plugins.report import contents, page, picture
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
@@ -53,7 +55,7 @@ def report(run: Path, to: Path | None = None, where: str = "*") -> Path:
         raise ConfigurationError(
             'report: draws with matplotlib, which is not installed: pip install "weightsmith[report]"'
         ) from error
-    with warnings.catch_warnings():
+    with style.context("default"), warnings.catch_warnings():  # whatever the user's own matplotlib looks like
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script that the font lacks
         shown = contents.contents(_title(folder), measured(folder), where)
         data = page.page(shown).encode() if form == ".html" else picture.picture(shown, form[1:])

@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 from weightsmith_plugins.report.ridges import Ridges, evenly
 
-__all__ = ["GRID", "INK", "PAPER", "SOFT", "WIDTH", "Line", "draw_lines", "draw_ridges", "ridges_height"]
+__all__ = ["GRID", "INK", "PAPER", "SOFT", "WIDTH", "Line", "draw_lines", "draw_ridges", "percent", "ridges_height"]
 
 INK, SOFT, GRID, PAPER = "#1f2429", "#67707a", "#dde2e7", "#fefefe"
 """Text; what is said in passing; thin lines; the background. Nothing else has these colours, so that a page can
@@ -91,7 +91,7 @@ def draw_ridges(figure: FigureBase, height: float, name: str, notes: str, found:
             axes.plot([0], [top], "o", color=colour, markersize=3.4, zorder=place + 2.4, mec=PAPER, mew=0.5)
     axes.set_xlim(*found.edges[[0, -1]])
     axes.set_ylim(-0.35, count - 1 + overlap * 1.06)
-    marked = evenly(range(count), 6)
+    marked = evenly(range(count), 6) if count > 9 else list(range(count))
     axes.set_yticks([count - 1 - place for place in marked], [str(found.ridges[place].step) for place in marked])
     axes.set_ylabel(unit)
     axes.grid(axis="x", color=GRID, linewidth=0.6)
@@ -137,7 +137,7 @@ def draw_lines(figure: FigureBase, title: str, lines: Sequence[Line], unit: str)
     notes = f"{len(others)} more in grey; named are the {_NAMED} that end highest" if others else _constant(lines)
     _head(figure, LINES_HEIGHT, title, notes)
     for line in others:
-        axes.plot(*_points(line.pairs), color=SOFT, linewidth=0.6, alpha=0.35)
+        axes.plot(*_points(line.pairs), color=SOFT, linewidth=0.6, alpha=max(0.1, 0.5 / len(others) ** 0.3))
     for place, line in enumerate(named):
         colour, style = _COLOURS[place % len(_COLOURS)], "-" if place < len(_COLOURS) else (0, (3, 1.5))
         steps, numbers = _points(line.pairs)
@@ -155,19 +155,29 @@ def draw_lines(figure: FigureBase, title: str, lines: Sequence[Line], unit: str)
 
 
 def _constant(lines: Sequence[Line]) -> str:
-    numbers = {number for line in lines for _, number in line.pairs}
+    numbers = {number for line in lines for _, number in line.pairs if math.isfinite(number)}
     return f"{'always' if len(lines) == 1 else 'all'} {numbers.pop():.4g}" if len(numbers) == 1 else ""
 
 
-def shortened(name: str) -> str:
-    """A name in a legend, both ends of it where it is long.
+def shortened(name: str, most: int = _LETTERS) -> str:
+    """A name, both ends of it where it has more letters than this.
 
     >>> shortened("encoder.layers.11.attention.self.query.weight")
     'encoder.lay…query.weight'
     """
-    if len(name) <= _LETTERS:
+    if len(name) <= most:
         return name
-    return f"{name[: _LETTERS // 2 - 1]}…{name[-_LETTERS // 2 :]}"
+    return f"{name[: most // 2 - 1]}…{name[-(most // 2) :]}"
+
+
+def percent(share: float) -> str:
+    """
+    >>> percent(0.0123), percent(0.5), percent(1e-5), percent(0.0)
+    ('1.2%', '50%', '<0.1%', '0%')
+    """
+    if 0 < share < 0.0005:
+        return "<0.1%"
+    return f"{share:.1%}" if 0 < share < 0.0995 else f"{share:.0%}"
 
 
 def _last(pairs: Sequence[tuple[int, float]]) -> float:
@@ -209,6 +219,7 @@ def _axes(figure: FigureBase, height: float, *, right: float, bottom: float, lef
 
 
 def _head(figure: FigureBase, height: float, title: str, notes: str) -> None:
+    title = shortened(title, 72)
     size = min(10.0, 10.0 * 52 / max(1, len(title)))
     x = 0.12 / WIDTH
     figure.text(x, 1 - 0.2 / height, title, fontsize=size, color=INK, weight="bold", va="center", parse_math=False)

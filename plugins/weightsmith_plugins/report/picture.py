@@ -19,6 +19,9 @@ __all__ = ["picture"]
 
 _COLUMNS = 3
 _DPI = 110
+_MOST_PIXELS = 65_000
+"""As high as matplotlib can draw."""
+
 _MARGIN = 0.35
 """Inches, as all sizes here."""
 
@@ -55,7 +58,7 @@ def picture(shown: Contents, form: str) -> bytes:
             for column, block in enumerate(content, start=1):
                 block.draw(figure.add_subfigure(grid[row, column]))
     file = io.BytesIO()
-    figure.savefig(file, format=form, dpi=_DPI, metadata={"Title": shown.title})
+    figure.savefig(file, format=form, dpi=min(_DPI, _MOST_PIXELS / sum(heights)), metadata={"Title": shown.title})
     return file.getvalue()
 
 

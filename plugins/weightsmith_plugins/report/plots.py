@@ -6,7 +6,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 
-from weightsmith_plugins.report.drawing import draw_ridges, ridges_height
+from weightsmith_plugins.report.drawing import draw_ridges, percent, ridges_height
 from weightsmith_plugins.report.naming import Choice, group_of, rest_of, weight_of
 from weightsmith_plugins.report.ridges import MOST, Ridges, evenly, ridges
 from weightsmith_plugins.report.sections import MOST_BLOCKS, Block, Section, left_out, unit_of
@@ -63,18 +63,18 @@ def _block(series: Series, tag: str, found: Ridges, last_epoch: int, height: flo
 def _notes(some: Sequence[Distribution], found: Ridges, unit: str, nonfinite: Mapping[int, float]) -> str:
     """What stands below a plot's title."""
     notes = [f"{some[-1].count:,} value{'s' if some[-1].count != 1 else ''}"]
+    if len(found.ridges) < len(some):
+        notes.append(f"{MOST} of {len(some)} {unit}s are drawn")
     if found.minimum == found.maximum:
         notes.append(f"all are {found.minimum:.4g}")
     furthest = max(found.ridges, key=lambda ridge: ridge.outside)
     if furthest.outside:
-        share = f"{furthest.outside:.1%}" if furthest.outside >= 0.0005 else "a few"
+        most = "up to " if len(found.ridges) > 1 else ""
         notes.append(
-            f"beyond the axis {'up to ' if len(found.ridges) > 1 else ''}{share} ({unit} {furthest.step}), "
+            f"beyond the axis {most}{percent(furthest.outside)} ({unit} {furthest.step}), "
             f"from {found.minimum:.3g} to {found.maximum:.3g}"
         )
     if nonfinite:
         step = max(nonfinite, key=lambda step: nonfinite[step] if math.isfinite(nonfinite[step]) else 0)
         notes.append(f"left out, being NaN or infinite: {nonfinite[step]:,.0f} ({unit} {step})")
-    if len(found.ridges) < len(some):
-        notes.append(f"{MOST} of {len(some)} {unit}s are drawn")
     return "; ".join(notes)

@@ -49,7 +49,9 @@ def left_out(count: int, things: str, which: str) -> str:
     """What a section says of figures that it has no room for; nothing if it has room for all."""
     if count <= MOST_BLOCKS:
         return ""
-    return f"{MOST_BLOCKS} of {count} {things} are drawn, {which}: choose others by a glob on their names, where=."
+    return (
+        f"{MOST_BLOCKS} of {count} {things} are drawn, {which}; a glob on the names of weights, where, chooses others."
+    )
 
 
 def unit_of(last_step: int, last_epoch: int) -> str:
