@@ -210,11 +210,11 @@ def _axes(figure: FigureBase, height: float, *, right: float, bottom: float, lef
     axes.set_facecolor("none")
     axes.set_axisbelow(True)
     axes.tick_params(colors=SOFT, labelsize=7.5, length=0, pad=4, which="both")
-    axes.yaxis.get_offset_text().set(color=SOFT, fontsize=7)
     for side, spine in axes.spines.items():
         spine.set(visible=side == "bottom", color=SOFT, linewidth=0.6)
     for axis in (axes.xaxis, axes.yaxis):
         axis.label.set(color=SOFT, fontsize=8)
+        axis.get_offset_text().set(color=SOFT, fontsize=7)
     return axes
 
 
