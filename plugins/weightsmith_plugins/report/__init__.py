@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 import warnings
 from pathlib import Path
 
@@ -40,11 +39,11 @@ def report(run: Path, to: Path | None = None, where: str = "*") -> Path:
             be written or is of another kind, or matplotlib is not installed.
     """
     run = Path(run).expanduser()
-    path = Path(to).expanduser() if to is not None else run / "report.html"
+    folder = find(run)
+    path = Path(to).expanduser() if to is not None else (run if run.is_dir() else folder) / "report.html"
     form = path.suffix.lower()
     if form not in _FORMS:
         raise ConfigurationError(f"report: cannot write {path}: give a name that ends in {', '.join(_FORMS)}")
-    folder = find(run)
     try:
         from matplotlib import style
 
@@ -70,20 +69,12 @@ def _title(folder: Path) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     """All or nothing: a reader never finds half a page."""
-    unfinished: str | None = None
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, unfinished = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-        mask = os.umask(0)
-        os.umask(mask)
-        Path(unfinished).chmod(0o666 & ~mask)  # as open() would have made it
-        os.replace(unfinished, path)  # noqa: PTH105
-        unfinished = None
+        unfinished.write_bytes(data)
+        unfinished.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            unfinished.unlink(missing_ok=True)
         raise ConfigurationError(f"report: cannot write {path}: {error.strerror or error}") from error
-    finally:
-        if unfinished is not None:
-            with contextlib.suppress(OSError):
-                os.unlink(unfinished)  # noqa: PTH108
