@@ -1,7 +1,8 @@
-"""A text file as a sink, for scripts and tests: one measurement a line."""
+"""A text file as a sink, for scripts and tests, one measurement a line; and read back."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -11,16 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import ignite.distributed as idist
+import numpy as np
+import torch
 from ignite.engine import Events
 from weightsmith import ConfigurationError, Histogram, Picture, Plugin, Settings, WeightEvents
 from weightsmith.plugin import KEPT
 
 from weightsmith_plugins.places import Place
+from weightsmith_plugins.probes.distributions import histogram
+from weightsmith_plugins.series import Array, Distribution, Gathering, Series
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
 
-__all__ = ["JSONLines"]
+__all__ = ["JSONLines", "read_lines"]
 
 logger = logging.getLogger(__name__)
 
@@ -134,3 +139,57 @@ def _distribution(histogram: Histogram) -> dict[str, Any]:
         "limits": histogram.limits[filled].tolist(),
         "counts": histogram.counts[filled].tolist(),
     }
+
+
+# -------------------------------------------------------------------- reading
+
+
+def read_lines(path: Path) -> Series:
+    """The numbers and distributions in a file that :class:`JSONLines` wrote: what a resumed run measured again replaces
+    what it went back behind. A line that is cut or damaged is passed over. Settings are left out.
+    """
+    gathering = Gathering()
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # whatever damage makes of it
+                _gather(json.loads(line), gathering)
+    return gathering.series()
+
+
+def _gather(found: Mapping[str, Any], gathering: Gathering) -> None:
+    tag, step = str(found["tag"]), int(found["step"])
+    if "value" in found:
+        gathering.add_number(tag, step, _read(found["value"]))
+    elif "counts" in found:
+        limits, minimum = np.asarray(found["limits"], np.float64), _read(found["minimum"])
+        distribution = Distribution(
+            step=step,
+            starts=_starts(limits, minimum),
+            limits=limits,
+            counts=np.asarray(found["counts"], np.float64),
+            minimum=minimum,
+            maximum=_read(found["maximum"]),
+            count=int(found["count"]),
+            zeros=int(found["zeros"]),
+        )
+        gathering.add_distribution(tag, distribution)
+
+
+def _read(number: float | None) -> float:
+    return math.nan if number is None else float(number)
+
+
+def _starts(limits: Array, minimum: float) -> Array:
+    """Left edges: the file tells the right ones of filled buckets only. In other buckets than TensorBoard's, a bucket
+    is taken to begin where the filled one before it ends."""
+    known = _known_limits()
+    places = np.searchsorted(known, limits).clip(max=len(known) - 1)
+    if np.array_equal(known[places], limits):
+        return np.where(places > 0, known[places - 1], minimum)
+    return np.concatenate([[minimum], limits])[: len(limits)]
+
+
+@functools.cache
+def _known_limits() -> Array:
+    limits: Array = histogram(torch.zeros(0)).limits.numpy()
+    return limits

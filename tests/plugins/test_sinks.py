@@ -18,8 +18,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch import nn
 from weightsmith import ConfigurationError, PluginContractError, Probe, Trainer, WeightEvents
-from weightsmith_plugins import tensorboard as board
 from weightsmith_plugins.dashboard import charts
+from weightsmith_plugins.tensorboard import sink as board
 
 BATCHES = [(torch.randn(4, 3), torch.randn(4, 2)) for _ in range(2)]
 

@@ -25,7 +25,7 @@ from torch.utils.tensorboard import SummaryWriter
 from weightsmith import ConfigurationError, Probe, Trainer, WeightEvents
 from weightsmith_plugins.jsonlines import _line
 from weightsmith_plugins.probes import distributions, histogram
-from weightsmith_plugins.tensorboard import EventFile, _append
+from weightsmith_plugins.tensorboard.sink import EventFile, _append
 
 TAILS = [
     torch.randn(4000),

@@ -60,7 +60,8 @@ def histogram(values: Tensor) -> Histogram:
 def _in_memory_order(values: Tensor) -> Tensor:
     """All values, as they lie in memory where they lie together: a histogram knows no order."""
     by_stride = sorted(range(values.ndim), key=values.stride, reverse=True)
-    return values.permute(by_stride).reshape(-1)
+    flat = values.permute(by_stride).reshape(-1)
+    return flat if flat.numel() else flat.new_empty(0)  # NumPy's empty ones have a stride of 0, and no other view
 
 
 class Bits(NamedTuple):

@@ -1,4 +1,4 @@
-"""``weightsmith view``: TensorBoard on runs."""
+"""``weightsmith view`` and ``weightsmith report``, which the command line finds as it finds plugins."""
 
 from __future__ import annotations
 
@@ -8,7 +8,22 @@ from pathlib import Path
 
 from weightsmith import ConfigurationError
 
-__all__ = ["view"]
+from weightsmith_plugins import report as reporting
+
+__all__ = ["report", "view"]
+
+
+def report(run: Path, *, to: Path | None = None, where: str = "*") -> None:
+    """Draw a run on one page, for people who would rather look than browse: ridge plots of every weight's distribution
+    over the epochs, norms, sparsity, violations, penalties, metrics. Needs ``pip install "weightsmith[report]"``.
+
+    Args:
+        run: the run's folder.
+        to: the file, whose suffix says what it is: ``.html``, or a tall picture as ``.png``, ``.svg`` or ``.pdf``.
+            Default: ``report.html`` in the run's folder.
+        where: a glob on names: which weights to draw.
+    """
+    print(f"the report is in {reporting.report(run, to, where)}")
 
 
 def view(runs: Path = Path("runs"), *, port: int = 6006, host: str = "localhost") -> int:

@@ -1,0 +1,5 @@
+"""TensorBoard's event files, written and read: nothing else here imports TensorBoard."""
+
+from weightsmith_plugins.tensorboard.sink import EventFile, TensorBoard
+
+__all__ = ["EventFile", "TensorBoard"]
