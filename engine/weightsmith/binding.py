@@ -341,7 +341,7 @@ class Binding:
         sites = {name: target.site for name, target in self._targets.items()}
         generators = {name: site._generator_state() for name, site in sites.items()}
         return {
-            "memory": {name: site._memory for name, site in sites.items() if site._memory},
+            "memory": {name: dict(site._memory) for name, site in sites.items() if site._memory},
             "generators": {name: state for name, state in generators.items() if state is not None},
             "notes": self.notes,
         }

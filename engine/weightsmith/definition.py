@@ -52,6 +52,11 @@ def refuse_unannotated_fields(cls: type, namespace: dict[str, Any]) -> None:
                 f"{cls.__name__}.{name} = {value!r} makes no field: annotate it, `{name}: {type(value).__name__} = "
                 f"{value!r}`, or `{name}: ClassVar = …` if it is no part of the configuration"
             )
+    if "__init__" in namespace:
+        raise PluginDefinitionError(
+            f"{cls.__name__} defines __init__: write its fields as annotated attributes, `name: float = 1.0`, of which "
+            "it is made; check their values in `validate(self)`"
+        )
     if "__post_init__" in namespace and cls.__mro__[1] is not object:
         raise PluginDefinitionError(f"{cls.__name__} defines __post_init__: check values in `validate(self)` instead")
 

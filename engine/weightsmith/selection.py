@@ -341,6 +341,9 @@ def _operand(part: Selector) -> str:
 
 
 def _nearest(pattern: Selector, weights: Sequence[Weight]) -> str:
+    if isinstance(pattern, OfType):
+        types = dict.fromkeys(type(weight.module).__name__ for weight in weights)
+        return f"; there are {', '.join(f'@{name}' for name in types)}" if types else ": the models have none"
     names = list(dict.fromkeys(part for weight in weights for name in weight.names for part in _with_parents(name)))
     text = str(pattern.to_plain()).removeprefix("re:")
     close = difflib.get_close_matches(text, names, n=3, cutoff=0.4) or [weight.name for weight in weights][:3]

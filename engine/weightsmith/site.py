@@ -45,7 +45,7 @@ class Site:
         self._state = state
         self._optimizer = optimizer
         self._group = _group_of(weight, optimizer)
-        self._memory: dict[str, Tensor] = {}
+        self._memory: dict[str, Tensor] = _Memory()
         self._generator: torch.Generator | None = None
         self._seeded_at: int | None = None
         self._seed = f"{seed}|{weight.name}"
@@ -156,6 +156,8 @@ class Site:
 
     def _begin(self, entries: Mapping[str, Tensor]) -> None:
         """Start to remember."""
+        if not isinstance(entries, Mapping) or not all(isinstance(value, Tensor) for value in entries.values()):
+            raise PluginContractError(f"init returned {entries!r}: return a dict of name to tensor")
         self._memory.update({key: value.detach().clone() for key, value in entries.items()})
 
     def _forget(self) -> None:
@@ -195,6 +197,14 @@ class Site:
 
     def __repr__(self) -> str:
         return f"Site({self.name!r}, update={self.update}, epoch={self.epoch})"
+
+
+class _Memory(dict[str, Tensor]):
+    """What a plugin remembers of a weight."""
+
+    def __missing__(self, key: str) -> Tensor:
+        there = f"it remembers {', '.join(self)}" if self else "it remembers nothing"
+        raise PluginContractError(f"site.state has no {key!r}, for init did not return it: {there}")
 
 
 def _group_of(weight: Weight, optimizer: Optimizer | None) -> int:

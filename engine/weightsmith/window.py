@@ -81,6 +81,11 @@ class Window:
                 f"the loss given to optimizer {self.name!r} has no gradient: does it depend on the model, and is any "
                 "weight trainable?"
             )
+        if loss.numel() != 1:
+            raise ConfigurationError(
+                f"the loss given to optimizer {self.name!r} has shape {tuple(loss.shape)}, and must be one number: "
+                "take its mean, as torch's losses do with reduction='mean'"
+            )
         if not self._alone and not self._trained():
             raise ConfigurationError(f"optimizer {self.name!r} holds no trainable weight: all are frozen")
 

@@ -34,7 +34,7 @@ def step(trainer, batch, scale: float = 1.0):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def pieces(tmp_path, monkeypatch):
     """A folder with a module of pieces for recipes in it."""
     monkeypatch.setattr(sys, "path", list(sys.path))
     (tmp_path / "pieces.py").write_text(PIECES, encoding="utf-8")

@@ -33,9 +33,9 @@ plugins:
 
 
 @pytest.fixture
-def run(folder, monkeypatch, capfd):
+def run(pieces, monkeypatch, capfd):
     """Runs a command in a folder with a recipe; its exit code, output and errors."""
-    monkeypatch.chdir(folder)
+    monkeypatch.chdir(pieces)
     Path("shaping.yaml").write_text(RECIPE, encoding="utf-8")
 
     def command(*arguments):
@@ -306,8 +306,8 @@ def command_line(*arguments, **options):
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
-def test_ctrl_c_saves_the_run_and_says_how_to_go_on(run, folder):
-    process = command_line("train", "shaping.yaml", "--set", "epochs=1000000", cwd=folder, preexec_fn=heed)
+def test_ctrl_c_saves_the_run_and_says_how_to_go_on(run, pieces):
+    process = command_line("train", "shaping.yaml", "--set", "epochs=1000000", cwd=pieces, preexec_fn=heed)
     try:
         assert process.stdout.readline().startswith("epoch ")  # a line an epoch, also into a pipe
         process.send_signal(signal.SIGINT)
@@ -322,25 +322,25 @@ def test_ctrl_c_saves_the_run_and_says_how_to_go_on(run, folder):
     assert run("export", saved, "saved.safetensors")[0] == 0
 
 
-def test_a_reader_that_goes_away_ends_the_command_quietly(run, folder):
-    with command_line("plugins", cwd=folder) as process:
+def test_a_reader_that_goes_away_ends_the_command_quietly(run, pieces):
+    with command_line("plugins", cwd=pieces) as process:
         process.stdout.close()
         errors = process.stderr.read()
     assert process.returncode == 1
     assert "Traceback" not in errors
 
 
-def test_completion_for_shells_is_printed(run, folder):
-    process = command_line("--print_completion=shtab-bash", cwd=folder)
+def test_completion_for_shells_is_printed(run, pieces):
+    process = command_line("--print_completion=shtab-bash", cwd=pieces)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0
     assert "overfit-one-batch" in output
 
 
-def test_view_serves_tensorboard_until_it_is_stopped(run, folder):
+def test_view_serves_tensorboard_until_it_is_stopped(run, pieces):
     run("train", "shaping.yaml", "--set", "plugins=[Losses, TensorBoard]")
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with command_line("view", "runs", "--port", "0", cwd=folder, env=environment, preexec_fn=heed) as process:
+    with command_line("view", "runs", "--port", "0", cwd=pieces, env=environment, preexec_fn=heed) as process:
         try:
             line = next((line for line in process.stderr if "http://" in line), "")
             address = line.partition(" at ")[2].split()[0]

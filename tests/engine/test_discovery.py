@@ -67,18 +67,18 @@ def test_a_class_and_a_module_can_be_announced(install):
         ("raise RuntimeError('no GPU here')", "RuntimeError: no GPU here"),
         ("def", "SyntaxError"),
         ("x = 1", "AttributeError"),
-        ("Broken = 3", "3 is no plugin class"),
+        ("Bumpy = 3", "3 is no plugin class"),
     ],
 )
 def test_one_that_cannot_be_imported_is_reported_and_leaves_the_others_working(install, code, reason):
-    install("broken-plugins", "announced_broken", code, "Broken = announced_broken:Broken")
+    install("broken-plugins", "announced_broken", code, "Bumpy = announced_broken:Bumpy")
     (failure,) = registry().failures
     assert failure.distribution == "broken-plugins"
     assert reason in str(failure)
-    assert "Broken" in str(failure)
+    assert "Bumpy" in str(failure)
     assert plugin_class("MaxNorm") is weightsmith_plugins.MaxNorm
-    with pytest.raises(ConfigurationError, match=r"no plugin is called 'Broken'.*broken-plugins"):
-        plugin_class("Broken")
+    with pytest.raises(ConfigurationError, match=r"no plugin is called 'Bumpy'.*broken-plugins"):
+        plugin_class("Bumpy")
 
 
 def test_two_with_one_name_are_an_error_that_names_both(install):

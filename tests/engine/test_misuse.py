@@ -5,7 +5,17 @@ import torch
 import weightsmith_plugins as w
 from ignite.metrics import Accuracy, Loss
 from torch import nn
-from weightsmith import ConfigurationError, Plugin, Trainer, UnsupportedWeightError, WeightEvents
+from weightsmith import (
+    ConfigurationError,
+    Plugin,
+    PluginContractError,
+    PluginDefinitionError,
+    SelectionError,
+    Trainer,
+    UnsupportedWeightError,
+    WeightEditor,
+    WeightEvents,
+)
 from weightsmith_plugins import L2, MaxNorm
 
 
@@ -213,3 +223,75 @@ def test_a_shape_that_does_not_fit_is_refused_when_the_plugin_is_attached(plugin
     with pytest.raises(UnsupportedWeightError, match=rf"{type(plugin).__name__}.*weight '.*' has shape .*{message}"):
         trainer.attach(plugin)
     assert trainer.plugins == ()
+
+
+class Forgetful(WeightEditor):
+    """Asks for what its init did not return."""
+
+    def init(self, weight, site):
+        return {"mean": weight}
+
+    def edit(self, weight, gradient, site):
+        return site.state["maen"]
+
+
+class Unnamed(WeightEditor):
+    """Has an init that returns no dict."""
+
+    def init(self, weight, site):
+        return weight
+
+    def edit(self, weight, gradient, site):
+        return weight
+
+
+@pytest.mark.parametrize(
+    ("plugin", "message"),
+    [
+        (Forgetful(), "site.state has no 'maen', for init did not return it: it remembers mean"),
+        (Unnamed(), "init returned tensor.*: return a dict of name to tensor"),
+    ],
+)
+def test_a_plugin_that_misuses_its_memory_is_told(plugin, message):
+    trainer = one(plugins=[plugin])
+    with pytest.raises(PluginContractError, match=message) as caught:
+        trainer.run([(torch.ones(2, 3), torch.ones(2, 1))])
+    assert any(type(plugin).__name__ in note for note in caught.value.__notes__)
+
+
+@pytest.mark.parametrize(("after", "before"), [(5, 5), (6, 5), ("3 epochs", "3 epochs"), ("9 updates", 3)])
+def test_limits_between_which_nothing_lies_are_refused(after, before):
+    if type(after) is not type(before):
+        assert L2(0.1, after=after, before=before).before == before  # each counts something of its own
+        return
+    with pytest.raises(ConfigurationError, match=r"L2\.before: .*it would never act"):
+        L2(0.1, after=after, before=before)
+
+
+def test_a_plugin_with_an_init_of_its_own_is_refused():
+    with pytest.raises(PluginDefinitionError, match=r"Own defines __init__: write its fields as annotated attributes"):
+
+        class Own(WeightEditor):
+            def __init__(self, rate):
+                self.rate = rate
+
+            def edit(self, weight, gradient, site):
+                return weight
+
+
+def test_a_type_that_matches_nothing_is_answered_with_those_that_are_there():
+    with pytest.raises(SelectionError, match="where='@Conv2d' matches no weight; there are @Linear"):
+        one(plugins=[L2(0.1, where=nn.Conv2d)])
+
+
+def test_a_loss_that_is_no_single_number_is_refused():
+    model = nn.Linear(3, 1)
+    trainer = Trainer(model, sgd(model), nn.MSELoss(reduction="none"))
+    with pytest.raises(ConfigurationError, match=r"has shape \(2, 1\), and must be one number"):
+        trainer.run([(torch.ones(2, 3), torch.ones(2, 1))])
+
+
+def test_a_device_that_is_not_there_is_refused():
+    for device in ("abacus", "cuda:99"):
+        with pytest.raises(ConfigurationError, match=f"device '{device}' cannot be used here"):
+            one(device=device)

@@ -149,6 +149,10 @@ def acted(per_epoch=4, epochs=3, **when):
 @settings(max_examples=25, deadline=None)
 def test_every_after_and_before_follow_their_formula(every, after, before):
     last = 13 if before is None else before
+    if before is not None and after >= before:
+        with pytest.raises(ConfigurationError, match="it would never act"):
+            acted(every=every, after=after, before=before)
+        return
     expected = [u for u in range(1, 13) if after < u < last and (u - after) % every == 0]
     assert [update for update, _ in acted(every=every, after=after, before=before)] == expected
 

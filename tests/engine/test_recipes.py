@@ -31,16 +31,16 @@ plugins:
 """
 
 
-def write(folder, text=RECIPE):
-    path = folder / "recipe.yaml"
+def write(pieces, text=RECIPE):
+    path = pieces / "recipe.yaml"
     path.write_text(textwrap.dedent(text).lstrip("\n"), encoding="utf-8")
     return path
 
 
-def problems(folder, text, changes=()):
+def problems(pieces, text, changes=()):
     with pytest.raises(RecipeError) as caught:
-        prepare(read_recipe(write(folder, text), changes))
-    return [problem.replace(f"{folder}/", "") for problem in caught.value.problems]
+        prepare(read_recipe(write(pieces, text), changes))
+    return [problem.replace(f"{pieces}/", "") for problem in caught.value.problems]
 
 
 # -------------------------------------------------------------------- YAML
@@ -162,30 +162,30 @@ def test_plugins_are_read_in_every_form(text, plugin):
         assert from_plain(read_text(written(found.to_plain()), "y.yaml")) == found
 
 
-def test_a_list_and_a_recipe_both_give_plugins(folder):
-    assert read_plugins(write(folder)) == [MaxNorm(0.7, where="0.weight"), L2(1e-3)]
-    assert read_plugins(write(folder, "- L2: 1\n- ZeroMean\n")) == [L2(1.0), ZeroMean()]
-    assert read_plugins(write(folder, "[]")) == []
+def test_a_list_and_a_recipe_both_give_plugins(pieces):
+    assert read_plugins(write(pieces)) == [MaxNorm(0.7, where="0.weight"), L2(1e-3)]
+    assert read_plugins(write(pieces, "- L2: 1\n- ZeroMean\n")) == [L2(1.0), ZeroMean()]
+    assert read_plugins(write(pieces, "[]")) == []
     with pytest.raises(RecipeError, match=r"recipe\.yaml:1: there are no plugins"):
-        read_plugins(write(folder, "model: x"))
+        read_plugins(write(pieces, "model: x"))
     with pytest.raises(RecipeError, match=r"recipe\.yaml:1: plugins are a list"):
-        read_plugins(write(folder, "plugins: {L2: 1}"))
+        read_plugins(write(pieces, "plugins: {L2: 1}"))
 
 
-def test_plugins_are_found_beside_the_recipe(folder):
-    (folder / "pieces.py").write_text(
+def test_plugins_are_found_beside_the_recipe(pieces):
+    (pieces / "pieces.py").write_text(
         "from weightsmith import WeightEditor\n\n\nclass Halve(WeightEditor):\n"
         "    def edit(self, weight, gradient, site):\n        return weight / 2\n",
         encoding="utf-8",
     )
-    (found,) = read_plugins(write(folder, "- pieces.Halve"))
+    (found,) = read_plugins(write(pieces, "- pieces.Halve"))
     assert torch.equal(found(torch.ones(2), torch.zeros(2)), torch.full((2,), 0.5))
 
 
 # -------------------------------------------------------------------- what is refused
 
 
-def test_every_problem_is_told_with_its_line_and_the_nearest_name(folder):
+def test_every_problem_is_told_with_its_line_and_the_nearest_name(pieces):
     text = """
         modl: pieces.Net
         model: {pieces.Net: {widht: 6}}
@@ -205,7 +205,7 @@ def test_every_problem_is_told_with_its_line_and_the_nearest_name(folder):
               high:
                 linear: {start: 1, ende: 2}
     """
-    found = problems(folder, text)
+    found = problems(pieces, text)
     wanted = [
         "recipe.yaml:1: a recipe has no 'modl': did you mean 'model'?",
         "recipe.yaml:2: Net takes no 'widht': did you mean 'width'?",
@@ -249,18 +249,18 @@ def test_every_problem_is_told_with_its_line_and_the_nearest_name(folder):
         ("SGD: {lr: 1e-1", "SGD: {params: 1, lr: 1e-1", "SGD takes no 'params'"),
     ],
 )
-def test_what_cannot_work_is_refused(folder, old, new, message):
+def test_what_cannot_work_is_refused(pieces, old, new, message):
     assert old in RECIPE
-    found = problems(folder, RECIPE.replace(old, new))
+    found = problems(pieces, RECIPE.replace(old, new))
     assert any(message in problem for problem in found), found
     assert all(problem.startswith("recipe.yaml:") for problem in found), found
 
 
-def test_conflicts_are_all_named_at_once(folder):
+def test_conflicts_are_all_named_at_once(pieces):
     conflicts = RECIPE + (
         "  - Clamp: {low: 0, where: 0.weight}\n  - UnitNorm: {where: 9.weight}\n  - Symmetric: {where: 2.weight}\n"
     )
-    found = problems(folder, conflicts)
+    found = problems(pieces, conflicts)
     assert len(found) == 3
     assert found[0].startswith("recipe.yaml:14: two constraints claim the weight '0.weight'")
     assert found[1].startswith("recipe.yaml:15: UnitNorm")
@@ -284,8 +284,8 @@ def by_hand():
     return trainer
 
 
-def test_a_recipe_trains_what_the_same_script_trains(folder):
-    experiment = prepare(read_recipe(write(folder)))
+def test_a_recipe_trains_what_the_same_script_trains(pieces):
+    experiment = prepare(read_recipe(write(pieces)))
     experiment.run()
     wanted = by_hand().weights()
     found = experiment.trainer.weights()
@@ -294,8 +294,8 @@ def test_a_recipe_trains_what_the_same_script_trains(folder):
     assert experiment.trainer.state.updates == {"optimizer": 12}
 
 
-def test_the_resolved_recipe_gives_the_same_weights_also_where_no_seed_was_given(folder, tmp_path):
-    recipe = read_recipe(write(folder, RECIPE.replace("seed: 5\n", "")))
+def test_the_resolved_recipe_gives_the_same_weights_also_where_no_seed_was_given(pieces, tmp_path):
+    recipe = read_recipe(write(pieces, RECIPE.replace("seed: 5\n", "")))
     first = prepare(recipe)
     first.run()
     elsewhere = tmp_path / "elsewhere"
@@ -310,7 +310,7 @@ def test_the_resolved_recipe_gives_the_same_weights_also_where_no_seed_was_given
     assert other.seed != first.seed
 
 
-def test_several_models_and_optimizers_with_a_step_of_ones_own(folder):
+def test_several_models_and_optimizers_with_a_step_of_ones_own(pieces):
     text = """
         models: {first: pieces.Net, second: {pieces.Net: {width: 5}}}
         optimizers: {first: {SGD: {lr: 0.1}}, second: {Adam: {lr: 0.01}}}
@@ -321,7 +321,7 @@ def test_several_models_and_optimizers_with_a_step_of_ones_own(folder):
         epochs: 2
         plugins: [L2: {strength: 0.1, where: second}]
     """
-    experiment = prepare(read_recipe(write(folder, text)))
+    experiment = prepare(read_recipe(write(pieces, text)))
     experiment.run()
     trainer = experiment.trainer
     assert trainer.state.updates == {"first": 8, "second": 8}
@@ -329,17 +329,17 @@ def test_several_models_and_optimizers_with_a_step_of_ones_own(folder):
     assert list(trainer.keep) == ["scheduler_first"]
     (held,) = trainer.optimizers["second"].param_groups
     assert {id(p) for p in held["params"]} == {id(p) for p in trainer.models["second"].parameters()}
-    assert problems(folder, text.replace("step: {pieces.step: {scale: 2.0}}\n        ", "")) == [
+    assert problems(pieces, text.replace("step: {pieces.step: {scale: 2.0}}\n        ", "")) == [
         "recipe.yaml:1: several models or optimizers need `step:`, a function (trainer, batch)"
     ]
 
 
-def test_metrics_are_measured_on_the_validation_data(folder):
+def test_metrics_are_measured_on_the_validation_data(pieces):
     text = RECIPE + (
         "validation: {DataLoader: {dataset: pieces.points, batch_size: 64}}\n"
         "metrics: {accuracy: Accuracy, loss: {Loss: {loss_fn: CrossEntropyLoss}}}\n"
     )
-    experiment = prepare(read_recipe(write(folder, text)))
+    experiment = prepare(read_recipe(write(pieces, text)))
     experiment.run()
     inputs, targets = next(iter(DataLoader(sys.modules["pieces"].points(64), batch_size=64)))
     outputs = experiment.trainer.model(inputs)
@@ -348,7 +348,7 @@ def test_metrics_are_measured_on_the_validation_data(folder):
     assert found["loss"] == pytest.approx(nn.functional.cross_entropy(outputs, targets).item(), rel=1e-6)
 
 
-def test_components_are_given_by_position_and_in_the_long_form(folder):
+def test_components_are_given_by_position_and_in_the_long_form(pieces):
     model = """
         model:
           Sequential:
@@ -359,15 +359,15 @@ def test_components_are_given_by_position_and_in_the_long_form(folder):
             - Linear: {in_features: 8, out_features: 3, bias: false}
     """
     text = textwrap.dedent(model) + RECIPE.partition("\n")[2].partition("\n")[2]
-    experiment = prepare(read_recipe(write(folder, text), ["plugins.MaxNorm.where=3.weight"]))
+    experiment = prepare(read_recipe(write(pieces, text), ["plugins.MaxNorm.where=3.weight"]))
     kinds = [type(module).__name__ for module in experiment.trainer.model]
     assert kinds == ["Linear", "LeakyReLU", "Tanh", "Linear"]
     assert experiment.trainer.model[1].negative_slope == 0.2
     assert experiment.trainer.model[3].bias is None
 
 
-def test_one_batch_stands_for_all(folder):
-    experiment = prepare(read_recipe(write(folder)), one_batch=True)
+def test_one_batch_stands_for_all(pieces):
+    experiment = prepare(read_recipe(write(pieces)), one_batch=True)
     assert experiment.epoch_length == 4
     first, *others = experiment.batches
     assert all(batch is first for batch in others)
@@ -395,8 +395,8 @@ def test_one_batch_stands_for_all(folder):
         (["loss.label_smoothing=0.1"], lambda r: r.loss.arguments["label_smoothing"], 0.1),
     ],
 )
-def test_changes_reach_every_part(folder, changes, look, value):
-    assert look(read_recipe(write(folder), changes)) == value
+def test_changes_reach_every_part(pieces, changes, look, value):
+    assert look(read_recipe(write(pieces), changes)) == value
 
 
 @pytest.mark.parametrize(
@@ -412,9 +412,9 @@ def test_changes_reach_every_part(folder, changes, look, value):
         ("epochs=0", "--set epochs=0: epochs: Not of type PositiveInt"),
     ],
 )
-def test_changes_that_lead_nowhere_are_refused(folder, change, message):
+def test_changes_that_lead_nowhere_are_refused(pieces, change, message):
     with pytest.raises(RecipeError) as caught:
-        read_recipe(write(folder), [change])
+        read_recipe(write(pieces), [change])
     assert message in str(caught.value)
 
 

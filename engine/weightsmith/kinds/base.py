@@ -151,7 +151,15 @@ class WeightPlugin(Plugin, abstract=True):
         value = super()._normal(field_, value)
         if field_.name in ("after", "before") and value is not None:
             parse_span(value)
+        if field_.name == "before" and value is not None and type(value) is type(self.after):
+            self._refuse_never(value)
         return value
+
+    def _refuse_never(self, before: Span) -> None:
+        """Raise where nothing is between ``after``, which is settled by now, and ``before``."""
+        (first, unit), (last, other) = parse_span(self.after), parse_span(before)
+        if unit == other and first >= last:
+            raise ConfigurationError(f"it is {before!r}, and after={self.after!r}: it would never act")
 
     def _event_name(self, event: Any) -> str:
         """``at`` in its one form: the event's name, which is how Ignite compares events."""
