@@ -5,6 +5,7 @@
 #              an hour)
 # make durability  set up, and kill, damage, fill the disk, fuzz, and resume from everywhere, each with a figure at its end
 #              (a quarter of an hour)
+# make outside set up, and install a package of somebody else's beside the built wheel in a new virtual environment
 # make browser look at a run's pages of TensorBoard in headless Chromium (Debian's package chromium), into pictures/
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test bench durability browser clean
+.PHONY: train test bench durability outside browser clean
 
 train: $(READY)
 	$(BIN)/python scripts/train_digits.py
@@ -37,6 +38,9 @@ durability: $(READY)
 	$(BIN)/python tests/durability/damage.py
 	$(BIN)/python tests/durability/fuzz.py
 	$(BIN)/python tests/durability/soak.py
+
+outside: $(READY)
+	$(BIN)/python tests/packaging/outside.py
 
 # Written last, so an interrupted set-up starts again.
 $(READY): pyproject.toml constraints.txt

@@ -77,4 +77,5 @@ def described(plugin: type[Plugin]) -> str:
 def _field(field: Field[Any], plugin: Any) -> str:
     given = plugin.default_where if field.name == "where" and hasattr(plugin, "default_where") else field.default
     default = "(needed)" if given is MISSING and field.default_factory is MISSING else f"= {given!r}"
-    return f"{field.name}: {field.type} {default}"
+    hint = field.type.__name__ if isinstance(field.type, type) else field.type
+    return f"{field.name}: {hint} {default}"

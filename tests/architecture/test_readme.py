@@ -8,8 +8,17 @@ from types import ModuleType
 import pytest
 import weightsmith
 import weightsmith_plugins
+from weightsmith.cli import main
 from weightsmith.testing import conformance
 
+DATA = """
+import torch
+from torch.utils.data import TensorDataset
+
+
+def points(count: int) -> TensorDataset:
+    return TensorDataset(torch.randn(count, 20), torch.randint(0, 3, (count,)))
+"""
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -30,6 +39,23 @@ def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
     assert list((tmp_path / "runs" / "first").glob("events.out.tfevents.*"))
     for check, case in conformance(module.CASES):
         module.test_conformance(check, case)
+
+
+def test_the_recipe_is_planned_and_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (recipe,) = blocks("yaml")
+    Path("first.yaml").write_text(recipe, encoding="utf-8")
+    Path("my_data.py").write_text(DATA, encoding="utf-8")
+    (commands,) = [block for block in blocks("console") if block.startswith("weightsmith")]
+    plan, train, report = [line.partition("#")[0].split()[1:] for line in commands.splitlines()]
+    assert main(plan) == 0
+    assert "limit: 3 at 0%, 2.75 at 25%" in capsys.readouterr().out
+    assert main(train) == 0
+    (run,) = Path("runs/first").iterdir()
+    assert main([*report[:-1], str(run)]) == 0
+    assert (run / "report.html").is_file()
+    sys.modules.pop("my_data")
 
 
 def test_the_page_on_durability_runs(tmp_path, monkeypatch):

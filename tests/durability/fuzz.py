@@ -24,7 +24,7 @@ from hypothesis import seed as seeded  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from safetensors.torch import save as safetensors_bytes  # noqa: E402
 from weightsmith import WeightsmithError  # noqa: E402
-from weightsmith.recipe import from_plain  # noqa: E402
+from weightsmith.recipe import from_plain, prepare, read_recipe, read_text, written  # noqa: E402
 
 import runs  # noqa: E402
 
@@ -88,6 +88,54 @@ def recipes(count, fail):
             fail(f"recipe {plain!r}: {type(error).__name__}: {error}")
 
     read()
+
+
+RECIPE = """\
+model: {Sequential: [{Linear: {in_features: 3, out_features: 4}}, Tanh, {Linear: {in_features: 4, out_features: 2}}]}
+loss: CrossEntropyLoss
+optimizer: {Adam: {lr: 1e-3, betas: [0.9, 0.99]}}
+scheduler: {StepLR: {step_size: 3}}
+data: {DataLoader: {dataset: {TensorDataset: []}, batch_size: 8}}
+validation: {DataLoader: {dataset: {TensorDataset: []}, batch_size: 8}}
+metrics: {accuracy: Accuracy, loss: {Loss: {loss_fn: CrossEntropyLoss}}}
+epochs: 2
+seed: 3
+precision: float32
+plugins:
+  - KaimingNormal
+  - L2: {strength: {linear: {start: 1e-3, end: 0, over: 1 epochs}}, where: {all: [matrices, {not: 0.weight}]}}
+  - MaxNorm: {limit: 1.0, where: 0.weight, every: 2}
+  - EMA: {decay: 0.9, at: EPOCH_COMPLETED}
+"""
+SIGNS = [
+    *"[]{}:,&*!|>-?#'\"%@ \n\t",
+    "!!python/object/apply:os.mkdir [executed]",
+    "&a *a",
+    "- ",
+    ": ",
+    "1e9999",
+    "\x00",
+    "é",
+]
+
+
+def recipe_files(count, fail, place):
+    """Whole recipes, with a part replaced, or with signs put in and taken out; nothing is trained."""
+    chance = random.Random(4)
+    file = place / "bad.yaml"
+    plain_junk = [junk for junk in JUNK if not torch.is_tensor(junk)] + WORDS
+    for number in range(count):
+        if number % 2:
+            text = written(mutated(read_text(RECIPE, "good.yaml"), chance, plain_junk))
+        else:
+            text = RECIPE
+            for _ in range(chance.randint(1, 6)):
+                at = chance.randrange(len(text))
+                text = text[:at] + chance.choice(SIGNS) + text[at + chance.choice([0, 0, 1, 5]) :]
+        file.write_text(text, encoding="utf-8")
+        error = outcome(lambda: prepare(read_recipe(file)))
+        if error is not None:
+            fail(f"recipe file {number}: {type(error).__name__}: {error}\n{text}")
 
 
 def mutated(value, chance, junk):
@@ -223,14 +271,16 @@ def findings(count):
         inside.mkdir()
         os.chdir(inside)
         try:
-            recipes(count - 2 * (count // 3), found.append)
-            checkpoints(count // 3, found.append, place)
-            pretrained(count // 3, found.append, place)
+            quarter = count // 4
+            recipes(count - 3 * quarter, found.append)
+            recipe_files(quarter, found.append, place)
+            checkpoints(quarter, found.append, place)
+            pretrained(quarter, found.append, place)
         finally:
             os.chdir(home)
         if (place / "executed").exists():
             found.append("code in a file was executed")
-        left = {path.name for path in place.iterdir()} - {"cwd", "good", "bad", "bad.safetensors", "bad.pt"}
+        left = {path.name for path in place.iterdir()} - {"cwd", "good", "bad", "bad.safetensors", "bad.pt", "bad.yaml"}
         if left or any(inside.iterdir()):
             found.append(f"something was written elsewhere: {left or list(inside.iterdir())}")
     return found
