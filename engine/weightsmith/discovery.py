@@ -12,7 +12,8 @@ from typing import Any
 
 from weightsmith.errors import ConfigurationError, WeightsmithError
 from weightsmith.importing import imported
-from weightsmith.plugin import Plugin, class_path, nearest
+from weightsmith.plugin import Plugin, class_path
+from weightsmith.spelling import nearest
 
 __all__ = ["Announced", "Failure", "Registry", "plugin_class", "registry", "subclasses"]
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import inspect
 import os
 import re
 from abc import ABCMeta, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
@@ -27,11 +26,12 @@ from weightsmith.errors import ConfigurationError, PluginDefinitionError
 from weightsmith.importing import import_path, imported
 from weightsmith.schedules import Function, Progress, Schedule
 from weightsmith.selection import Selector
+from weightsmith.spelling import nearest
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["DETACHED", "KEPT", "Notes", "Plugin", "Subscription", "nearest"]
+__all__ = ["DETACHED", "KEPT", "Notes", "Plugin", "Subscription"]
 
 Subscription = tuple[Any, Any]
 Self = TypeVar("Self", bound="Plugin")
@@ -272,18 +272,6 @@ def plain(value: Any) -> Any:
         f"{value!r} cannot be compared and written to YAML: use numbers, texts, booleans, None, lists of these, "
         "schedules, selectors, or functions defined at the top of a module"
     )
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about a name that is not known: the nearest one that is, else all."""
-    known = list(known)
-    close = difflib.get_close_matches(name, known, n=1)
-    if close:
-        return f": did you mean {close[0]!r}?"
-    return f"; there are {', '.join(known[:_FEW])}{', …' if len(known) > _FEW else ''}"
-
-
-_FEW = 12
 
 
 _SIMPLE_TYPES: dict[str, tuple[type, ...]] = {

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from weightsmith import ConfigurationError, Initializer, Selector, Site, Trainer, everything
 from weightsmith.binding import Binding
 from weightsmith.files import read_tensors
-from weightsmith.plugin import Subscription, nearest
+from weightsmith.plugin import Subscription
 from weightsmith.selection import select
+from weightsmith.spelling import nearest
 from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight, inventory, persistent_buffers
 

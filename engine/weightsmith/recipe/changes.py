@@ -6,9 +6,9 @@ from typing import Any
 
 from weightsmith.discovery import plugin_class
 from weightsmith.errors import RecipeError
-from weightsmith.plugin import nearest
 from weightsmith.recipe.plugins import first_field
 from weightsmith.recipe.text import Items, Section, located, place_of, read_text
+from weightsmith.spelling import nearest
 
 __all__ = ["change"]
 

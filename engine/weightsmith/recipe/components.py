@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import functools
 import importlib
 import inspect
 import re
 import typing
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +16,8 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from weightsmith.errors import ConfigurationError, RecipeError, WeightsmithError
 from weightsmith.importing import imported
-from weightsmith.plugin import nearest
 from weightsmith.recipe.text import Problems, located, place_of
+from weightsmith.spelling import guess, nearest
 
 __all__ = ["Component", "checked_arguments", "component"]
 
@@ -180,7 +179,7 @@ def _found(name: Any, expected: type | None) -> Callable[..., Any]:
         known = _short_names(expected)
         if name not in known:
             raise ConfigurationError(
-                f"nothing in torch or Ignite that fits here is called {name!r}{_nearest(name, known)}; "
+                f"nothing in torch or Ignite that fits here is called {name!r}{guess(name, known)}; "
                 "of others, write the import path"
             )
         return known[name]
@@ -209,12 +208,7 @@ def _nearest_in_module(path: str) -> str:
         public = [each for each in dir(importlib.import_module(module)) if not each.startswith("_")]
     except Exception:  # there is no such module
         return ""
-    return _nearest(name, public)
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else ""
+    return guess(name, public)
 
 
 @functools.cache

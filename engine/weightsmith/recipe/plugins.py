@@ -10,8 +10,9 @@ from weightsmith import schedules
 from weightsmith.discovery import plugin_class
 from weightsmith.errors import ConfigurationError, WeightsmithError
 from weightsmith.importing import imported
-from weightsmith.plugin import Plugin, nearest
+from weightsmith.plugin import Plugin
 from weightsmith.recipe.text import Problems, located
+from weightsmith.spelling import nearest
 
 __all__ = ["first_field", "from_plain"]
 

@@ -15,11 +15,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from weightsmith.errors import ConfigurationError, RecipeError
-from weightsmith.plugin import Plugin, nearest
+from weightsmith.plugin import Plugin
 from weightsmith.recipe.changes import change
 from weightsmith.recipe.components import Component, checked_arguments, component
 from weightsmith.recipe.plugins import from_plain
 from weightsmith.recipe.text import Items, Problems, Section, place_of, read_yaml, written
+from weightsmith.spelling import nearest
 
 __all__ = ["PlacedPlugin", "Recipe", "RunSettings", "read_plugins", "read_recipe"]
 
