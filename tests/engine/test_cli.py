@@ -293,6 +293,18 @@ def test_a_run_that_becomes_infinite_says_so_in_a_line(run):
     assert "Traceback" not in errors
 
 
+def test_a_command_of_others_that_cannot_be_loaded_leaves_the_others_working(run, tmp_path, monkeypatch):
+    info = tmp_path / "other_commands-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-commands\nVersion: 1.0\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text("[weightsmith.commands]\nsing = no_such_module:sing\n", encoding="utf-8")
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    code, output, errors = run("plugins", "MaxNorm")
+    assert code == 0
+    assert "MaxNorm(limit)" in output
+    assert errors.startswith("warning: other-commands: its command sing cannot be loaded: ModuleNotFoundError")
+
+
 # -------------------------------------------------------------------- as a process
 
 

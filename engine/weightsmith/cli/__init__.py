@@ -49,18 +49,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Train from recipes, plan, look and compare; write plugins and check them.",
         version=metadata.version("weightsmith"),
     )
-    commands = {**_OWN, **{point.name: point for point in metadata.entry_points(group=GROUP)}}
-    add_commands(parser, {name: _loaded(command) for name, command in commands.items()})
+    commands = {**_others(), **_OWN}
+    add_commands(parser, commands)
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     return guarded(lambda: _run(commands, chosen))
 
 
-def _loaded(command: Any) -> Any:
-    return command.load() if isinstance(command, metadata.EntryPoint) else command
+def _others() -> dict[str, Any]:
+    """The commands that distributions add. One that cannot be loaded is reported, and leaves the others working."""
+    found: dict[str, Any] = {}
+    for point in metadata.entry_points(group=GROUP):
+        try:
+            found[point.name] = point.load()
+        except Exception as error:  # whatever somebody's module raises when it is imported
+            distribution = point.dist.name if point.dist is not None else "an unknown distribution"
+            reason = f"{type(error).__name__}: {error}"
+            print(f"warning: {distribution}: its command {point.name} cannot be loaded: {reason}", file=sys.stderr)
+    return found
 
 
 def _run(commands: Mapping[str, Any], chosen: Namespace) -> int | None:
-    command, options = _loaded(commands[chosen.command]), chosen[chosen.command]
+    command, options = commands[chosen.command], chosen[chosen.command]
     if isinstance(command, Mapping):
         command, options = command[options.what], options[options.what]
     given = vars(options) if options is not None else {}
