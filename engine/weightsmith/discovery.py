@@ -63,7 +63,7 @@ class Registry:
             try:
                 for plugin in _announced(point.load()):
                     found.setdefault(plugin.__name__, {}).setdefault(plugin, Announced(plugin, distribution))
-            except Exception as error:  # whatever somebody's module raises when it is imported
+            except (Exception, SystemExit) as error:  # whatever somebody's module raises when it is imported
                 reason = f"{type(error).__name__}: {error}"
                 failures.append(Failure(f"{point.name} = {point.value!r}", distribution, reason))
         return cls({name: tuple(classes.values()) for name, classes in sorted(found.items())}, tuple(failures))
@@ -97,7 +97,7 @@ def plugin_class(name: Any) -> type[Plugin]:
     if len(classes) == 1:
         return classes.pop()
     if classes:
-        paths = ", ".join(sorted(f"{cls.__module__}.{cls.__qualname__}" for cls in classes))
+        paths = ", ".join(sorted({f"{cls.__module__}.{cls.__qualname__}" for cls in classes}))
         raise ConfigurationError(f"several plugins are called {name!r}: write one of {paths}")
     known = dict.fromkeys([*registry().plugins, *(cls.__name__ for cls in subclasses(Plugin))])
     failed = "".join(f"; {failure}" for failure in registry().failures)
@@ -117,7 +117,7 @@ def _by_path(path: str) -> type[Plugin]:
         found = imported(path)
     except WeightsmithError:
         raise
-    except Exception as error:  # whatever somebody's module raises when it is imported
+    except (Exception, SystemExit) as error:  # whatever somebody's module raises when it is imported
         raise ConfigurationError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
     if isinstance(found, type) and issubclass(found, Plugin):
         return found

@@ -57,12 +57,14 @@ def new_run_dir(parent: str | Path) -> Path:
 def provisional_run_dir(parent: str | Path) -> Iterator[Path]:
     """As :func:`new_run_dir`; the folder, and those made above it, go again if the block raises: for what is done
     before a run begins."""
-    missing = [folder for folder in [Path(parent), *Path(parent).parents] if not folder.exists()]
+    above = Path(parent).absolute()  # whoever changes the current folder meanwhile
+    missing = [folder for folder in [above, *above.parents] if not folder.exists()]
     folder = new_run_dir(parent)
+    made_here = folder.absolute()
     try:
         yield folder
     except BaseException:
-        shutil.rmtree(folder)
+        shutil.rmtree(made_here, ignore_errors=True)
         for made in missing:
             with contextlib.suppress(OSError):  # another run has begun there
                 made.rmdir()
@@ -83,15 +85,21 @@ def choose_run_dir(parent: str | Path, resume: str | Path | None = None) -> tupl
     if resume is None:
         return new_run_dir(parent), False
     if str(resume) == "auto":
-        saved = {run: _last_saved(run) for run in Path(parent).glob("*") if run.is_dir()}
-        if any(saved.values()):
-            return max(saved, key=lambda run: saved[run]), True
+        newest = _newest(parent)
+        if newest is not None:
+            return newest, True
         logger.warning("there is no saved run in %s: a new one begins", parent)
         return new_run_dir(parent), False
     path = Path(resume)
     if not path.is_dir():
         raise ConfigurationError(f"there is no run {path} to go on with: give its folder, or 'auto'")
     return path.parent.parent if path.parent.name == "checkpoints" else path, True
+
+
+def _newest(parent: str | Path) -> Path | None:
+    """The run that was saved last."""
+    saved = {run: _last_saved(run) for run in Path(parent).glob("*") if run.is_dir()}
+    return max(saved, key=lambda run: saved[run]) if any(saved.values()) else None
 
 
 def _last_saved(run: Path) -> str:
@@ -148,12 +156,15 @@ def run_folder(parent: str | Path, resume: str | Path | None, options: Mapping[s
     Raises:
         ConfigurationError: there is no such run, or a folder cannot be made.
     """
-    if resume is None:
+    is_auto = str(resume) == "auto"
+    if resume is None or (is_auto and _newest(parent) is None):
+        if is_auto:
+            logger.warning("there is no saved run in %s: a new one begins", parent)
         with provisional_run_dir(parent) as folder:
             yield RunFolder(folder, options, None)
         return
-    folder, goes_on = choose_run_dir(parent, resume)
-    yield RunFolder(folder, options, (folder if str(resume) == "auto" else Path(resume)) if goes_on else None)
+    folder, _ = choose_run_dir(parent, resume)
+    yield RunFolder(folder, options, folder if is_auto else Path(resume))
 
 
 def refuse_other_options(folder: Path, options: Mapping[str, Any], *, but: Iterable[str] = ()) -> None:
@@ -171,7 +182,10 @@ def refuse_other_options(folder: Path, options: Mapping[str, Any], *, but: Itera
     path = folder / "config.yaml"
     if not path.is_file():
         return
-    begun = read_yaml(path)["options"]
+    found = read_yaml(path)
+    begun = found.get("options") if isinstance(found, dict) else None
+    if not isinstance(begun, dict):
+        raise ConfigurationError(f"{path} does not say with which options the run began: it is damaged")
     now = read_text(written(_plain(options)), "options")
     others = [key for key, value in now.items() if key not in but and key in begun and begun[key] != value]
     if others:

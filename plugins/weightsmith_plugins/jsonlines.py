@@ -151,7 +151,8 @@ def read_lines(path: Path) -> Series:
     gathering = Gathering()
     with path.open(encoding="utf-8", errors="replace") as file:
         for line in file:
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):  # whatever damage makes of it
+            # whatever damage makes of it
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError):
                 _gather(json.loads(line), gathering)
     return gathering.series()
 
@@ -162,6 +163,8 @@ def _gather(found: Mapping[str, Any], gathering: Gathering) -> None:
         gathering.add_number(tag, step, _read(found["value"]))
     elif "counts" in found:
         limits, minimum = np.asarray(found["limits"], np.float64), _read(found["minimum"])
+        if limits.shape != (len(found["counts"]),):
+            raise ValueError("a bucket lacks its limit or its count")
         distribution = Distribution(
             step=step,
             starts=_starts(limits, minimum),

@@ -21,6 +21,26 @@ def points(count: int = 64) -> TensorDataset:
     return TensorDataset(inputs, inputs[:, :3].argmax(1))
 
 
+class Stacked(nn.Sequential):
+    def __init__(self, layers: list[nn.Module], named: dict[str, nn.Module] | None = None):
+        super().__init__(*layers, *(named or {}).values())
+
+
+class Texts(nn.Linear):
+    def __init__(self, text: str | None = None, either: int | str = 0, free="", table: dict[str, int] | None = None):
+        super().__init__(4, 3)
+        self.seen = (text, either, free, table)
+
+
+class Start(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 3)
+
+
+def scaled(outputs, targets, scale: float = 1.0):
+    return nn.functional.cross_entropy(outputs, targets) * scale
+
+
 def untold(count: int):
     return points(count)
 

@@ -111,7 +111,7 @@ def test_texts_that_look_like_numbers_stay_texts():
         ("- a\n---\n- b", "x.yaml:2: it is no YAML"),
         ("a: \x07", "x.yaml: it is no YAML"),
         ("[" * 3000, "x.yaml: it is nested too deeply"),
-        ("9" * 5000, "x.yaml:1: Exceeds the limit"),
+        ("9" * 5000, "x.yaml:1: the number has more than 1000 digits"),
     ],
 )
 def test_what_is_no_plain_yaml_is_refused_with_its_line(text, message):
@@ -230,7 +230,7 @@ def test_every_problem_is_told_with_its_line_and_the_nearest_name(pieces):
     [
         ("loss: CrossEntropyLoss\n", "", ": the recipe needs `loss:`, or a `step:` of its own"),
         ("epochs: 3\n", "", "the recipe needs epochs"),
-        ("seed: 5", "metrics: {accuracy: Accuracy}", "`metrics:` are measured on `validation:`, which is missing"),
+        ("seed: 5", "metrics: {accuracy: Accuracy}", "`metrics:` are measured on `validation:`: write both"),
         ("seed: 5", "device: abacus", "device 'abacus' cannot be used here"),
         ("seed: 5", "models: {}", "write `model:` or `models:`, not both"),
         ("pieces.Net: {", "torch.nn.Linear: {in_features: 4, out_features: 3, ", "Linear takes no 'width'"),
@@ -317,7 +317,6 @@ def test_several_models_and_optimizers_with_a_step_of_ones_own(pieces):
         schedulers: {first: {StepLR: {step_size: 1, gamma: 0.5}}}
         step: {pieces.step: {scale: 2.0}}
         data: {DataLoader: {dataset: pieces.points, batch_size: 16}}
-        validation: {DataLoader: {dataset: pieces.points, batch_size: 16}}
         epochs: 2
         plugins: [L2: {strength: 0.1, where: second}]
     """
@@ -367,13 +366,105 @@ def test_components_are_given_by_position_and_in_the_long_form(pieces):
 
 
 def test_one_batch_stands_for_all(pieces):
-    experiment = prepare(read_recipe(write(pieces)), one_batch=True)
+    experiment = prepare(read_recipe(write(pieces), ["one_batch=true"]))
     assert experiment.epoch_length == 4
     first, *others = experiment.batches
     assert all(batch is first for batch in others)
 
 
+def with_model(model):
+    return RECIPE.replace("pieces.Net: {width: 6, activation: ReLU}", model).replace(
+        "{limit: 0.7, where: 0.weight}", "9"
+    )
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "pieces.Stacked: {layers: [pieces.Start, Tanh]}",
+        "pieces.Stacked: {layers: [{Linear: {in_features: 4, out_features: 3}}, pieces.Start2], named: {}}",
+        "pieces.Stacked: {layers: [], named: {first: pieces.Start}}",
+        "pieces.Stacked: {layers: [{class_path: pieces.Start}]}",
+    ],
+)
+def test_parts_in_lists_and_dicts_are_made_when_all_is_made_and_follow_the_seed(pieces, model):
+    recipe = read_recipe(write(pieces, with_model(model.replace(", pieces.Start2", ""))))
+    first, second = prepare(recipe).trainer.weights(), prepare(recipe).trainer.weights()
+    assert all(torch.equal(weight, second[name]) for name, weight in first.items())
+    assert {w.data_ptr() for w in first.values()}.isdisjoint(w.data_ptr() for w in second.values())
+
+
+def test_texts_stay_texts_on_their_way_to_a_component(pieces):
+    model = "pieces.Texts: {text: 'null', either: '1', free: 'true', table: {Linear: 2}}"
+    made = prepare(read_recipe(write(pieces, with_model(model)))).trainer.model
+    assert made.seen == ("null", "1", "true", {"Linear": 2})
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("pieces.Net: {width: '6'}", "recipe.yaml:1: Net.width: '6' is "),
+        ("pieces.Net: {width: {ReLU: {}}}", "recipe.yaml:1: Net.width: ReLU makes no int"),
+        ("pieces.Net: {activation: {Accuracy: {}}}", "recipe.yaml:1: Net.activation: Accuracy makes no Module"),
+        ("pieces.Net: {activation: {os.system: {command: ls}}}", "recipe.yaml:1: Net.activation: "),
+        ("pieces.Texts: {free: {os.system: {command: ls}}}", "system does not say what it returns"),
+        ("Linear: [4, 3, true, 1, 2, 3]", "recipe.yaml:1: Linear takes in_features, out_features"),
+        ("Linear: [4.5, 3]", "recipe.yaml:1: Linear.in_features: 4.5 is not of the type int"),
+        ("class_path: [a]", "recipe.yaml:1: ['a'] is no name of a class or function"),
+    ],
+)
+def test_parts_of_another_type_are_refused(pieces, model, message):
+    found = problems(pieces, with_model(model))
+    assert any(message in problem for problem in found), found
+
+
+def test_arguments_by_position_are_checked_by_their_names(pieces):
+    text = with_model("Linear: [4, 3, false]").replace("{pieces.points: {count: 64}}", "{pieces.points: [64]}")
+    experiment = prepare(read_recipe(write(pieces, text)))
+    assert experiment.trainer.model.bias is None
+    assert experiment.epoch_length == 4
+
+
+def test_a_loss_may_be_a_function_with_some_of_its_arguments(pieces):
+    text = RECIPE.replace("CrossEntropyLoss", "{pieces.scaled: {scale: 2.0}}")
+    loss = prepare(read_recipe(write(pieces, text))).trainer.loss_fn
+    outputs, targets = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1])
+    assert loss(outputs, targets) == 2 * nn.functional.cross_entropy(outputs, targets)
+    assert (
+        "takes scale, not 2 values"
+        in problems(pieces, RECIPE.replace("CrossEntropyLoss", "{pieces.scaled: [2, 3]}"))[0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("seed: 5", "scheduler: StepLR", "recipe.yaml:10: StepLR needs step_size"),
+        ("seed: 5", "scheduler: ReduceLROnPlateau", "ReduceLROnPlateau needs a metric"),
+        ("seed: 5", "seed: 5000000000", "recipe.yaml:10: seed 5000000000 is more than NumPy takes"),
+        ("seed: 5", "step: pieces.step", "`loss:` is for the default step"),
+        ("seed: 5", "validation: null\nmetrics: {a: Accuracy}", "write both, or neither"),
+        ("L2: 1e-3", "L2: {strength: {function: quits.now}}", "recipe.yaml:13: "),
+        ("pieces.Net: {width: 6, activation: ReLU}", "quits.Net", "'quits.Net' cannot be imported: SystemExit"),
+    ],
+)
+def test_what_would_do_nothing_or_end_the_process_is_refused(pieces, old, new, message):
+    (pieces / "quits.py").write_text("import sys\n\nsys.exit(0)\n", encoding="utf-8")
+    found = problems(pieces, RECIPE.replace(old, new))
+    assert any(message in problem for problem in found), found
+
+
+def test_the_plugins_of_a_recipe_are_found_where_its_paths_say(pieces):
+    (pieces / "lib").mkdir()
+    (pieces / "lib" / "of_mine.py").write_text("from weightsmith_plugins import L2 as Mine\n", encoding="utf-8")
+    assert read_plugins(write(pieces, "paths: [lib]\nplugins: [of_mine.Mine: 0.5]\n")) == [L2(0.5)]
+
+
 # -------------------------------------------------------------------- changes
+
+
+def _betas(recipe):
+    return tuple(recipe.optimizers[""].arguments["betas"])
 
 
 @pytest.mark.parametrize(
@@ -387,6 +478,13 @@ def test_one_batch_stands_for_all(pieces):
         (["data.dataset.count=8"], lambda r: r.batches.arguments["dataset"].arguments["count"], 8),
         (["plugins.MaxNorm.limit=3"], lambda r: r.plugins[0].plugin.limit, 3),
         (["plugins.0.every=3"], lambda r: r.plugins[0].plugin.every, 3),
+        (["plugins.L2={strength: 0.5, every: 2}"], lambda r: r.plugins[1].plugin, L2(0.5, every=2)),
+        (
+            ["optimizer.momentum=0", "optimizer={Adam: {betas: [0.9, 0.9]}}", "optimizer.betas.0=0.5"],
+            _betas,
+            (0.5, 0.9),
+        ),
+        (["plugins.1={weightsmith_plugins.L2: 1}", "plugins.L2=2"], lambda r: r.plugins[1].plugin, L2(2.0)),
         (["plugins.L2=0.5"], lambda r: r.plugins[1].plugin, L2(0.5)),
         (["plugins.L2.after=3"], lambda r: r.plugins[1].plugin, L2(1e-3, after=3)),
         (["plugins.L2.strength=1"], lambda r: r.plugins[1].plugin, L2(1.0)),

@@ -138,7 +138,13 @@ def test_a_damaged_line_is_passed_over_and_a_flipped_byte_ends_an_event_file(tmp
     trainer_in(tmp_path, w.Losses()).run(BATCHES, max_epochs=3)
     lines = tmp_path / "measurements.jsonl"
     first, *others = lines.read_bytes().splitlines(keepends=True)
-    lines.write_bytes(b"".join([first, b'{"step": 2, "ta\n', b"7\n", b'{"step": null}\n', b"\xff\n", *others]))
+    bucket = (
+        b'{"step": 2, "tag": "w", "minimum": 0, "maximum": 1, "count": 1, "zeros": 0, "limits": [1, 2], "counts": [1]}'
+    )
+    endless = b'{"step": 1e999, "tag": "x", "value": 1}'
+    damaged = [b'{"step": 2, "ta', b"7", b'{"step": null}', b"\xff", bucket, endless, b"[" * 100_000, b""]
+    lines.write_bytes(first + b"\n".join(damaged) + b"".join(others))
+    assert list(read_lines(lines).distributions) == []
     assert [step for step, _ in read_lines(lines).numbers["loss/optimizer"]] == [1, 2, 3]
     (events,) = event_files(tmp_path)
     data = bytearray(events.read_bytes())

@@ -100,7 +100,10 @@ def guarded(work: Callable[[], Any]) -> int:
     except WeightsmithError as error:
         print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n  ", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # whoever read the output has gone
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            traceback.print_exc()
+            return 1
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -109,6 +112,16 @@ def guarded(work: Callable[[], Any]) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+def _reader_has_gone() -> bool:
+    try:
+        print(end="", flush=True)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def _log_plainly() -> None:

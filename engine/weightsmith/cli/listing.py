@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from weightsmith.catalogue import KINDS, call, described, first_sentence, kind_of
 from weightsmith.discovery import plugin_class, registry
-from weightsmith.errors import ConfigurationError
 from weightsmith.plugin import Plugin
 from weightsmith.recipe import prepare, read_recipe
 
@@ -27,11 +27,11 @@ def plan(recipe: str, *, changes: Sequence[str] = ()) -> int | None:
         recipe: the YAML file.
         changes: settings in place of the recipe's, such as ``optimizer.lr=0.01 plugins.MaxNorm.limit=2``.
     """
-    described_run = read_recipe(recipe, changes)
+    found = read_recipe(recipe, changes)
     with tempfile.TemporaryDirectory() as folder:  # for plugins that ask for one
-        experiment = prepare(described_run, Path(folder))
-        trainer, epochs, length = experiment.trainer, described_run.settings.epochs, experiment.epoch_length
-        accumulate = described_run.settings.accumulate
+        experiment = prepare(found, Path(folder))
+        trainer, epochs, length = experiment.trainer, found.settings.epochs, experiment.epoch_length
+        accumulate = found.settings.accumulate
         weights = trainer.weights()
         print(
             f"{sum(w.numel() for w in weights.values()):,} weights in {len(weights)} tensors; {epochs} epochs", end=""
@@ -60,6 +60,6 @@ def plugins(name: str | None = None) -> int | None:
             source = "" if entry.distribution == _OWN else f"  [{entry.distribution}]"
             print(f"  {call(entry.plugin)}{source}\n      {first_sentence(entry.plugin)}")
     problems = [*map(str, known.failures), *known.clashes()]
-    if problems:
-        raise ConfigurationError("\n".join(problems))
-    return None
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return int(bool(problems))

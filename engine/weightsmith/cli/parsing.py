@@ -47,9 +47,9 @@ def _parser_of(command: Command, text: str) -> ArgumentParser:
     help_of = {each.arg_name: each.description for each in docstring_parser.parse(inspect.getdoc(command) or "").params}
     hints = get_type_hints(command)
     for name, parameter in last.items():
-        parser.add_argument(name, nargs="?", type=hints[name], default=parameter.default, help=help_of[name])
+        parser.add_argument(name, nargs="?", type=hints[name], default=parameter.default, help=help_of.get(name))
     for flag in sorted(flags):
-        parser.add_argument(f"--{flag.replace('_', '-')}", dest=flag, action="store_true", help=help_of[flag])
+        parser.add_argument(f"--{flag.replace('_', '-')}", dest=flag, action="store_true", help=help_of.get(flag))
     if "changes" in parameters:
         parser.add_argument(
             "--set",

@@ -36,11 +36,10 @@ def train(
             stack of plugins that keeps it from doing so, has something wrong.
         profile: write a profile of ten updates, by torch's profiler, beside the events of TensorBoard.
     """
-    described = read_recipe(recipe, changes)
-    name = f"{described.name}-one-batch" if overfit_one_batch else described.name
-    with provisional_run_dir(Path(described.settings.runs) / name) as run_dir:
-        experiment = prepare(described, run_dir, one_batch=overfit_one_batch)
-        (run_dir / RECIPE).write_text(described.resolved(experiment.seed), encoding="utf-8")
+    found = read_recipe(recipe, [*changes, "one_batch=true"] if overfit_one_batch else changes)
+    with provisional_run_dir(Path(found.settings.runs) / found.name) as run_dir:
+        experiment = prepare(found, run_dir)
+        (run_dir / RECIPE).write_text(found.resolved(experiment.seed), encoding="utf-8")
     with profiled(experiment.trainer, run_dir) if profile else contextlib.nullcontext():
         _run(experiment, run_dir)
     return None
@@ -55,9 +54,14 @@ def resume(run: Path, *, epochs: int | None = None) -> int | None:
             and so takes other values then.)
     """
     experiment = _reopened(run, run, [] if epochs is None else [f"epochs={epochs}"])
-    print(f"going on from {experiment.trainer.resume(run)}")
+    checkpoint, done = experiment.trainer.resume(run), experiment.trainer.state.epoch
+    if experiment.recipe.settings.epochs < done:
+        raise ConfigurationError(f"the run in {run} is in epoch {done} already: give more epochs than that")
     if epochs is not None:
-        (run / RECIPE).write_text(experiment.recipe.resolved(experiment.seed), encoding="utf-8")
+        new = run / f".{RECIPE}"
+        new.write_text(experiment.recipe.resolved(experiment.seed), encoding="utf-8")
+        new.replace(run / RECIPE)
+    print(f"going on from {checkpoint}")
     _run(experiment, run)
     return None
 

@@ -16,7 +16,7 @@ __all__ = ["change"]
 def change(recipe: Section, text: str) -> None:
     """Apply ``"path=value"`` to a recipe. The path goes down by keys, through the one name of a class without naming
     it (``optimizer.lr``), and into a list by number or by a class's name (``plugins.MaxNorm.limit``; ``plugins.L2=0.1``
-    sets the first field); the value is YAML.
+    and ``plugins.L2={strength: 0.1}`` give it other fields); the value is YAML.
 
     >>> recipe = read_text("optimizer: {Adam: {lr: 0.1}}\\nplugins: [L2: 0.1, Clamp: {low: 0}]", "recipe.yaml")
     >>> change(recipe, "optimizer.lr=1e-3")
@@ -34,27 +34,34 @@ def change(recipe: Section, text: str) -> None:
         raise RecipeError([f"{source}: write path=value, such as optimizer.lr=0.01"])
     *outer, last = path.strip().split(".")
     container: Any = recipe
-    for part in outer:
-        container = _settings(container, part, source)
+    for depth, part in enumerate(outer):
+        container = _settings(container, part, source, are_names=depth == 1 and outer[0] in _NAMES)
         container = _entered(container, _key(container, part, source), source)
-    container = _settings(container, last, source)
+    container = _settings(container, last, source, are_names=len(outer) == 1 and outer[0] in _NAMES)
     key = _key(container, last, source, may_be_new=True)
     found = read_text(value, source)
-    if isinstance(container, Items) and key != last and not isinstance(found, (Section, str)):
-        found = Section({last: found}, source, {last: source})  # the first field of a plugin that was named
+    if isinstance(container, Items) and not last.isdecimal():
+        (name,) = container[key] if isinstance(container[key], Section) else (container[key],)
+        found = Section({name: found}, source, {name: source})  # a plugin that was named gets other fields
     container[key] = found
     container.places[key] = source
+
+
+_NAMES = ("models", "optimizers", "schedulers", "metrics")
+"""What holds names of the user's, which may look like those of classes."""
 
 
 def _key(container: Any, part: str, source: str, *, may_be_new: bool = False) -> Any:
     """The key or index in a container that a part of the path means."""
     if isinstance(container, Items):
         known = [str(next(iter(item), "")) if isinstance(item, Section) else str(item) for item in container]
-        numbers = [i for i, name in enumerate(known) if part in (str(i), name)]
+        numbers = [i for i, name in enumerate(known) if part in (str(i), name.rpartition(".")[2])]
         if len(numbers) == 1:
             return numbers[0]
         problem = f"{part!r} stands there {len(numbers)} times: give its number, counted from 0"
         raise RecipeError([f"{source}: {problem if numbers else f'there is no {part!r}{nearest(part, known)}'}"])
+    if part.isdecimal() and int(part) in container:
+        return int(part)
     if part in container or may_be_new:
         return part
     raise RecipeError([f"{source}: there is no {part!r}{nearest(part, map(str, container))}"])
@@ -71,9 +78,9 @@ def _entered(container: Any, key: Any, source: str) -> Any:
     return found
 
 
-def _settings(container: Any, part: str, source: str) -> Any:
+def _settings(container: Any, part: str, source: str, *, are_names: bool) -> Any:
     """Where the container is one class's name to its settings, and the path does not name the class: the settings."""
-    if not isinstance(container, Section) or part in container or len(container) != 1:
+    if are_names or not isinstance(container, Section) or part in container or len(container) != 1:
         return container
     (name,) = container
     is_class = isinstance(name, str) and (name[:1].isupper() or "." in name)

@@ -6,7 +6,9 @@ import contextlib
 import functools
 import importlib
 import inspect
+import itertools
 import re
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from weightsmith.errors import ConfigurationError, RecipeError, WeightsmithError
 from weightsmith.importing import imported
-from weightsmith.recipe.text import Problems, located, place_of
+from weightsmith.recipe.text import Problems, Section, located, place_of
 from weightsmith.spelling import guess, nearest
 
 __all__ = ["Component", "checked_arguments", "component"]
@@ -56,7 +58,8 @@ class Component:
         except Exception as error:  # whatever somebody's class raises
             place = f"{self.place}: " if self.place else ""
             reason = str(error) if isinstance(error, WeightsmithError) else f"{type(error).__name__}: {error}"
-            raise RecipeError([f"{place}{_shown(self.target)} cannot be made: {reason}"]) from error
+            message = f"{place}{_shown(self.target)} cannot be made: {reason}"
+            raise (RecipeError([message]) if place else ConfigurationError(message)) from error
 
     def made(self) -> Any:
         """What a class makes, or a function itself, with its arguments given."""
@@ -69,7 +72,9 @@ class Component:
 def _built(value: Any) -> Any:
     if isinstance(value, Component):
         return value.build()
-    return [_built(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, (list, tuple)):
+        return type(value)(_built(item) for item in value)
+    return {key: _built(item) for key, item in value.items()} if type(value) is dict else value
 
 
 def component(
@@ -90,15 +95,20 @@ def component(
         ConfigurationError: no such name, or arguments that do not fit; the message names the nearest.
     """
     name, settings = _name_and_settings(plain)
-    with located(plain, name if isinstance(plain, Mapping) and name in plain else None):
+    with located(plain, name if isinstance(name, str) else None):
         target = _found(name, expected)
         place = place_of(plain, name)
+        if is_called_later and not isinstance(target, type):
+            given = [name for name in _required(target) if not isinstance(settings, Mapping) or name not in settings]
+        elif given and not isinstance(target, type):
+            given = [*inspect.signature(target).parameters][: len(given)]
         if isinstance(settings, list):
-            return Component(target, {}, [_positional(item) for item in settings], place)
+            named = _by_name(target, settings, given)
+            if named is None:
+                return Component(target, {}, [_positional(item) for item in settings], place)
+            settings = named
         if not isinstance(settings, Mapping | None):
             raise ConfigurationError(f"{name}: {settings!r} are no arguments: write `name: value` for each")
-        if is_called_later and not isinstance(target, type):
-            given = [name for name in _required(target) if name not in (settings or {})]
         return Component(target, checked_arguments(target, settings or {}, given), (), place)
 
 
@@ -198,7 +208,7 @@ def _imported(path: str) -> Any:
         return imported(path)
     except WeightsmithError as error:
         raise ConfigurationError(f"{error}{_nearest_in_module(path)}") from error
-    except Exception as error:  # whatever somebody's module raises when it is imported
+    except (Exception, SystemExit) as error:  # whatever somebody's module raises when it is imported
         raise ConfigurationError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
@@ -244,6 +254,20 @@ def _shown(target: Callable[..., Any]) -> str:
 # -------------------------------------------------------------------- arguments
 
 
+def _by_name(target: Callable[..., Any], values: Any, given: Sequence[str]) -> Section | None:
+    """Positional arguments under the names of their parameters; ``None`` if the target takes any number of them."""
+    parameters = inspect.signature(target).parameters.values()
+    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+        return None
+    positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
+    names = [each.name for each in parameters if each.kind in positional and each.name not in given]
+    if len(values) > len(names):
+        raise ConfigurationError(
+            f"{_shown(target)} takes {', '.join(names) or 'no arguments'}, not {len(values)} values"
+        )
+    return Section(dict(zip(names, values, strict=False)), place_of(values))
+
+
 def _positional(plain: Any) -> Any:
     return component(plain) if isinstance(plain, str) or _names_something(plain) else plain
 
@@ -269,21 +293,70 @@ def _required(target: Callable[..., Any]) -> list[str]:
 
 
 def _argument(target: Callable[..., Any], name: str, plain: Any, known: Sequence[str]) -> Any:
-    if _names_something(plain):
-        return component(plain)
+    hints = _hinted_classes(target, name)
+    if _names_something(plain) and not (hints and any(issubclass(hint, Mapping) for hint in hints)):
+        return _fitting(component(plain), hints)
     if isinstance(plain, list) and any(_names_something(item) for item in plain):
         return [component(item) if _names_something(item) else item for item in plain]
     parser = ArgumentParser(exit_on_error=False)
     _add_arguments(parser, target, set(known) - {name})
     try:
-        parsed = parser.parse_object({name: _bare(plain)})
-        if isinstance(parsed[name], Namespace) and "class_path" in parsed[name]:
-            return component(plain)  # checked further down by this module's own rules
-        return parser.instantiate(parsed)[name]
+        parsed = parser.parse_object({name: _bare(plain)})[name]
+        if isinstance(plain, str) and isinstance(parsed, _PLAIN):  # it was read a second time: is a text taken?
+            parser.parse_object({name: _SOME_TEXT})
+            return plain
+        if all("class_path" in found for found in _namespaces(parsed)):
+            return _components(plain, parsed)
+        whole = parser.parse_object({name: _bare(plain)})
+        return Component(lambda: parser.instantiate(whole)[name])  # dataclasses among it
     except (ArgumentError, TypeError, ValueError) as error:
         if isinstance(plain, str) and plain in _short_names(None):
-            return component(plain)
+            return _fitting(component(plain), hints)
         raise ConfigurationError(_reason(plain, str(error))) from error
+
+
+_PLAIN = (bool, int, float, list, dict, type(None))
+_SOME_TEXT = "a text that is nothing else"
+
+
+def _namespaces(parsed: Any) -> list[Any]:
+    """What jsonargparse would make objects of, in what it parsed."""
+    if isinstance(parsed, Namespace):
+        return [parsed]
+    inner = parsed.values() if type(parsed) is dict else parsed if isinstance(parsed, (list, tuple)) else ()
+    return [found for item in inner for found in _namespaces(item)]
+
+
+def _components(plain: Any, parsed: Any) -> Any:
+    """What jsonargparse parsed, with components in the places of classes; these check what is further down."""
+    if isinstance(parsed, Namespace):
+        return component(plain)
+    if isinstance(parsed, (list, tuple)):
+        return type(parsed)(itertools.starmap(_components, zip(plain, parsed, strict=True)))
+    return {key: _components(plain[key], value) for key, value in parsed.items()} if type(parsed) is dict else parsed
+
+
+def _fitting(made: Component, hints: Sequence[type]) -> Component:
+    """The component, if what it makes is of one of the classes that the parameter is annotated with."""
+    if isinstance(made.target, type) or hints:
+        if hints and not any(_gives(made.target, hint) for hint in hints):
+            raise ConfigurationError(f"{_shown(made.target)} makes no {' or '.join(hint.__name__ for hint in hints)}")
+    elif _result(made.target) is None:
+        raise ConfigurationError(f"{_shown(made.target)} does not say what it returns: write `-> …` behind it")
+    return made
+
+
+def _hinted_classes(target: Callable[..., Any], name: str) -> list[type]:
+    """The classes that a parameter is annotated with; empty where it may be anything, or cannot be told."""
+    try:
+        annotated: Any = vars(target).get("__init__", target) if isinstance(target, type) else target
+        hint = typing.get_type_hints(annotated).get(name)
+    except Exception:  # a hint that names what is not imported at run time
+        return []
+    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    classes = [typing.get_origin(part) or part for part in parts if part is not type(None)]
+    is_told = all(isinstance(each, type) and each.__name__ != "Callable" for each in classes)
+    return [each for each in classes if isinstance(each, type)] if is_told else []
 
 
 def _bare(plain: Any) -> Any:

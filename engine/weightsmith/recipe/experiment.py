@@ -11,6 +11,7 @@ from typing import Any
 from ignite.engine import Events
 from ignite.utils import manual_seed
 
+from weightsmith.errors import ConfigurationError
 from weightsmith.recipe.recipe import Recipe
 from weightsmith.recipe.text import Problems, located
 from weightsmith.trainer import Trainer
@@ -38,24 +39,19 @@ class Experiment:
     @property
     def epoch_length(self) -> int | None:
         """Batches in an epoch; ``None`` if the data does not say."""
-        try:
-            return len(self.batches)  # type: ignore[arg-type]
-        except TypeError:
-            return None
+        return _length(self.batches)
 
     def run(self) -> Any:
         """Train as many epochs as the recipe says."""
         return self.trainer.run(self.batches, max_epochs=self.recipe.settings.epochs)
 
 
-def prepare(recipe: Recipe, run_dir: Path | None = None, *, one_batch: bool = False) -> Experiment:
+def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
     """Make everything that a recipe describes; train nothing. Seeds Python's, NumPy's and torch's global generators.
 
     Args:
         recipe: what :func:`read_recipe` gave.
         run_dir: the folder of the run, for plugins that write.
-        one_batch: whether to train and validate on the first batch alone, as often as there are batches, to see
-            whether the model can learn it by heart. Default false.
 
     Raises:
         RecipeError: something cannot be made, or plugins cannot work on these models, or not together: all of these,
@@ -65,12 +61,16 @@ def prepare(recipe: Recipe, run_dir: Path | None = None, *, one_batch: bool = Fa
     with located(recipe.plain, "device"):
         refuse_missing_device(settings.device)
     seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
+    with located(recipe.plain, "seed"):
+        if seed >= 2**32:
+            raise ConfigurationError(f"seed {seed} is more than NumPy takes: give one below 2**32")
     manual_seed(seed)
     batches = recipe.batches.build()
     validation = None if recipe.validation is None else recipe.validation.build()
-    if one_batch:
-        first = next(iter(batches))
-        batches, validation = [first] * len(batches), [first]
+    if settings.one_batch:
+        with located(recipe.plain, "data"):
+            first = _first(batches)
+        batches, validation = [first] * (_length(batches) or 1), [first]
     models = {name: model.build() for name, model in recipe.models.items()}
     optimizers = {
         name: optimizer.build([weight for model in _held_by(models, name) for weight in model.parameters()])
@@ -98,6 +98,19 @@ def prepare(recipe: Recipe, run_dir: Path | None = None, *, one_batch: bool = Fa
     if validation is not None and recipe.metrics:
         trainer.validate_on(validation, {name: metric.build() for name, metric in recipe.metrics.items()})
     return Experiment(recipe, seed, trainer, batches)
+
+
+def _length(batches: Any) -> int | None:
+    try:
+        return len(batches)
+    except TypeError:
+        return None
+
+
+def _first(batches: Iterable[Any]) -> Any:
+    for batch in batches:
+        return batch
+    raise ConfigurationError("the data has no batch")
 
 
 def _attach(trainer: Trainer, recipe: Recipe) -> None:

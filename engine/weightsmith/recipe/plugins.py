@@ -55,7 +55,7 @@ def _made(cls: type[Plugin], settings: Mapping[Any, Any]) -> Plugin:
         with problems.gathering(settings, field):
             if field not in known:
                 raise ConfigurationError(f"{cls.__name__} has no field {field!r}{nearest(str(field), known)}")
-            values[field] = value if field == "where" else _value(value)
+            values[field] = value if field == "where" else _read(value)
     problems.raise_any()
     try:
         return cls(**values)
@@ -65,6 +65,15 @@ def _made(cls: type[Plugin], settings: Mapping[Any, Any]) -> Plugin:
     except Exception as error:  # whatever a value of another type meets first
         raise ConfigurationError(f"{cls.__name__}: {dict(settings)!r} does not fit its fields: {error}") from error
     raise AssertionError("unreachable")
+
+
+def _read(plain: Any) -> Any:
+    try:
+        return _value(plain)
+    except WeightsmithError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever somebody's module raises when it is imported
+        raise ConfigurationError(f"{plain!r} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 def _value(plain: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -12,7 +13,7 @@ from ignite.metrics import Metric
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from weightsmith.errors import ConfigurationError, RecipeError
 from weightsmith.plugin import Plugin
@@ -36,6 +37,8 @@ class RunSettings:
         precision: of the forward pass, by autocast.
         accumulate: micro-batches per update.
         nonfinite: what to do when a loss, a gradient or a weight is infinite or no number.
+        one_batch: train and validate on the first batch alone, as often as there are batches, to see whether the model
+            can learn it by heart.
         debug: find out who writes where it should not; slow.
         name: of the run. Default: the recipe's file name without its suffix.
         runs: the folder in whose folder ``name`` each run gets a folder of its own.
@@ -48,6 +51,7 @@ class RunSettings:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     accumulate: PositiveInt = 1
     nonfinite: Literal["raise", "skip", "restore", "ignore"] = "raise"
+    one_batch: bool = False
     debug: bool = False
     name: str | None = None
     runs: str = "runs"
@@ -97,12 +101,13 @@ class Recipe:
     @property
     def name(self) -> str:
         """What the run is called."""
-        return self.settings.name or self.path.stem
+        return self.settings.name or self.path.stem + ("-one-batch" if self.settings.one_batch else "")
 
     def resolved(self, seed: int) -> str:
         """The YAML of a recipe that repeats this run, wherever it is written to."""
         own, *named = _folders(self.path, self.settings.paths or ())
-        folders = [str(folder) for folder in ([own] if any(own.glob("*.py")) else []) + named]
+        is_resolved = self.settings.name is not None and (own / "checkpoints").is_dir()  # it stands in a run's folder
+        folders = [str(folder) for folder in ([] if is_resolved else [own]) + named]
         defaults = {field.name: getattr(self.settings, field.name) for field in fields(RunSettings)}
         fixed = {
             "seed": seed,
@@ -144,11 +149,12 @@ def read_plugins(path: str | Path) -> list[Plugin]:
         RecipeError: as :func:`read_recipe`; what else a recipe says is not looked at.
     """
     plain = read_yaml(path)
+    named: Any = None
     if isinstance(plain, Section):
         if "plugins" not in plain:
             raise RecipeError([f"{plain.place}: there are no plugins: write a list, or `plugins:` and a list"])
-        plain = plain["plugins"]
-    _look_in(_folders(Path(path), ()))
+        plain, named = plain["plugins"], plain.get("paths")
+    _look_in(_folders(Path(path), map(str, named) if isinstance(named, list) else ()))
     return [placed.plugin for placed in _plugins(plain, str(path))]
 
 
@@ -253,17 +259,24 @@ class _Reader:
         return found
 
     def _refuse_misfits(self, models: Mapping[str, Any], optimizers: Mapping[str, Any], schedulers: Any) -> None:
+        has = {key for key, value in self._plain.items() if value is not None}
         has_one = set(models) <= {""} and set(optimizers) <= {""}
-        if not has_one and "step" not in self._plain:
+        if not has_one and "step" not in has:
             raise ConfigurationError("several models or optimizers need `step:`, a function (trainer, batch)")
-        if has_one and "step" not in self._plain and "loss" not in self._plain:
+        if has_one and not {"step", "loss"} & has:
             raise ConfigurationError("the recipe needs `loss:`, or a `step:` of its own")
+        if {"step", "loss"} <= has:
+            raise ConfigurationError("`loss:` is for the default step, and does nothing beside a `step:` of its own")
         if set(optimizers) - {""} and models and set(optimizers) != set(models):
             raise ConfigurationError(f"the optimizers are named {list(optimizers)}, the models {list(models)}")
         if set(schedulers) - set(optimizers) and optimizers:
             raise ConfigurationError(f"the schedulers are named {list(schedulers)}, the optimizers {list(optimizers)}")
-        if "metrics" in self._plain and "validation" not in self._plain:
-            raise ConfigurationError("`metrics:` are measured on `validation:`, which is missing")
+        if any(scheduler.target is ReduceLROnPlateau for scheduler in schedulers.values()):
+            raise ConfigurationError("ReduceLROnPlateau needs a metric: step it in a script of your own")
+        if not re.fullmatch(r"[^/\\]+", str(self._plain.get("name") or "x")) or self._plain.get("name") in (".", ".."):
+            raise ConfigurationError("`name:` is that of a folder in `runs:`, without / and \\")
+        if len({"metrics", "validation"} & has) == 1:
+            raise ConfigurationError("`metrics:` are measured on `validation:`: write both, or neither")
 
 
 def _folders(path: Path, named: Iterable[str]) -> list[Path]:

@@ -68,6 +68,7 @@ class Problems:
 
     def __init__(self) -> None:
         self._found: list[str] = []
+        self._has_places = False
         self._first: BaseException | None = None
 
     @contextlib.contextmanager
@@ -76,13 +77,18 @@ class Problems:
             with located(container, key):
                 yield
         except ConfigurationError as error:
+            self._has_places |= isinstance(error, RecipeError)
             self._found += error.problems if isinstance(error, RecipeError) else [str(error)]
             self._first = self._first or error
 
     def raise_any(self) -> None:
-        """Raise a :class:`RecipeError` with all that was gathered."""
-        if self._found:
-            raise RecipeError(list(dict.fromkeys(self._found))) from self._first
+        """Raise a :class:`RecipeError` with all that was gathered; where no place is known, a
+        :class:`ConfigurationError`, to which somebody further out may know the place."""
+        found = list(dict.fromkeys(self._found))
+        if found and not self._has_places:
+            raise ConfigurationError("\n".join(found)) from self._first
+        if found:
+            raise RecipeError(found) from self._first
 
 
 # -------------------------------------------------------------------- reading
@@ -195,6 +201,9 @@ _MOST = 100_000
 """Values in one document: more than anybody writes; a few lines of aliases can stand for billions."""
 
 
+_MOST_DIGITS = 1000
+
+
 class _Constructor:
     """Makes plain values of YAML's nodes."""
 
@@ -243,6 +252,8 @@ class _Constructor:
         pattern, made = _CORE[name]
         if re.fullmatch(pattern, node.value) is None:
             raise RecipeError([f"{self._at(node)}: {node.value!r} is no {name}"])
+        if len(node.value) > _MOST_DIGITS and name == "int":
+            raise RecipeError([f"{self._at(node)}: the number has more than {_MOST_DIGITS} digits"])
         try:
             return made(node.value)
         except ValueError as error:  # an integer of more digits than Python reads
