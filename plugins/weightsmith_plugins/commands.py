@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import subprocess
+import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from weightsmith import ConfigurationError
 
@@ -26,9 +27,9 @@ def report(run: Path, *, to: Path | None = None, where: str = "*") -> None:
     print(f"the report is in {reporting.report(run, to, where)}")
 
 
-def view(runs: Path = Path("runs"), *, port: int = 6006, host: str = "localhost") -> int:
+def view(runs: Path = Path("runs"), *, port: int = 6006, host: str = "localhost") -> NoReturn:
     """Show runs in TensorBoard until Ctrl-C: their numbers, distributions, pictures and, under Custom Scalars, the
-    telling charts that the runs laid out.
+    telling charts that the runs laid out. TensorBoard takes this process's place.
 
     Args:
         runs: a run's folder, or one above several, which are then compared.
@@ -43,11 +44,5 @@ def view(runs: Path = Path("runs"), *, port: int = 6006, host: str = "localhost"
     if not any(runs.rglob("events.out.tfevents.*")):
         raise ConfigurationError(f"nothing in {runs} was logged for TensorBoard: train with the plugin TensorBoard")
     options = [f"--logdir={runs}", f"--port={port}", f"--host={host}", "--reload_interval=5"]
-    process = subprocess.Popen([sys.executable, "-m", "tensorboard.main", *options])
-    try:
-        return process.wait()
-    except KeyboardInterrupt:
-        return 0
-    finally:
-        process.terminate()
-        process.wait()
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *options])  # so signals reach TensorBoard alone

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -387,7 +388,8 @@ def test_completion_for_shells_is_printed(run, pieces):
     assert "overfit-one-batch" in output
 
 
-def test_view_serves_tensorboard_until_it_is_stopped(run, pieces):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_view_serves_tensorboard_until_it_is_stopped(run, pieces, number):
     run("train", "shaping.yaml", "--set", "plugins=[Losses, TensorBoard]")
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with command_line("view", "runs", "--port", "0", cwd=pieces, env=environment, preexec_fn=heed) as process:
@@ -397,6 +399,8 @@ def test_view_serves_tensorboard_until_it_is_stopped(run, pieces):
             with urllib.request.urlopen(f"{address}data/runs", timeout=30) as answer:
                 assert [Path("runs") / name for name in json.load(answer)] == runs()
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             process.stderr.read()
-    assert process.returncode == 0
+    assert process.returncode in (0, -number)
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(address, timeout=30)

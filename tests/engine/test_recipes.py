@@ -454,6 +454,15 @@ def test_what_would_do_nothing_or_end_the_process_is_refused(pieces, old, new, m
     assert any(message in problem for problem in found), found
 
 
+def test_a_module_of_the_same_name_from_elsewhere_is_not_taken_for_it(pieces, tmp_path):
+    prepare(read_recipe(write(pieces)))
+    other = pieces / "other"
+    other.mkdir()
+    (other / "pieces.py").write_text((pieces / "pieces.py").read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:1: another module 'pieces' than .*other/pieces\.py"):
+        read_recipe(write(other))
+
+
 def test_the_plugins_of_a_recipe_are_found_where_its_paths_say(pieces):
     (pieces / "lib").mkdir()
     (pieces / "lib" / "of_mine.py").write_text("from weightsmith_plugins import L2 as Mine\n", encoding="utf-8")

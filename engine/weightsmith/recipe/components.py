@@ -8,10 +8,13 @@ import importlib
 import inspect
 import itertools
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
@@ -205,11 +208,21 @@ def _found(name: Any, expected: type | None) -> Callable[..., Any]:
 
 def _imported(path: str) -> Any:
     try:
-        return imported(path)
+        found = imported(path)
+        _refuse_another_of_its_name(path.partition(".")[0])
+        return found
     except WeightsmithError as error:
         raise ConfigurationError(f"{error}{_nearest_in_module(path)}") from error
     except (Exception, SystemExit) as error:  # whatever somebody's module raises when it is imported
         raise ConfigurationError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _refuse_another_of_its_name(module: str) -> None:
+    """Raise where the module was imported before from elsewhere than where it would be found now."""
+    held = getattr(sys.modules.get(module), "__file__", None)
+    spec = PathFinder.find_spec(module)
+    if held and spec is not None and spec.origin and not Path(held).samefile(spec.origin):
+        raise ConfigurationError(f"another module {module!r} than {spec.origin} was imported before, from {held}")
 
 
 def _nearest_in_module(path: str) -> str:
