@@ -16,6 +16,7 @@ from weightsmith.checkpoint import read_manifest, saved_in
 from weightsmith.errors import ConfigurationError, WeightsmithError
 from weightsmith.plugin import Plugin
 from weightsmith.recipe import read_text, read_yaml, written
+from weightsmith.signals import exiting_on_sigterm
 from weightsmith.trainer import Trainer
 
 __all__ = [
@@ -62,9 +63,11 @@ def provisional_run_dir(parent: str | Path) -> Iterator[Path]:
     folder = new_run_dir(parent)
     made_here = folder.absolute()
     try:
-        yield folder
+        with exiting_on_sigterm():
+            yield folder
     except BaseException:
-        shutil.rmtree(made_here, ignore_errors=True)
+        if not (made_here / "checkpoints").exists():  # nobody trained in it
+            shutil.rmtree(made_here, ignore_errors=True)
         for made in missing:
             with contextlib.suppress(OSError):  # another run has begun there
                 made.rmdir()

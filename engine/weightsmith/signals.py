@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-__all__ = ["Signals"]
+__all__ = ["Signals", "exiting_on_sigterm"]
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -55,3 +56,22 @@ class Signals:
     def _end_at_once(self, found: signal.Signals) -> None:
         signal.signal(found, signal.SIG_DFL)
         os.kill(os.getpid(), found)
+
+
+@contextlib.contextmanager
+def exiting_on_sigterm() -> Iterator[None]:
+    """While the context lasts, SIGTERM raises ``SystemExit(143)``, so that what was begun is tidied up. Elsewhere than
+    in the main thread, and where somebody else handles it already, nothing changes."""
+    is_ours = threading.current_thread() is threading.main_thread()
+    if not is_ours or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _exit)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _exit(number: int, _: FrameType | None) -> None:
+    raise SystemExit(128 + number)

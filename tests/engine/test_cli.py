@@ -373,6 +373,22 @@ def test_ctrl_c_saves_the_run_and_says_how_to_go_on(run, pieces):
     assert run("export", saved, "saved.safetensors")[0] == 0
 
 
+def test_sigterm_before_the_run_has_begun_leaves_nothing(run, pieces):
+    slow = (
+        "def slow() -> Net:\n    import time\n\n    print('making', flush=True)\n    time.sleep(60)\n    return Net()\n"
+    )
+    with Path("pieces.py").open("a", encoding="utf-8") as file:
+        file.write(f"\n\n{slow}")
+    Path("slow.yaml").write_text(RECIPE.replace("pieces.Net: {width: 6}", "pieces.slow"), encoding="utf-8")
+    before = files()
+    with command_line("train", "slow.yaml", cwd=pieces) as process:
+        assert process.stdout.readline() == "making\n"
+        process.terminate()
+        process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert files() == before
+
+
 def test_a_reader_that_goes_away_ends_the_command_quietly(run, pieces):
     with command_line("plugins", cwd=pieces) as process:
         process.stdout.close()

@@ -8,11 +8,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from ignite.engine import Events
 from torch import nn
 from torch.utils.data import DataLoader
-from weightsmith import ConfigurationError, RecipeError, Trainer, linear
+from weightsmith import ConfigurationError, RecipeError, Trainer, linear, matrices, named
 from weightsmith.recipe import from_plain, prepare, read_plugins, read_recipe, read_text, written
-from weightsmith_plugins import L2, Clamp, Intersection, MaxNorm, ZeroMean
+from weightsmith_plugins import EMA, L1, L2, Clamp, Intersection, MaxNorm, Values, ZeroMean
 
 RECIPE = """
 model: {pieces.Net: {width: 6, activation: ReLU}}
@@ -144,10 +145,17 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
         ("L2:", None),
         ("weightsmith_plugins.L2: {strength: 0.1, mode: decoupled}", L2(0.1, mode="decoupled")),
         ("MaxNorm: {limit: {linear: {start: 1, end: 3, over: 4 epochs}}}", MaxNorm(linear(1, 3, over="4 epochs"))),
-        ("L2: {strength: 0.1, where: {all: [matrices, {not: head}]}, after: 2 epochs}", None),
-        ("L2: {strength: 0.1, at: EPOCH_COMPLETED}", None),
+        (
+            "L2: {strength: 0.1, where: {all: [matrices, {not: head}]}, after: 2 epochs}",
+            L2(0.1, where=matrices & ~named("head"), after="2 epochs"),
+        ),
+        (
+            "L1: {strength: 0.1, where: ['@Linear', 're:fc.*'], every: 3}",
+            L1(0.1, where=[nn.Linear, "re:fc.*"], every=3),
+        ),
+        ("EMA: {decay: 0.9, at: EPOCH_COMPLETED}", EMA(0.9, at=Events.EPOCH_COMPLETED)),
         ("Intersection: [{Clamp: {low: 0}}, {MaxNorm: 2}]", Intersection(Clamp(low=0), MaxNorm(2))),
-        ("Values: [[1, 2], [3, 4]]", None),
+        ("Values: [[1, 2], [3, 4]]", Values([[1, 2], [3, 4]])),
     ],
 )
 def test_plugins_are_read_in_every_form(text, plugin):
@@ -155,10 +163,9 @@ def test_plugins_are_read_in_every_form(text, plugin):
     if text == "L2:":
         with pytest.raises(ConfigurationError, match="L2 needs strength"):
             from_plain(plain)
-    elif plugin is not None:
-        assert from_plain(plain) == plugin
     else:
         found = from_plain(plain)
+        assert found == plugin
         assert from_plain(read_text(written(found.to_plain()), "y.yaml")) == found
 
 

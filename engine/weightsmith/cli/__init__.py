@@ -80,7 +80,8 @@ def _run(commands: Mapping[str, Any], chosen: Namespace) -> int | None:
 
 
 def guarded(work: Callable[[], Any]) -> int:
-    """Do what a command or a script does, and say in a line what keeps it from being done; the exit code.
+    """Do what a command or a script does, and say in a line what keeps it from being done; the exit code. For the main
+    function of a process: it sets up logging, and flushes what is printed line by line.
 
     >>> guarded(lambda: None)
     0
