@@ -21,6 +21,10 @@ def points(count: int = 64) -> TensorDataset:
     return TensorDataset(inputs, inputs[:, :3].argmax(1))
 
 
+def perhaps(width: int) -> nn.Module | None:
+    return Net(width) if width else None
+
+
 class Stacked(nn.Sequential):
     def __init__(self, layers: list[nn.Module], named: dict[str, nn.Module] | None = None):
         super().__init__(*layers, *(named or {}).values())

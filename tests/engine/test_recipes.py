@@ -392,6 +392,8 @@ def with_model(model):
         "pieces.Stacked: {layers: [{Linear: {in_features: 4, out_features: 3}}, pieces.Start2], named: {}}",
         "pieces.Stacked: {layers: [], named: {first: pieces.Start}}",
         "pieces.Stacked: {layers: [{class_path: pieces.Start}]}",
+        "pieces.Stacked: {layers: [{Linear: [4, 3]}, Tanh]}",
+        "pieces.perhaps: {width: 3}",
     ],
 )
 def test_parts_in_lists_and_dicts_are_made_when_all_is_made_and_follow_the_seed(pieces, model):
@@ -418,6 +420,8 @@ def test_texts_stay_texts_on_their_way_to_a_component(pieces):
         ("Linear: [4, 3, true, 1, 2, 3]", "recipe.yaml:1: Linear takes in_features, out_features"),
         ("Linear: [4.5, 3]", "recipe.yaml:1: Linear.in_features: 4.5 is not of the type int"),
         ("class_path: [a]", "recipe.yaml:1: ['a'] is no name of a class or function"),
+        ("pieces.Net: {width: null}", "recipe.yaml:1: Net.width: null is no value for it"),
+        ("pieces.Stacked: {layers: [{Linear: [4, 3]}, {Accuracy: {}}]}", "Stacked.layers: Accuracy makes no Module"),
     ],
 )
 def test_parts_of_another_type_are_refused(pieces, model, message):
@@ -448,6 +452,8 @@ def test_a_loss_may_be_a_function_with_some_of_its_arguments(pieces):
     [
         ("seed: 5", "scheduler: StepLR", "recipe.yaml:10: StepLR needs step_size"),
         ("seed: 5", "scheduler: ReduceLROnPlateau", "ReduceLROnPlateau needs a metric"),
+        ("seed: 5", "device: null", "recipe.yaml:10: device: null is no value for it"),
+        ("epochs: 3", "epochs: null", "recipe.yaml:9: epochs: null is no value for it"),
         ("seed: 5", "seed: 5000000000", "recipe.yaml:10: seed 5000000000 is more than NumPy takes"),
         ("seed: 5", "step: pieces.step", "`loss:` is for the default step"),
         ("seed: 5", "validation: null\nmetrics: {a: Accuracy}", "write both, or neither"),
@@ -459,6 +465,24 @@ def test_what_would_do_nothing_or_end_the_process_is_refused(pieces, old, new, m
     (pieces / "quits.py").write_text("import sys\n\nsys.exit(0)\n", encoding="utf-8")
     found = problems(pieces, RECIPE.replace(old, new))
     assert any(message in problem for problem in found), found
+
+
+def test_schedulers_may_stand_in_a_scheduler_and_get_its_optimizer(pieces):
+    scheduler = """
+        scheduler:
+          SequentialLR:
+            schedulers:
+              - LinearLR: {start_factor: 0.25, total_iters: 2}
+              - StepLR: {step_size: 1}
+            milestones: [2]
+    """
+    text = RECIPE.replace("epochs: 3", "epochs: 4") + textwrap.dedent(scheduler)
+    experiment = prepare(read_recipe(write(pieces, text)))
+    rates = []
+    (optimizer,) = experiment.trainer.optimizers.values()
+    experiment.trainer.add_event_handler(Events.EPOCH_STARTED, lambda: rates.append(optimizer.param_groups[0]["lr"]))
+    experiment.run()
+    assert rates == pytest.approx([0.025, 0.0625, 0.1, 0.01])
 
 
 def test_a_module_of_the_same_name_from_elsewhere_is_not_taken_for_it(pieces, tmp_path):

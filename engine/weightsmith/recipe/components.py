@@ -4,30 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib
 import inspect
 import itertools
 import re
-import sys
-import types
-import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from weightsmith.errors import ConfigurationError, RecipeError, WeightsmithError
-from weightsmith.importing import imported
+from weightsmith.recipe.hints import gives, item_classes, parameter_classes, result_classes, takes_none
+from weightsmith.recipe.names import found, is_short_name, name_and_settings, names_something, shown
 from weightsmith.recipe.text import Problems, Section, located, place_of
-from weightsmith.spelling import guess, nearest
+from weightsmith.spelling import nearest
 
 __all__ = ["Component", "checked_arguments", "component"]
-
-_PACKAGES = ("torch.nn", "torch.optim", "torch.optim.lr_scheduler", "torch.utils.data", "ignite.metrics")
-"""Where short names are looked up."""
 
 
 @dataclass(frozen=True)
@@ -38,50 +30,61 @@ class Component:
         target: the class or function.
         arguments: by name; components among them are built first.
         positional: arguments by position.
+        given: names of parameters that it is given when it is built; so are components among its arguments.
         place: where it was written.
     """
 
     target: Callable[..., Any]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     positional: Sequence[Any] = ()
+    given: Sequence[str] = ()
     place: str = ""
 
     def build(self, *given: Any) -> Any:
-        """What the class or function makes of ``given`` and the arguments.
+        """What the class or function makes of its arguments, with ``given`` for the parameters that it is given.
 
         Raises:
             RecipeError: it raises; the message says where it was written.
         """
-        positional = [_built(value) for value in self.positional]
-        arguments = {name: _built(value) for name, value in self.arguments.items()}
+        return self._built(dict(zip(self.given, given, strict=True)))
+
+    def _built(self, offered: Mapping[str, Any]) -> Any:
+        positional = [_built(value, offered) for value in self.positional]
+        arguments = {name: offered[name] for name in self.given}
+        arguments |= {name: _built(value, offered) for name, value in self.arguments.items()}
         try:
-            return self.target(*given, *positional, **arguments)
+            return self.target(*positional, **arguments)
         except RecipeError:
             raise
         except Exception as error:  # whatever somebody's class raises
             place = f"{self.place}: " if self.place else ""
             reason = str(error) if isinstance(error, WeightsmithError) else f"{type(error).__name__}: {error}"
-            message = f"{place}{_shown(self.target)} cannot be made: {reason}"
+            message = f"{place}{shown(self.target)} cannot be made: {reason}"
             raise (RecipeError([message]) if place else ConfigurationError(message)) from error
 
     def made(self) -> Any:
         """What a class makes, or a function itself, with its arguments given."""
         if isinstance(self.target, type):
             return self.build()
-        arguments = {name: _built(value) for name, value in self.arguments.items()}
+        arguments = {name: _built(value, {}) for name, value in self.arguments.items()}
         return functools.partial(self.target, **arguments) if arguments else self.target
 
 
-def _built(value: Any) -> Any:
+def _built(value: Any, offered: Mapping[str, Any]) -> Any:
     if isinstance(value, Component):
-        return value.build()
+        return value._built(offered)
     if isinstance(value, (list, tuple)):
-        return type(value)(_built(item) for item in value)
-    return {key: _built(item) for key, item in value.items()} if type(value) is dict else value
+        return type(value)(_built(item, offered) for item in value)
+    return {key: _built(item, offered) for key, item in value.items()} if type(value) is dict else value
 
 
 def component(
-    plain: Any, expected: type | None = None, given: Sequence[str] = (), *, is_called_later: bool = False
+    plain: Any,
+    expected: type | None = None,
+    given: Sequence[str] = (),
+    *,
+    offered: Sequence[str] = (),
+    is_called_later: bool = False,
 ) -> Component:
     """What plain data names: ``"ReLU"``, ``{"Linear": {"in_features": 3, "out_features": 2}}``, ``{"Sequential":
     [first, second]}`` with positional arguments, or ``{"class_path": …, "init_args": {…}}``.
@@ -91,28 +94,32 @@ def component(
     Args:
         plain: the name, or one name to its arguments.
         expected: of what class it must be, or what a function must say that it returns. Default: anything.
-        given: parameters that it is given when it is built.
+        given: parameters that it is given when it is built; a function takes them as its first.
+        offered: parameters that it is given if it needs them and the recipe does not say them: what it stands in has
+            them, as a scheduler of schedulers has the optimizer.
         is_called_later: whether a function is meant itself, with some of its arguments. Default: what it returns.
 
     Raises:
         ConfigurationError: no such name, or arguments that do not fit; the message names the nearest.
     """
-    name, settings = _name_and_settings(plain)
+    name, settings = name_and_settings(plain)
     with located(plain, name if isinstance(name, str) else None):
-        target = _found(name, expected)
+        target = found(name, expected)
         place = place_of(plain, name)
-        if is_called_later and not isinstance(target, type):
-            given = [name for name in _required(target) if not isinstance(settings, Mapping) or name not in settings]
-        elif given and not isinstance(target, type):
+        said = settings if isinstance(settings, Mapping) else ()
+        if given and not isinstance(target, type):
             given = [*inspect.signature(target).parameters][: len(given)]
+        given = [*given, *(each for each in offered if each in _required(target) and each not in said)]
+        later = _required(target) if is_called_later and not isinstance(target, type) else []
+        known = [*given, *(each for each in later if each not in said)]
         if isinstance(settings, list):
-            named = _by_name(target, settings, given)
+            named = _by_name(target, settings, known)
             if named is None:
-                return Component(target, {}, [_positional(item) for item in settings], place)
+                return Component(target, {}, [_positional(item) for item in settings], given, place)
             settings = named
         if not isinstance(settings, Mapping | None):
             raise ConfigurationError(f"{name}: {settings!r} are no arguments: write `name: value` for each")
-        return Component(target, checked_arguments(target, settings or {}, given), (), place)
+        return Component(target, checked_arguments(target, settings or {}, known), (), given, place)
 
 
 def checked_arguments(
@@ -130,7 +137,7 @@ def checked_arguments(
         ConfigurationError: one is unknown, of another type, or missing.
     """
     known = _parameters(target)
-    label = _shown(target) if label is None else label
+    label = shown(target) if label is None else label
     problems = Problems()
     values: dict[str, Any] = {}
     for name, value in settings.items():
@@ -138,7 +145,7 @@ def checked_arguments(
             if name not in known or name in given:
                 raise ConfigurationError(_unknown(label, name, [each for each in known if each not in given]))
             with _named(f"{label}.{name}" if label else name):
-                values[name] = _argument(target, name, value, known)
+                values[name] = _Parameter(target, name, known, given).read(value)
     missing = [name for name in _required(target) if name not in settings and name not in given]
     if missing:
         with problems.gathering(settings):
@@ -161,112 +168,6 @@ def _unknown(label: str, name: Any, known: Sequence[str]) -> str:
     return f"{label} takes no {name!r}{nearest(str(name), known)}" if known else f"{label} takes no arguments"
 
 
-# -------------------------------------------------------------------- names
-
-
-def _name_and_settings(plain: Any) -> tuple[Any, Any]:
-    if isinstance(plain, str):
-        return plain, None
-    if isinstance(plain, Mapping) and "class_path" in plain and plain.keys() <= {"class_path", "init_args"}:
-        return plain["class_path"], plain.get("init_args")
-    if isinstance(plain, Mapping) and len(plain) == 1:
-        ((name, settings),) = plain.items()
-        return name, settings
-    raise ConfigurationError(f"{plain!r} names nothing: write one class or function, then its arguments")
-
-
-def _names_something(plain: Any) -> bool:
-    """Whether plain data, where a value is meant, stands for what a class or function makes."""
-    if isinstance(plain, Mapping) and "class_path" in plain:
-        return True
-    if not isinstance(plain, Mapping) or len(plain) != 1:
-        return False
-    (name,) = plain
-    return isinstance(name, str) and ("." in name or name in _short_names(None))
-
-
-def _found(name: Any, expected: type | None) -> Callable[..., Any]:
-    if not isinstance(name, str):
-        raise ConfigurationError(f"{name!r} is no name of a class or function")
-    if "." not in name:
-        known = _short_names(expected)
-        if name not in known:
-            raise ConfigurationError(
-                f"nothing in torch or Ignite that fits here is called {name!r}{guess(name, known)}; "
-                "of others, write the import path"
-            )
-        return known[name]
-    found: Any = _imported(name)
-    if not callable(found):
-        raise ConfigurationError(f"{name!r} is no class or function")
-    if expected is None or _gives(found, expected):
-        return found  # type: ignore[no-any-return]
-    if isinstance(found, type):
-        raise ConfigurationError(f"{name!r} is no {expected.__name__}")
-    raise ConfigurationError(f"{name!r} does not say that it returns a {expected.__name__}: write `-> …` behind it")
-
-
-def _imported(path: str) -> Any:
-    try:
-        found = imported(path)
-        _refuse_another_of_its_name(path.partition(".")[0])
-        return found
-    except WeightsmithError as error:
-        raise ConfigurationError(f"{error}{_nearest_in_module(path)}") from error
-    except (Exception, SystemExit) as error:  # whatever somebody's module raises when it is imported
-        raise ConfigurationError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
-
-
-def _refuse_another_of_its_name(module: str) -> None:
-    """Raise where the module was imported before from elsewhere than where it would be found now."""
-    held = getattr(sys.modules.get(module), "__file__", None)
-    spec = PathFinder.find_spec(module)
-    if held and spec is not None and spec.origin and not Path(held).samefile(spec.origin):
-        raise ConfigurationError(f"another module {module!r} than {spec.origin} was imported before, from {held}")
-
-
-def _nearest_in_module(path: str) -> str:
-    module, _, name = path.rpartition(".")
-    try:
-        public = [each for each in dir(importlib.import_module(module)) if not each.startswith("_")]
-    except Exception:  # there is no such module
-        return ""
-    return guess(name, public)
-
-
-@functools.cache
-def _short_names(expected: type | None) -> dict[str, type]:
-    """The classes in torch and Ignite that a short name may mean here."""
-    found: dict[str, type] = {}
-    for package in _PACKAGES:
-        for name, value in vars(importlib.import_module(package)).items():
-            if isinstance(value, type) and not name.startswith("_") and (expected is None or _gives(value, expected)):
-                found.setdefault(name, value)
-    return found
-
-
-def _gives(target: Callable[..., Any], expected: type) -> bool:
-    result = target if isinstance(target, type) else _result(target)
-    return isinstance(result, type) and issubclass(result, expected)
-
-
-def _result(function: Callable[..., Any]) -> type | None:
-    """The class that a function says it returns; ``None`` if it does not say."""
-    try:
-        hint = typing.get_type_hints(function).get("return")
-    except Exception:  # a hint that names what is not imported at run time
-        return None
-    hint = typing.get_origin(hint) or hint
-    return hint if isinstance(hint, type) and hint is not type(None) else None
-
-
-def _shown(target: Callable[..., Any]) -> str:
-    return getattr(target, "__qualname__", repr(target))
-
-
-# -------------------------------------------------------------------- arguments
-
-
 def _by_name(target: Callable[..., Any], values: Any, given: Sequence[str]) -> Section | None:
     """Positional arguments under the names of their parameters; ``None`` if the target takes any number of them."""
     parameters = inspect.signature(target).parameters.values()
@@ -276,13 +177,13 @@ def _by_name(target: Callable[..., Any], values: Any, given: Sequence[str]) -> S
     names = [each.name for each in parameters if each.kind in positional and each.name not in given]
     if len(values) > len(names):
         raise ConfigurationError(
-            f"{_shown(target)} takes {', '.join(names) or 'no arguments'}, not {len(values)} values"
+            f"{shown(target)} takes {', '.join(names) or 'no arguments'}, not {len(values)} values"
         )
     return Section(dict(zip(names, values, strict=False)), place_of(values))
 
 
 def _positional(plain: Any) -> Any:
-    return component(plain) if isinstance(plain, str) or _names_something(plain) else plain
+    return component(plain) if isinstance(plain, str) or names_something(plain) else plain
 
 
 @functools.cache
@@ -305,27 +206,74 @@ def _required(target: Callable[..., Any]) -> list[str]:
     return [each.name for each in parameters if each.default is each.empty and each.kind in named]
 
 
-def _argument(target: Callable[..., Any], name: str, plain: Any, known: Sequence[str]) -> Any:
-    hints = _hinted_classes(target, name)
-    if _names_something(plain) and not (hints and any(issubclass(hint, Mapping) for hint in hints)):
-        return _fitting(component(plain), hints)
-    if isinstance(plain, list) and any(_names_something(item) for item in plain):
-        return [component(item) if _names_something(item) else item for item in plain]
-    parser = ArgumentParser(exit_on_error=False)
-    _add_arguments(parser, target, set(known) - {name})
-    try:
-        parsed = parser.parse_object({name: _bare(plain)})[name]
-        if isinstance(plain, str) and isinstance(parsed, _PLAIN):  # it was read a second time: is a text taken?
-            parser.parse_object({name: _SOME_TEXT})
-            return plain
-        if all("class_path" in found for found in _namespaces(parsed)):
-            return _components(plain, parsed)
-        whole = parser.parse_object({name: _bare(plain)})
-        return Component(lambda: parser.instantiate(whole)[name])  # dataclasses among it
-    except (ArgumentError, TypeError, ValueError) as error:
-        if isinstance(plain, str) and plain in _short_names(None):
-            return _fitting(component(plain), hints)
-        raise ConfigurationError(_reason(plain, str(error))) from error
+@dataclass(frozen=True)
+class _Parameter:
+    """One parameter of a class or function, and what a recipe may say for it.
+
+    Attributes:
+        target: the class or function.
+        name: the parameter's.
+        known: the names of all its parameters.
+        given: the names of those that it is given; components that stand here are given them as well.
+    """
+
+    target: Callable[..., Any]
+    name: str
+    known: Sequence[str]
+    given: Sequence[str]
+
+    def read(self, plain: Any) -> Any:
+        """The value of plain data, with components where it names something."""
+        if plain is None and not takes_none(self.target, self.name):
+            raise ConfigurationError("null is no value for it: write one, or leave the line out")
+        classes = parameter_classes(self.target, self.name)
+        if names_something(plain) and not any(issubclass(each, Mapping) for each in classes):
+            return self._component(plain, classes)
+        if isinstance(plain, list) and any(names_something(item) for item in plain):
+            return [self._item(item) for item in plain]
+        return self._parsed(plain, classes)
+
+    def _item(self, plain: Any) -> Any:
+        classes = item_classes(self.target, self.name)
+        is_name = isinstance(plain, str) and bool(classes) and str not in classes
+        return self._component(plain, classes) if is_name or names_something(plain) else plain
+
+    def _component(self, plain: Any, classes: Sequence[type]) -> Component:
+        """What stands here, if it is sure to make something of one of the classes; of any, if there are none."""
+        made = component(plain, offered=self.given)
+        if classes and not any(gives(made.target, each) for each in classes):
+            raise ConfigurationError(f"{shown(made.target)} makes no {' or '.join(each.__name__ for each in classes)}")
+        if not isinstance(made.target, type) and not result_classes(made.target):
+            raise ConfigurationError(f"{shown(made.target)} does not say what it returns: write `-> …` behind it")
+        return made
+
+    def _parsed(self, plain: Any, classes: Sequence[type]) -> Any:
+        """The value by jsonargparse."""
+        parser = ArgumentParser(exit_on_error=False)
+        _add_arguments(parser, self.target, set(self.known) - {self.name})
+        try:
+            parsed = parser.parse_object({self.name: _bare(plain)})[self.name]
+            if isinstance(plain, str) and isinstance(parsed, _PLAIN):  # it was read a second time: is a text taken?
+                parser.parse_object({self.name: _SOME_TEXT})
+                return plain
+            if all("class_path" in each for each in _namespaces(parsed)):
+                return self._components(plain, parsed)
+            whole = parser.parse_object({self.name: _bare(plain)})
+            return Component(lambda: parser.instantiate(whole)[self.name])  # dataclasses among it
+        except (ArgumentError, TypeError, ValueError) as error:
+            if isinstance(plain, str) and is_short_name(plain):
+                return self._component(plain, classes)
+            raise ConfigurationError(_reason(plain, str(error))) from error
+
+    def _components(self, plain: Any, parsed: Any) -> Any:
+        """What jsonargparse parsed, with components in the places of classes; these check what is further down."""
+        if isinstance(parsed, Namespace):
+            return component(plain, offered=self.given)
+        if isinstance(parsed, (list, tuple)):
+            return type(parsed)(itertools.starmap(self._components, zip(plain, parsed, strict=True)))
+        if type(parsed) is dict:
+            return {key: self._components(plain[key], value) for key, value in parsed.items()}
+        return parsed
 
 
 _PLAIN = (bool, int, float, list, dict, type(None))
@@ -337,39 +285,7 @@ def _namespaces(parsed: Any) -> list[Any]:
     if isinstance(parsed, Namespace):
         return [parsed]
     inner = parsed.values() if type(parsed) is dict else parsed if isinstance(parsed, (list, tuple)) else ()
-    return [found for item in inner for found in _namespaces(item)]
-
-
-def _components(plain: Any, parsed: Any) -> Any:
-    """What jsonargparse parsed, with components in the places of classes; these check what is further down."""
-    if isinstance(parsed, Namespace):
-        return component(plain)
-    if isinstance(parsed, (list, tuple)):
-        return type(parsed)(itertools.starmap(_components, zip(plain, parsed, strict=True)))
-    return {key: _components(plain[key], value) for key, value in parsed.items()} if type(parsed) is dict else parsed
-
-
-def _fitting(made: Component, hints: Sequence[type]) -> Component:
-    """The component, if what it makes is of one of the classes that the parameter is annotated with."""
-    if isinstance(made.target, type) or hints:
-        if hints and not any(_gives(made.target, hint) for hint in hints):
-            raise ConfigurationError(f"{_shown(made.target)} makes no {' or '.join(hint.__name__ for hint in hints)}")
-    elif _result(made.target) is None:
-        raise ConfigurationError(f"{_shown(made.target)} does not say what it returns: write `-> …` behind it")
-    return made
-
-
-def _hinted_classes(target: Callable[..., Any], name: str) -> list[type]:
-    """The classes that a parameter is annotated with; empty where it may be anything, or cannot be told."""
-    try:
-        annotated: Any = vars(target).get("__init__", target) if isinstance(target, type) else target
-        hint = typing.get_type_hints(annotated).get(name)
-    except Exception:  # a hint that names what is not imported at run time
-        return []
-    parts = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-    classes = [typing.get_origin(part) or part for part in parts if part is not type(None)]
-    is_told = all(isinstance(each, type) and each.__name__ != "Callable" for each in classes)
-    return [each for each in classes if isinstance(each, type)] if is_told else []
+    return [each for item in inner for each in _namespaces(item)]
 
 
 def _bare(plain: Any) -> Any:
@@ -381,8 +297,8 @@ def _bare(plain: Any) -> Any:
 
 def _reason(plain: Any, message: str) -> str:
     """jsonargparse's message in a line."""
-    found = re.search(r"Subtypes: [\[(](.*)[\])]|Expected an? (.+?)\. Got value", message)
-    if found is None:
+    types = re.search(r"Subtypes: [\[(](.*)[\])]|Expected an? (.+?)\. Got value", message)
+    if types is None:
         return "; ".join(line.strip() for line in message.splitlines() if not line.startswith("Parser key"))
-    types = re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", found[1] or found[2]).replace("typing.", "")
-    return f"{plain!r} is not of the type {types}"
+    names = re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", types[1] or types[2]).replace("typing.", "")
+    return f"{plain!r} is not of the type {names}"
