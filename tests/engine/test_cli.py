@@ -141,8 +141,11 @@ def test_a_resume_that_is_refused_changes_nothing(run):
     code, _, errors = run("resume", folder, "--epochs", 2)
     assert code == 2
     assert f"the run in {folder} is in epoch 3 already" in errors
+    code, _, errors = run("resume", folder, "--device", "nowhere")
+    assert code == 2
+    assert "nowhere" in errors
     assert (folder / "recipe.yaml").read_bytes() == before
-    assert run("resume", folder)[0] == 0
+    assert run("resume", folder, "--device", "cpu")[0] == 0
 
 
 def test_a_run_on_one_batch_goes_on_with_one_batch(run):

@@ -1,6 +1,7 @@
 """Where sinks write: each run in a place of its own, and the telling charts on one page."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -122,8 +123,8 @@ def test_a_group_that_nobody_knows_has_a_chart_too(tag):
 
 
 TWO_PROCESSES = """
+import os
 import sys
-import tempfile
 import warnings
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -149,7 +150,7 @@ def train(rank, folder):
 
 
 if __name__ == "__main__":
-    meeting = f"file://{tempfile.mkdtemp()}/meeting"  # a port may be taken
+    meeting = f"file://{sys.argv[1]}-{os.getpid()}"  # a port may be taken
     idist.spawn("gloo", train, args=(sys.argv[1],), nproc_per_node=2, init_method=meeting)
 """
 

@@ -45,19 +45,22 @@ def train(
     return None
 
 
-def resume(run: Path, *, epochs: int | None = None) -> int | None:
+def resume(run: Path, *, epochs: int | None = None, device: str | None = None) -> int | None:
     """Go on with a run from its newest good checkpoint; it ends as it would have ended.
 
     Args:
         run: the run's folder.
         epochs: train up to this epoch, in place of the recipe's. (A schedule without ``over`` spans the whole run,
             and so takes other values then.)
+        device: a torch device, such as cpu or cuda, in place of the recipe's.
     """
-    experiment = _reopened(run, run, [] if epochs is None else [f"epochs={epochs}"])
+    given = {"epochs": epochs, "device": device}
+    changes = [f"{name}={value}" for name, value in given.items() if value is not None]
+    experiment = _reopened(run, run, changes)
     checkpoint, done = experiment.trainer.resume(run), experiment.trainer.state.epoch
     if experiment.recipe.settings.epochs < done:
         raise ConfigurationError(f"the run in {run} is in epoch {done} already: give more epochs than that")
-    if epochs is not None:
+    if changes:
         new = run / f".{RECIPE}"
         new.write_text(experiment.recipe.resolved(experiment.seed), encoding="utf-8")
         new.replace(run / RECIPE)
