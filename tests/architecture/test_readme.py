@@ -21,6 +21,7 @@ def points(count: int) -> TensorDataset:
 """
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+HOW_TO = (ROOT / "docs" / "how_to.md").read_text(encoding="utf-8")
 
 
 def blocks(language, page=README):
@@ -28,14 +29,15 @@ def blocks(language, page=README):
     return [text for found, text in fenced if found == language]
 
 
-def test_the_python_blocks_run_one_after_the_other(tmp_path, monkeypatch):
+def test_the_python_blocks_run_one_after_the_other_and_those_of_the_next_page_after_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = ModuleType("readme")
     monkeypatch.setitem(sys.modules, "readme", module)  # so that its classes can be pickled
-    found = blocks("python")
-    assert len(found) >= 5
-    for block in found:
-        exec(compile(block, "README.md", "exec"), vars(module))
+    for name, page in {"README.md": README, "how_to.md": HOW_TO}.items():
+        found = blocks("python", page)
+        assert len(found) >= 5
+        for block in found:
+            exec(compile(block, name, "exec"), vars(module))
     assert list((tmp_path / "runs" / "first").glob("events.out.tfevents.*"))
     for check, case in conformance(module.CASES):
         module.test_conformance(check, case)
@@ -94,7 +96,7 @@ def test_the_first_script_and_the_first_plugin_take_about_ten_lines():
 
 def test_the_commands_are_targets_of_the_makefile():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    for target in re.findall(r"make (\w+)", "".join(blocks("console"))):
+    for target in re.findall(r"make (\w+)`", HOW_TO) + re.findall(r"make (\w+)", "".join(blocks("console"))):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), f"make {target} is no target"
 
 
@@ -130,7 +132,7 @@ def test_the_table_of_kinds_names_every_built_in_plugin():
 def test_every_function_beside_the_plugins_is_named():
     functions = [n for n in weightsmith_plugins.__all__ if not isinstance(getattr(weightsmith_plugins, n), type)]
     assert functions
-    assert [name for name in functions if name not in README] == []
+    assert [name for name in functions if name not in README + HOW_TO] == []
 
 
 def test_pictures_and_files_exist():
