@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
-import numpy as np
 from torch import Tensor
 
 from weightsmith.definition import (
@@ -27,6 +26,7 @@ from weightsmith.importing import import_path, imported
 from weightsmith.schedules import Function, Progress, Schedule
 from weightsmith.selection import Selector
 from weightsmith.spelling import nearest
+from weightsmith.values import bare
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
@@ -173,12 +173,9 @@ class Plugin(metaclass=PluginType, abstract=True):
         """The value in its one hashable form, or an error that says how to write it."""
         if isinstance(value, os.PathLike):
             value = os.fspath(value)
-        if isinstance(value, np.generic):
-            value = value.item()
         if isinstance(value, Mapping) and not takes_number(field_):
             value = tuple(value.items())
-        if isinstance(value, list):
-            value = _as_tuple(value)
+        value = _as_tuple(value)
         if inspect.isroutine(value) and takes_number(field_):
             value = Function(import_path(value))
         plain(value)
@@ -345,7 +342,7 @@ def _rounded(field_: Field[Any], value: Any) -> Any:
 
 
 def _as_tuple(value: Any) -> Any:
-    return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else value
+    return tuple(_as_tuple(item) for item in value) if isinstance(value, (list, tuple)) else bare(value)
 
 
 def class_path(cls: type) -> str:

@@ -15,7 +15,7 @@ from torch import Tensor
 from weightsmith.errors import ConfigurationError
 from weightsmith.measurements import Histogram
 
-__all__ = ["from_values", "to_values"]
+__all__ = ["bare", "from_values", "to_values"]
 
 
 def to_values(value: Any, where: str) -> Any:
@@ -37,11 +37,9 @@ def to_values(value: Any, where: str) -> Any:
     if isinstance(value, Tensor):
         is_part = value.layout is torch.strided and value.untyped_storage().nbytes() > value.nbytes
         return value.detach().clone() if is_part else value.detach()  # of which all would be saved
-    if isinstance(value, np.generic):
-        return value.item()
-    for kind in (int, float, str):  # a restricted number or text of jsonargparse's
-        if isinstance(value, kind) and not isinstance(value, enum.Enum):
-            return kind(value)
+    value = bare(value)
+    if type(value) in _PLAIN:
+        return value
     if isinstance(value, Histogram):
         fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
         return {_HISTOGRAM: to_values(fields, where)}
@@ -55,6 +53,21 @@ def to_values(value: Any, where: str) -> Any:
         f"{where} is {_shown(value)}, which only pickle could save, and reading that back could run code: keep "
         "tensors, numbers, texts, and dicts, lists and tuples of these"
     )
+
+
+def bare(value: Any) -> Any:
+    """A number of NumPy's as one of Python's, and a number or text of a class of its own, such as jsonargparse's
+    ``PositiveInt``, as a plain one; anything else as it is.
+
+    >>> bare(np.float64(2.0)), bare(torch.Size([2]))
+    (2.0, torch.Size([2]))
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    for kind in (int, float, str):
+        if isinstance(value, kind) and not isinstance(value, (bool, enum.Enum)):
+            return kind(value)
+    return value
 
 
 def from_values(value: Any, device: torch.device) -> Any:

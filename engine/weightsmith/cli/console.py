@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Events
 from ignite.handlers import ProgressBar
 from torch import Tensor
 from torch.profiler import profile, schedule, tensorboard_trace_handler
+from tqdm.contrib.logging import logging_redirect_tqdm
 
+from weightsmith.errors import RunStopped
 from weightsmith.events import WeightEvents
 from weightsmith.trainer import Trainer
 
-__all__ = ["Console", "profiled"]
+__all__ = ["Console", "profiled", "trained"]
 
 
 class Console:
@@ -82,7 +87,36 @@ class Console:
             extremes = f"least {least[0]:.4g} in epoch {least[1]}, most {most[0]:.4g} in {most[1]}"
             print(f"  {name} {values[-1][0]:.4g}  ({extremes})")
         print(f"the run is in {run_dir}")
-        print(f"  weightsmith view {run_dir}\n  weightsmith report {run_dir}")
+        print(f"  {_command()} view {run_dir}\n  {_command()} report {run_dir}")
+
+
+def _command() -> str:
+    """How this process's environment calls ``weightsmith``."""
+    return "weightsmith" if shutil.which("weightsmith") else str(Path(sys.executable).with_name("weightsmith"))
+
+
+def trained(trainer: Trainer, batches: Iterable[Any], epochs: int, *, hint: str) -> None:
+    """Train up to an epoch, tell of it on the terminal, and see to it that the end is saved.
+
+    Args:
+        trainer: with a folder for its run.
+        batches: to train on.
+        epochs: the last.
+        hint: the command that goes on with the run when it is stopped.
+    """
+    console = Console(trainer, epochs)
+    try:
+        with logging_redirect_tqdm():
+            trainer.run(batches, max_epochs=epochs)
+    except RunStopped as stopped:
+        stopped.add_note(f"go on with: {hint}")
+        raise
+    finally:
+        console.close()
+    path = trainer.checkpoint_path()
+    if path is not None and not path.exists():
+        trainer.save(path)
+    console.summary(Path(trainer.run_dir or "."))
 
 
 @contextlib.contextmanager

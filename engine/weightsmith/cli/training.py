@@ -7,10 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm.contrib.logging import logging_redirect_tqdm
-
-from weightsmith.cli.console import Console, profiled
-from weightsmith.errors import ConfigurationError, RunStopped
+from weightsmith.cli.console import profiled, trained
+from weightsmith.errors import ConfigurationError
 from weightsmith.recipe import Experiment, prepare, read_recipe
 from weightsmith.runs import provisional_run_dir
 
@@ -41,7 +39,7 @@ def train(
         experiment = prepare(found, run_dir)
         (run_dir / RECIPE).write_text(found.resolved(experiment.seed), encoding="utf-8")
     with profiled(experiment.trainer, run_dir) if profile else contextlib.nullcontext():
-        _run(experiment, run_dir)
+        _run(experiment)
     return None
 
 
@@ -65,7 +63,7 @@ def resume(run: Path, *, epochs: int | None = None, device: str | None = None) -
         new.write_text(experiment.recipe.resolved(experiment.seed), encoding="utf-8")
         new.replace(run / RECIPE)
     print(f"going on from {checkpoint}")
-    _run(experiment, run)
+    _run(experiment)
     return None
 
 
@@ -97,18 +95,7 @@ def _reopened(run: Path, run_dir: Path, changes: Sequence[str] = ()) -> Experime
     return prepare(read_recipe(run / RECIPE, changes), run_dir)
 
 
-def _run(experiment: Experiment, run_dir: Path) -> None:
+def _run(experiment: Experiment) -> None:
     trainer = experiment.trainer
-    console = Console(trainer, experiment.recipe.settings.epochs)
-    try:
-        with logging_redirect_tqdm():
-            experiment.run()
-    except RunStopped as stopped:
-        stopped.add_note(f"go on with: weightsmith resume {run_dir}")
-        raise
-    finally:
-        console.close()
-    path = trainer.checkpoint_path()
-    if path is not None and not path.exists():
-        trainer.save(path)
-    console.summary(run_dir)
+    epochs = experiment.recipe.settings.epochs
+    trained(trainer, experiment.batches, epochs, hint=f"weightsmith resume {trainer.run_dir}")

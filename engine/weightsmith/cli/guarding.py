@@ -1,0 +1,69 @@
+"""What ends a command or a script: its exit code, and a line that says why."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+from weightsmith.errors import ConfigurationError, RunStopped, WeightsmithError
+
+__all__ = ["guarded"]
+
+
+def guarded(work: Callable[[], Any]) -> int:
+    """Do what a command or a script does, and say in a line what keeps it from being done; the exit code. For the main
+    function of a process: it sets up logging, and flushes what is printed line by line.
+
+    >>> guarded(lambda: None)
+    0
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # a line an epoch, also into a pipe
+    _log_plainly()
+    try:
+        code = work()
+        return code if isinstance(code, int) else 0
+    except RunStopped as stopped:
+        print(stopped, *getattr(stopped, "__notes__", ()), sep="\n", file=sys.stderr)
+        return int(stopped.code or 0)
+    except ConfigurationError as error:
+        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
+        return 2
+    except WeightsmithError as error:
+        print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n  ", file=sys.stderr)
+        return 1
+    except BrokenPipeError:
+        if not _reader_has_gone():
+            traceback.print_exc()
+            return 1
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("stopped before there was anything to save", file=sys.stderr)
+        return 130
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def _reader_has_gone() -> bool:
+    try:
+        print(end="", flush=True)
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
+
+
+def _log_plainly() -> None:
+    """Warnings in a line each; not what Ignite says of an exception that is reported here."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("ignite").setLevel(logging.CRITICAL)

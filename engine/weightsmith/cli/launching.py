@@ -1,0 +1,142 @@
+"""Training scripts: a function that trains becomes a command with the options that all scripts have."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+from ignite.utils import manual_seed
+from jsonargparse import ArgumentParser
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
+from weightsmith.cli.console import trained
+from weightsmith.cli.guarding import guarded
+from weightsmith.errors import ConfigurationError
+from weightsmith.plugin import Plugin
+from weightsmith.recipe import read_plugins
+from weightsmith.runs import run_folder
+from weightsmith.trainer import Trainer
+
+__all__ = ["Launch", "Script", "script"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """The options that all training scripts have, and what a script does with them.
+
+    Args:
+        epochs: passes over the training data.
+        seed: of every random draw.
+        device: a torch device, such as cpu or cuda.
+        plugins: a YAML file of plugins that shape the weights, in place of the script's own; ``none`` for none at all.
+        runs: the folder in which each run gets a folder of its own.
+        resume: ``auto`` goes on with the run in it that was saved last; or the folder of a run, or one of its
+            checkpoints.
+    """
+
+    epochs: PositiveInt = 10
+    seed: NonNegativeInt = 0
+    device: str = "cpu"
+    plugins: Path | None = None
+    runs: Path = Path("runs")
+    resume: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)  # all of the script's, its own ones too
+
+    def trainer(
+        self, *arguments: Any, shaping: Sequence[Plugin], watching: Sequence[Plugin] = (), **keywords: Any
+    ) -> Trainer:
+        """A Trainer of these arguments, with the device, the seed and a folder for its run. If the run goes on with
+        another one, it stands where that was saved.
+
+        Args:
+            shaping: plugins that shape the weights; those of the option ``plugins`` take their place.
+            watching: further plugins.
+            arguments, keywords: as for :class:`Trainer`.
+
+        Raises:
+            ConfigurationError: there is no run to go on with, it began with other options or plugins, or the plugins
+                cannot work on these models. No folder is left behind.
+        """
+        shapers = self._shapers(shaping)
+        with run_folder(self.runs, self.resume, self.options) as run:
+            trainer = Trainer(
+                *arguments,
+                run_dir=run.folder,
+                device=self.device,
+                seed=self.seed,
+                plugins=[*shapers, *watching],
+                **keywords,
+            )
+            run.begin(trainer)
+        return trainer
+
+    def train(self, trainer: Trainer, batches: Iterable[Any]) -> None:
+        """Train up to the epoch of the option ``epochs``, with a progress bar where somebody watches, and a line for
+        each epoch; then say what came of it, where the run is, and how to view it."""
+        trained(trainer, batches, self.epochs, hint=f"{sys.argv[0]} --resume {trainer.run_dir}")
+
+    def at(self, name: str) -> Launch:
+        """For one of several runs of a script: the same, in a folder of this name inside ``runs``.
+
+        Raises:
+            ConfigurationError: one run is to go on, of several.
+        """
+        if self.resume not in (None, "auto"):
+            raise ConfigurationError(f"the script does several runs, so --resume takes auto, not {self.resume}")
+        return replace(self, runs=self.runs / name, options={**self.options, "of_several": name})
+
+    def _shapers(self, own: Sequence[Plugin]) -> Sequence[Plugin]:
+        if self.plugins is None:
+            return own
+        return [] if str(self.plugins) == "none" else read_plugins(self.plugins)
+
+
+class Script:
+    """A function that trains, as a command, and to call from Python with the same options by keyword."""
+
+    def __init__(self, function: Callable[..., Any], defaults: Mapping[str, Any]) -> None:
+        functools.update_wrapper(self, function)
+        self._function = function
+        first, *own = inspect.signature(function).parameters.values()
+        self._first, self._own = first.name, {each.name: each.default for each in own}
+        common = {each.name: each.default for each in fields(Launch) if each.name != "options"}
+        self._common: dict[str, Any] = {**common, **defaults}
+
+    def __call__(self, **options: Any) -> Any:
+        """Train, with these options and the defaults of the others; what the function returns."""
+        options = {**self._own, **self._common, **options}
+        manual_seed(options["seed"])
+        launch = Launch(**{name: value for name, value in options.items() if name not in self._own}, options=options)
+        return self._function(launch, **{name: options[name] for name in self._own})
+
+    def main(self, arguments: Sequence[str] | None = None) -> int:
+        """Train with the options of the command line; the process's exit code."""
+        text = docstring_parser.parse(inspect.getdoc(self._function) or "").description
+        parser = ArgumentParser(description=text)
+        parser.add_function_arguments(self._function, as_group=False, skip={self._first})
+        parser.add_class_arguments(Launch, as_group=False, skip={"options"})
+        parser.set_defaults(self._common)
+        options = vars(parser.parse_args(None if arguments is None else list(arguments)))
+        return guarded(lambda: self(**options))
+
+
+def script(**defaults: Any) -> Callable[[Callable[..., Any]], Script]:
+    """Make a function a training script. Its first parameter is a :class:`Launch`; the others are its own options,
+    explained by its docstring.
+
+    Args:
+        defaults: of the common options, such as ``epochs`` and ``runs``.
+
+    >>> @script(epochs=3)
+    ... def train(launch: Launch, rate: float = 0.1) -> str:
+    ...     return f"{launch.epochs} epochs at {rate}"
+    >>> train(), train(epochs=5, rate=0.2)
+    ('3 epochs at 0.1', '5 epochs at 0.2')
+    """
+    return lambda function: Script(function, defaults)
