@@ -1,0 +1,150 @@
+"""Train a recurrent network to forecast a season of sunspots or carbon dioxide, with weights of bounded magnitude."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from ignite.metrics import MeanAbsoluteError
+from jsonargparse.typing import PositiveFloat
+from statsmodels.datasets import co2, sunspots
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+from torch.utils.data import DataLoader, TensorDataset
+from weightsmith import Plugin, WeightEvents, biases
+from weightsmith.cli import Launch, script
+from weightsmith_plugins import (
+    Checkpoints,
+    Clamp,
+    ClipNorm,
+    GradientNorms,
+    Losses,
+    MaxNorm,
+    Orthogonal,
+    SpectralBound,
+    SpectralNorms,
+    TensorBoard,
+    Violations,
+    WeightHistograms,
+)
+
+SEASONS = {"sunspots": 11, "co2": 12}
+"""Steps in a season: of sunspots years, of carbon dioxide months."""
+
+Series = Literal["sunspots", "co2"]
+Cell = Literal["LSTM", "GRU"]
+
+
+def series(name: Series) -> Tensor:
+    """Yearly numbers of sunspots, 1700 to 2008, or monthly means of carbon dioxide at Mauna Loa in ppm, 1958 on."""
+    if name == "sunspots":
+        values = sunspots.load().data["SUNACTIVITY"]
+    else:
+        values = co2.load().data["co2"].resample("MS").mean().interpolate()
+    return torch.tensor(values.to_numpy(), dtype=torch.float32)
+
+
+class Windows(TensorDataset):
+    """Pairs of four seasons and the season after them; the last quarter of the series is to validate on, and no value
+    in it was trained on."""
+
+    def __init__(self, name: Series, part: Literal["training", "validation"]) -> None:
+        values, season = series(name), SEASONS[name]
+        border = len(values) * 3 // 4
+        values = values[:border] if part == "training" else values[border - 4 * season :]
+        windows = values.unfold(0, 5 * season, 1)
+        super().__init__(windows[:, : 4 * season], windows[:, 4 * season :])
+
+
+class Forecaster(nn.Module):
+    """From windows of shape ``(batch, steps)`` to the season after them, of shape ``(batch, season)``: a recurrent
+    network tells how far it is from the season before."""
+
+    scale: Tensor
+
+    def __init__(self, name: Series, cell: Cell = "LSTM", hidden: int = 32) -> None:
+        super().__init__()
+        self.season = SEASONS[name]
+        (windows, _) = Windows(name, "training").tensors
+        self.register_buffer("scale", (windows - windows[:, -1:]).std())
+        self.rnn = {"LSTM": nn.LSTM, "GRU": nn.GRU}[cell](1, hidden, batch_first=True)
+        self.head = nn.Linear(hidden, self.season)
+
+    def forward(self, windows: Tensor) -> Tensor:
+        steps, _ = self.rnn(((windows - windows[:, -1:]) / self.scale).unsqueeze(-1))
+        return windows[:, -self.season :] + self.scale * self.head(steps[:, -1])
+
+
+def naive_error(name: Series) -> float:
+    """The mean absolute error of the forecast that says the last season again."""
+    windows, targets = Windows(name, "validation").tensors
+    return (windows[:, -SEASONS[name] :] - targets).abs().mean().item()
+
+
+def shaping(bound: float) -> list[Plugin]:
+    """Each gate starts orthogonal, and no gate amplifies what comes back to it; no weight and no gradient is large."""
+    return [
+        Orthogonal(where="rnn.weight_hh_l0"),
+        ClipNorm(1.0),
+        SpectralBound(1.0, where="rnn.weight_hh_l0"),
+        Clamp(-bound, bound, where=["rnn.weight_ih_l0", biases]),
+        MaxNorm(bound, where="head.weight"),
+    ]
+
+
+WATCHING = (
+    *(WeightHistograms(), SpectralNorms(where="rnn.weight_hh_l0"), GradientNorms(), Losses(), Violations()),
+    *(TensorBoard(), Checkpoints("25 epochs", best="error", mode="min")),
+)
+
+
+@script(epochs=100, runs=Path(__file__).parents[1] / "runs" / "forecaster")
+def train(
+    launch: Launch,
+    name: Series = "sunspots",
+    cell: Cell = "LSTM",
+    learning_rate: PositiveFloat = 1.0,
+    bound: PositiveFloat = 0.5,
+) -> dict[str, Any]:
+    """Train a recurrent network to forecast a season: 11 years of sunspots, or 12 months of carbon dioxide.
+
+    Args:
+        launch: the options that all scripts have.
+        name: of the series.
+        cell: of the recurrent layer.
+        learning_rate: of stochastic gradient descent with momentum 0.9, per update.
+        bound: largest weight by magnitude, but for those from step to step, which amplify nothing by more than 1; and
+            largest norm of the weights into one output.
+
+    Returns:
+        The mean absolute error of the last epoch, that of saying the last season again, the largest weight by magnitude
+        and the largest norm of the gradient over all updates, and the run's folder.
+    """
+    model = Forecaster(name, cell)
+    optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9)
+    trainer = launch.trainer(model, optimizer, squared_error(model), shaping=shaping(bound), watching=WATCHING)
+    validation = DataLoader(Windows(name, "validation"), batch_size=500)
+    error = MeanAbsoluteError(output_transform=lambda pair: tuple(part.flatten() for part in pair))
+    trainer.validate_on(validation, {"error": error})
+    found = {"naive_error": naive_error(name), "largest_weight": 0.0, "largest_gradient": 0.0}
+
+    @trainer.on(WeightEvents.GRADIENTS_COMPUTED)
+    def note() -> None:
+        weights = [weight for weight in model.parameters() if weight.grad is not None]
+        found["largest_gradient"] = max(found["largest_gradient"], float(get_total_norm([w.grad for w in weights])))
+        found["largest_weight"] = max(found["largest_weight"], *(float(w.abs().max()) for w in weights))
+
+    launch.train(trainer, DataLoader(Windows(name, "training"), batch_size=32, shuffle=True))
+    print(f"mean absolute error {trainer.state.metrics['error']:.3f}; of the season before: {found['naive_error']:.3f}")
+    print(f"largest weight {found['largest_weight']:.3g}, largest gradient norm {found['largest_gradient']:.3g}")
+    return {**trainer.state.metrics, **found, "run_dir": trainer.run_dir}
+
+
+def squared_error(model: Forecaster) -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean squared error, in units of the series' spread."""
+    return lambda forecast, season: ((forecast - season) / model.scale).square().mean()
+
+
+if __name__ == "__main__":
+    sys.exit(train.main())
