@@ -30,7 +30,7 @@ class UnitScaling(Constraint, abstract=True):
         # A zero unit has no direction: it takes that of equal values, if it must have one.
         even = torch.where(peaks > 0, even, 1.0)
         inner = unit_norms(even, site.unit_dims)
-        norms = inner.detach() * peaks
+        norms = _in_range(unit_norms(weight.detach(), site.unit_dims), inner.detach() * peaks)
         wanted = self.bounded(norms)
         scaled = even * (wanted / inner)
         return torch.where(self._stays(norms, wanted, weight), weight, scaled.to(weight.dtype))
@@ -48,17 +48,18 @@ class UnitScaling(Constraint, abstract=True):
         least, most = (extreme.item() for extreme in torch.aminmax(factors))
         if 1 - room <= least and most <= 1 + room:
             return weight
-        if not (least > 1e-15 and most < 1e15):
+        if not (least > _LEAST and most < _MOST):
             return weight.copy_(self.project(weight, site))
         if weight.numel() <= FEW or room > 1e-4:  # else it costs more than it saves: the factors are rounding as well
             factors.masked_fill_((factors - 1).abs_() <= room, 1.0)
         return weight.mul_(factors)
 
     def _stays(self, norms: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
-        """Whether a unit's norm is right to within the rounding of its values."""
+        """Whether a unit's norm is right to within the rounding of its values, and of the factor that would mend it:
+        what :meth:`_scale_` lets stay is inside."""
         if torch.is_grad_enabled() and weight.requires_grad:
             return norms == wanted if self._has_inside() else torch.zeros_like(norms, dtype=torch.bool)
-        return (norms - wanted).abs() <= _room(weight.dtype) * wanted
+        return (norms - wanted).abs() <= 1.25 * _room(weight.dtype) * wanted
 
     def _has_inside(self) -> bool:
         """Whether the set has an inside, in which a gradient reaches the raw weight as it is."""
@@ -155,6 +156,16 @@ class UnitNorm(UnitScaling):
 
 FEW = 2**15
 """Values, up to which a unit that is right stays bit for bit even where another of the weight is not."""
+
+
+_LEAST, _MOST = 1e-15, 1e15
+"""Norms, and factors of norms, between which no square leaves the float range."""
+
+
+def _in_range(norms: Tensor, careful: Tensor) -> Tensor:
+    """The norms as :meth:`UnitScaling._scale_` takes them, in one pass over the weight; where squares may leave the
+    float range, the careful ones."""
+    return torch.where((norms > _LEAST) & (norms < _MOST), norms, careful)
 
 
 def _room(dtype: torch.dtype) -> float:
