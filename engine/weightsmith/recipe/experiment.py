@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,9 @@ from ignite.engine import Events
 from ignite.utils import manual_seed
 
 from weightsmith.errors import ConfigurationError
-from weightsmith.recipe.recipe import Recipe
+from weightsmith.recipe.components import Component
+from weightsmith.recipe.names import shown
+from weightsmith.recipe.recipe import READ_ONCE, Recipe
 from weightsmith.recipe.text import Problems, located
 from weightsmith.trainer import Trainer
 from weightsmith.trainer.arguments import refuse_missing_device
@@ -65,8 +67,8 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
         if seed >= 2**32:
             raise ConfigurationError(f"seed {seed} is more than NumPy takes: give one below 2**32")
     manual_seed(seed)
-    batches = recipe.batches.build()
-    validation = None if recipe.validation is None else recipe.validation.build()
+    batches = _built_batches(recipe, "data", recipe.batches)
+    validation = None if recipe.validation is None else _built_batches(recipe, "validation", recipe.validation)
     if settings.one_batch:
         with located(recipe.plain, "data"):
             first = _first(batches)
@@ -98,6 +100,14 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
     if validation is not None and recipe.metrics:
         trainer.validate_on(validation, {name: metric.build() for name, metric in recipe.metrics.items()})
     return Experiment(recipe, seed, trainer, batches)
+
+
+def _built_batches(recipe: Recipe, key: str, described: Component) -> Iterable[Any]:
+    batches: Iterable[Any] = described.build()
+    with located(recipe.plain, key):
+        if isinstance(batches, Iterator) and iter(batches) is batches:
+            raise ConfigurationError(f"{shown(described.target)} gave an Iterator: {READ_ONCE}")
+    return batches
 
 
 def _length(batches: Any) -> int | None:

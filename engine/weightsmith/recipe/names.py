@@ -15,7 +15,7 @@ from weightsmith.importing import imported
 from weightsmith.recipe.hints import gives
 from weightsmith.spelling import guess
 
-__all__ = ["found", "is_short_name", "name_and_settings", "names_something", "shown"]
+__all__ = ["found", "holds_names", "is_short_name", "name_and_settings", "names_something", "shown"]
 
 _PACKAGES = ("torch.nn", "torch.optim", "torch.optim.lr_scheduler", "torch.utils.data", "ignite.metrics")
 """Where short names are looked up."""
@@ -45,6 +45,12 @@ def names_something(plain: Any) -> bool:
         return False
     (name,) = plain
     return isinstance(name, str) and ("." in name or is_short_name(name))
+
+
+def holds_names(plain: Any) -> bool:
+    """Whether anything inside a list or mapping, at any depth, names something."""
+    inner = plain.values() if isinstance(plain, Mapping) else plain if isinstance(plain, list) else ()
+    return any(names_something(item) or holds_names(item) for item in inner)
 
 
 def is_short_name(name: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +19,8 @@ from weightsmith.errors import ConfigurationError, RecipeError
 from weightsmith.plugin import Plugin
 from weightsmith.recipe.changes import change
 from weightsmith.recipe.components import Component, checked_arguments, component
+from weightsmith.recipe.hints import gives
+from weightsmith.recipe.names import shown
 from weightsmith.recipe.plugins import from_plain
 from weightsmith.recipe.text import Items, Problems, Section, place_of, read_yaml, written
 from weightsmith.spelling import nearest
@@ -120,6 +122,7 @@ class Recipe:
 
 _SETTINGS = [field.name for field in fields(RunSettings)]
 _KEYS = ("model", "models", "optimizer", "optimizers", "scheduler", "schedulers", "data", "validation", "loss", "step")
+READ_ONCE = "a generator can be read once: return a DataLoader, or a class with __iter__"
 _ALL_KEYS = [*_KEYS, "metrics", "plugins", *_SETTINGS]
 
 
@@ -190,12 +193,12 @@ class _Reader:
         named = self._plain.get("paths")
         _look_in(_folders(self._path, map(str, named) if isinstance(named, list) else ()))
         models = self._several("model", nn.Module, needed=True)
-        optimizers = self._several("optimizer", Optimizer, ("params",), needed=True)
-        schedulers = self._several("scheduler", LRScheduler, ("optimizer",))
-        batches = self._one("data", lambda plain: component(plain, Iterable), needed=True)
-        validation = self._one("validation", lambda plain: component(plain, Iterable))
-        loss = self._one("loss", lambda plain: component(plain, is_called_later=True))
-        step = self._one("step", lambda plain: component(plain, is_called_later=True))
+        optimizers = self._several("optimizer", Optimizer, {"params": "the weights"}, needed=True)
+        schedulers = self._several("scheduler", LRScheduler, {"optimizer": "the optimizer"})
+        batches = self._one("data", _batches, needed=True)
+        validation = self._one("validation", _batches)
+        loss = self._one("loss", lambda plain: component(plain, called_with=("the outputs", "the targets")))
+        step = self._one("step", lambda plain: component(plain, called_with=("the trainer", "the batch")))
         metrics = self._named("metrics", Metric)
         plugins = self._one("plugins", lambda plain: _plugins(plain, str(self._path))) or []
         with self._problems.gathering(self._plain):
@@ -234,7 +237,7 @@ class _Reader:
         return None
 
     def _several(
-        self, key: str, kind: type, given: Sequence[str] = (), *, needed: bool = False
+        self, key: str, kind: type, given: Mapping[str, str] | None = None, *, needed: bool = False
     ) -> dict[str, Component]:
         """What stands under ``model``, alone, or under ``models``, by name."""
         if f"{key}s" in self._plain and key in self._plain:
@@ -245,7 +248,7 @@ class _Reader:
         one = self._one(key, lambda plain: component(plain, kind, given), needed=needed)
         return {} if one is None else {"": one}
 
-    def _named(self, key: str, kind: type, given: Sequence[str] = ()) -> dict[str, Component]:
+    def _named(self, key: str, kind: type, given: Mapping[str, str] | None = None) -> dict[str, Component]:
         plain = self._plain.get(key)
         found: dict[str, Component] = {}
         with self._problems.gathering(self._plain, key):
@@ -277,6 +280,14 @@ class _Reader:
             raise ConfigurationError("`name:` is that of a folder in `runs:`, without / and \\")
         if len({"metrics", "validation"} & has) == 1:
             raise ConfigurationError("`metrics:` are measured on `validation:`: write both, or neither")
+
+
+def _batches(plain: Any) -> Component:
+    """What gives batches, more than once."""
+    found = component(plain, Iterable)
+    if gives(found.target, Iterator):
+        raise ConfigurationError(f"{shown(found.target)} gives an Iterator: {READ_ONCE}")
+    return found
 
 
 def _folders(path: Path, named: Iterable[str]) -> list[Path]:
