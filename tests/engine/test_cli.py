@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from ignite.engine import Events
 from safetensors.torch import load_file
 from weightsmith.cli import main
@@ -326,6 +327,29 @@ def test_an_exception_in_the_run_is_shown_whole_and_returns_1(run):
     assert code == 1
     assert errors.count("KeyError: 'mine'") == 1
     assert "in fail" in errors
+
+
+def test_an_error_of_configuration_in_the_run_returns_1_with_its_notes(run):
+    with Path("pieces.py").open("a", encoding="utf-8") as file:
+        file.write(
+            "\n\nfrom weightsmith import ConfigurationError, WeightEditor\n\n\nclass Late(WeightEditor):\n"
+            "    def edit(self, weight, gradient, site):\n        if site.update > 2:\n"
+            "            raise ConfigurationError('too late')\n        return weight\n"
+        )
+    code, _, errors = run("train", "shaping.yaml", "--set", "plugins=[pieces.Late]")
+    assert code == 1
+    assert errors.startswith("error: ")
+    assert "too late" in errors
+    assert "  the run as it was then is saved in " in errors
+
+
+def test_a_run_that_another_process_goes_on_with_is_refused_with_2(run):
+    run("train", "shaping.yaml")
+    (folder,) = runs()
+    with FileLock(folder / ".lock"):
+        code, _, errors = run("resume", folder, "--epochs", "5")
+    assert code == 2
+    assert "error: another process runs in " in errors
 
 
 def test_a_run_that_becomes_infinite_says_so_in_a_line(run):

@@ -12,6 +12,7 @@ from ignite.engine import Events
 from ignite.utils import manual_seed
 
 from weightsmith.errors import ConfigurationError
+from weightsmith.plugin import refuse_unknown_length
 from weightsmith.recipe.components import Component
 from weightsmith.recipe.names import shown
 from weightsmith.recipe.recipe import READ_ONCE, Recipe
@@ -94,7 +95,7 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
             nonfinite=settings.nonfinite,
             debug=settings.debug,
         )
-    _attach(trainer, recipe)
+    _attach(trainer, recipe, knows_length=_length(batches) is not None)
     for scheduler in schedulers.values():
         trainer.add_event_handler(Events.EPOCH_COMPLETED, _stepping(scheduler))
     if validation is not None and recipe.metrics:
@@ -123,11 +124,13 @@ def _first(batches: Iterable[Any]) -> Any:
     raise ConfigurationError("the data has no batch")
 
 
-def _attach(trainer: Trainer, recipe: Recipe) -> None:
+def _attach(trainer: Trainer, recipe: Recipe, *, knows_length: bool) -> None:
     problems = Problems()
     for placed in recipe.plugins:
         with problems.gathering(placed):
             trainer.attach(placed.plugin)
+            if not knows_length:
+                refuse_unknown_length(placed.plugin)
     problems.raise_any()
 
 
