@@ -548,6 +548,17 @@ def test_the_plugins_of_a_recipe_are_found_where_its_paths_say(pieces):
     assert read_plugins(write(pieces, "paths: [lib]\nplugins: [of_mine.Mine: 0.5]\n")) == [L2(0.5)]
 
 
+def test_paths_that_lead_nowhere_are_refused_but_in_a_runs_folder(pieces):
+    text = RECIPE + "paths: [nowhere]\n"
+    assert [problem.partition("nowhere")[0] for problem in problems(pieces, text)] == [
+        "recipe.yaml:14: paths: there is no folder "
+    ]
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:14: paths: there is no folder .*nowhere"):
+        read_plugins(write(pieces, text))
+    (pieces / "checkpoints").mkdir()  # the folder from which it was trained is gone
+    assert len(read_recipe(write(pieces, text)).plugins) == 2
+
+
 # -------------------------------------------------------------------- changes
 
 

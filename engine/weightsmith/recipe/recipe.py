@@ -22,7 +22,7 @@ from weightsmith.recipe.components import Component, checked_arguments, componen
 from weightsmith.recipe.hints import gives
 from weightsmith.recipe.names import shown
 from weightsmith.recipe.plugins import from_plain
-from weightsmith.recipe.text import Items, Problems, Section, place_of, read_yaml, written
+from weightsmith.recipe.text import Items, Problems, Section, located, place_of, read_yaml, written
 from weightsmith.spelling import nearest
 
 __all__ = ["PlacedPlugin", "Recipe", "RunSettings", "read_plugins", "read_recipe"]
@@ -108,7 +108,7 @@ class Recipe:
     def resolved(self, seed: int) -> str:
         """The YAML of a recipe that repeats this run, wherever it is written to."""
         own, *named = _folders(self.path, self.settings.paths or ())
-        is_resolved = self.settings.name is not None and (own / "checkpoints").is_dir()  # it stands in a run's folder
+        is_resolved = self.settings.name is not None and _stands_in_a_run(self.path)
         folders = [str(folder) for folder in ([] if is_resolved else [own]) + named]
         defaults = {field.name: getattr(self.settings, field.name) for field in fields(RunSettings)}
         fixed = {
@@ -151,13 +151,12 @@ def read_plugins(path: str | Path) -> list[Plugin]:
     Raises:
         RecipeError: as :func:`read_recipe`; what else a recipe says is not looked at.
     """
-    plain = read_yaml(path)
-    named: Any = None
-    if isinstance(plain, Section):
-        if "plugins" not in plain:
-            raise RecipeError([f"{plain.place}: there are no plugins: write a list, or `plugins:` and a list"])
-        plain, named = plain["plugins"], plain.get("paths")
-    _look_in(_folders(Path(path), map(str, named) if isinstance(named, list) else ()))
+    whole = read_yaml(path)
+    if isinstance(whole, Section) and "plugins" not in whole:
+        raise RecipeError([f"{whole.place}: there are no plugins: write a list, or `plugins:` and a list"])
+    plain, named = (whole["plugins"], whole.get("paths")) if isinstance(whole, Section) else (whole, None)
+    with located(whole, "paths"):
+        _look_in_all(Path(path), named)
     return [placed.plugin for placed in _plugins(plain, str(path))]
 
 
@@ -191,7 +190,8 @@ class _Reader:
                     raise ConfigurationError(f"a recipe has no {key!r}{nearest(str(key), _ALL_KEYS)}")
         settings = self._settings()
         named = self._plain.get("paths")
-        _look_in(_folders(self._path, map(str, named) if isinstance(named, list) else ()))
+        with self._problems.gathering(self._plain, "paths"):
+            _look_in_all(self._path, named)
         models = self._several("model", nn.Module, needed=True)
         optimizers = self._several("optimizer", Optimizer, {"params": "the weights"}, needed=True)
         schedulers = self._several("scheduler", LRScheduler, {"optimizer": "the optimizer"})
@@ -296,7 +296,20 @@ def _folders(path: Path, named: Iterable[str]) -> list[Path]:
     return list(dict.fromkeys([own, *((own / folder).resolve() for folder in named)]))
 
 
-def _look_in(folders: Sequence[Path]) -> None:
+def _stands_in_a_run(path: Path) -> bool:
+    return (path.resolve().parent / "checkpoints").is_dir()
+
+
+def _look_in_all(path: Path, named: Any) -> None:
+    """Let the recipe's folder, and those under its ``paths``, join ``sys.path``.
+
+    Raises:
+        ConfigurationError: there is no such folder. The recipe in a run's folder may name some that are gone by now.
+    """
+    folders = _folders(path, map(str, named) if isinstance(named, list) else ())
     for folder in reversed(folders):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    if missing and not _stands_in_a_run(path):
+        raise ConfigurationError(f"paths: there is no folder {', '.join(missing)}")
