@@ -10,8 +10,8 @@ from importlib import metadata
 from types import ModuleType
 from typing import Any
 
-from weightsmith.errors import ConfigurationError, WeightsmithError
-from weightsmith.importing import imported
+from weightsmith.errors import ConfigurationError
+from weightsmith.importing import looked_up
 from weightsmith.plugin import Plugin, class_path
 from weightsmith.spelling import nearest
 
@@ -113,12 +113,7 @@ def subclasses(cls: type[Any]) -> Iterator[type[Any]]:
 
 
 def _by_path(path: str) -> type[Plugin]:
-    try:
-        found = imported(path)
-    except WeightsmithError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever somebody's module raises when it is imported
-        raise ConfigurationError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
+    found = looked_up(path)
     if isinstance(found, type) and issubclass(found, Plugin):
         return found
     raise ConfigurationError(f"{path!r} is no plugin class")

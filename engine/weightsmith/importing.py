@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
 from typing import Any
 
-from weightsmith.errors import ConfigurationError
+from weightsmith.errors import ConfigurationError, WeightsmithError
 
-__all__ = ["import_path", "imported"]
+__all__ = ["import_path", "imported", "looked_up"]
 
 
 def import_path(value: Any) -> str:
@@ -54,3 +57,27 @@ def imported(path: str) -> Any:
             break
         return found
     raise ConfigurationError(f"nothing can be imported as {path!r}: give the full path, such as 'package.module.name'")
+
+
+def looked_up(path: str) -> Any:
+    """The object at ``"package.module.name"``, a path that somebody wrote.
+
+    Raises:
+        ConfigurationError: there is no such module or name, the module cannot be imported, or another one of its name,
+            from elsewhere than where it would be found now, was imported before.
+    """
+    try:
+        found = imported(path)
+    except WeightsmithError:
+        raise
+    except (Exception, SystemExit) as error:  # whatever somebody's module raises when it is imported
+        raise ConfigurationError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
+    _refuse_another_of_its_name(path.partition(".")[0])
+    return found
+
+
+def _refuse_another_of_its_name(module: str) -> None:
+    held = getattr(sys.modules.get(module), "__file__", None)
+    spec = None if module == "__main__" else PathFinder.find_spec(module)
+    if held and spec is not None and spec.origin and Path(held).resolve() != Path(spec.origin).resolve():
+        raise ConfigurationError(f"another module {module!r} than {spec.origin} was imported before, from {held}")

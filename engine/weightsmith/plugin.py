@@ -31,7 +31,7 @@ from weightsmith.values import bare
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["DETACHED", "KEPT", "Notes", "Plugin", "Subscription"]
+__all__ = ["DETACHED", "KEPT", "Notes", "Plugin", "Subscription", "refuse_unknown_length"]
 
 Subscription = tuple[Any, Any]
 Self = TypeVar("Self", bound="Plugin")
@@ -240,6 +240,13 @@ class Plugin(metaclass=PluginType, abstract=True):
     def __repr__(self) -> str:
         chosen = ", ".join(f"{name}={_shown(value)}" for name, value in self._chosen().items())
         return f"{type(self).__name__}({chosen})"
+
+
+def refuse_unknown_length(plugin: Plugin) -> None:
+    """Raise :class:`ConfigurationError` where a schedule needs the length of a run that does not know it."""
+    for schedule in _schedules(plugin):
+        if schedule.needs_length:
+            raise schedule.without_length()
 
 
 def plain(value: Any) -> Any:

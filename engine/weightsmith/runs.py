@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import enum
 import itertools
 import logging
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ from weightsmith.plugin import Plugin
 from weightsmith.recipe import read_text, read_yaml, written
 from weightsmith.signals import exiting_on_sigterm
 from weightsmith.trainer import Trainer
+from weightsmith.values import bare
 
 __all__ = [
     "RunFolder",
@@ -26,6 +29,7 @@ __all__ = [
     "provisional_run_dir",
     "refuse_other_options",
     "run_folder",
+    "run_of",
     "save_configuration",
 ]
 
@@ -96,7 +100,16 @@ def choose_run_dir(parent: str | Path, resume: str | Path | None = None) -> tupl
     path = Path(resume)
     if not path.is_dir():
         raise ConfigurationError(f"there is no run {path} to go on with: give its folder, or 'auto'")
-    return path.parent.parent if path.parent.name == "checkpoints" else path, True
+    return run_of(path), True
+
+
+def run_of(path: Path) -> Path:
+    """The run that a path means, wherever it is seen from: itself, or that of which it is a checkpoint."""
+    resolved = path.resolve()
+    if (resolved / "checkpoints").is_dir():
+        return path
+    above = [folder.parent for folder in (resolved, resolved.parent) if folder.name == "checkpoints"]
+    return above[0] if above else path
 
 
 def _newest(parent: str | Path) -> Path | None:
@@ -190,14 +203,23 @@ def refuse_other_options(folder: Path, options: Mapping[str, Any], *, but: Itera
     if not isinstance(begun, dict):
         raise ConfigurationError(f"{path} does not say with which options the run began: it is damaged")
     now = read_text(written(_plain(options)), "options")
-    others = [key for key, value in now.items() if key not in but and key in begun and begun[key] != value]
+    others = [key for key in now if key not in but and key in begun and not _same(begun[key], now[key])]
     if others:
         shown = ", ".join(f"{key}={begun[key]!r}, not {now[key]!r}" for key in others)
         raise ConfigurationError(f"the run in {folder} began with {shown}: leave that out, or begin a new run")
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Whether two plain values are the same; what is no number equals itself."""
+    return bool(one == other) or written(one) == written(other)
+
+
 def save_configuration(folder: Path, options: Mapping[str, Any], plugins: Iterable[Plugin]) -> Path:
-    """Write ``config.yaml``: the options of the run and its plugins, every default resolved where it was given."""
+    """Write ``config.yaml``: the options of the run and its plugins, every default resolved where it was given.
+
+    Raises:
+        ConfigurationError: an option is something that could not be read back; the message names it.
+    """
     path = folder / "config.yaml"
     configuration = {"options": _plain(options), "plugins": [plugin.to_plain() for plugin in plugins]}
     path.write_text(written(configuration), encoding="utf-8")
@@ -205,4 +227,23 @@ def save_configuration(folder: Path, options: Mapping[str, Any], plugins: Iterab
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in options.items()}
+    return {name: _plain_value(value, name) for name, value in options.items()}
+
+
+def _plain_value(value: Any, option: str) -> Any:
+    """An option's value, or a part of it, as YAML holds it: a path as its text, a member of an enum as its name."""
+    value = bare(value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, enum.Enum):
+        return value.name
+    if isinstance(value, (list, tuple)):
+        return [_plain_value(item, option) for item in value]
+    if isinstance(value, Mapping):
+        return {_plain_value(key, option): _plain_value(item, option) for key, item in value.items()}
+    raise ConfigurationError(
+        f"the option {option}: {value!r} cannot be written to config.yaml: use numbers, texts, booleans, None, paths, "
+        "and lists and mappings of these"
+    )

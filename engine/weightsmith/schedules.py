@@ -18,7 +18,7 @@ from itertools import pairwise
 from typing import Any, TypeAlias
 
 from weightsmith.errors import ConfigurationError
-from weightsmith.importing import import_path, imported
+from weightsmith.importing import import_path, imported, looked_up
 
 __all__ = [
     "Function",
@@ -90,6 +90,15 @@ class Schedule(ABC):
     def known_values(self) -> tuple[float, ...]:
         """Its first value, its last, and any between that are known before the run; empty if none is."""
 
+    @property
+    def needs_length(self) -> bool:
+        """Whether its values can be told only where the length of the run is known."""
+        return False
+
+    def without_length(self) -> ConfigurationError:
+        """What is raised where it needs the length of the run, and that is not known."""
+        return ConfigurationError(f"{self!r} needs the length of the run, which is not known: say over=…")
+
     @abstractmethod
     def to_plain(self) -> dict[str, Any]:
         """As YAML writes it, such as ``{"linear": {"start": 1.0, "end": 0.0}}``."""
@@ -136,10 +145,14 @@ class Ramp(Schedule):
     def _share(self, progress: Progress) -> float:
         if self.over is None:
             if progress.share is None:
-                raise ConfigurationError(f"{self!r} needs the length of the run, which is not known: say over=…")
+                raise self.without_length()
             return progress.share
         length, unit = parse_span(self.over)
         return (progress.count(unit) - parse_span(self.after)[0]) / length
+
+    @property
+    def needs_length(self) -> bool:
+        return self.over is None
 
     def known_values(self) -> tuple[float, ...]:
         return self.start, self.end
@@ -196,7 +209,7 @@ class Function(Schedule):
     path: str
 
     def __post_init__(self) -> None:
-        if not callable(imported(self.path)):
+        if not callable(looked_up(self.path)):
             raise ConfigurationError(f"{self.path!r} is no function")
 
     def __call__(self, progress: Progress) -> float:

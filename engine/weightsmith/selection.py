@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from torch import Tensor, nn
 
 from weightsmith.errors import SelectionError
-from weightsmith.importing import import_path, imported
+from weightsmith.importing import import_path, looked_up
 from weightsmith.weights import Weight, is_lazy
 
 __all__ = ["Selector", "Where", "added", "biases", "everything", "matrices", "named", "norms", "of_type", "select"]
@@ -301,7 +301,7 @@ def _from_text(text: str) -> Selector:
         return Family(text)
     if not text.startswith("@"):
         return Named(text)
-    found = imported(text[1:]) if "." in text else getattr(nn, text[1:], None)
+    found = looked_up(text[1:]) if "." in text else getattr(nn, text[1:], None)
     if not (isinstance(found, type) and issubclass(found, nn.Module)):
         close = difflib.get_close_matches(text[1:], dir(nn), n=1)
         hint = f"; the nearest is '@{close[0]}'" if close else ""
@@ -320,7 +320,7 @@ def _from_plain(plain: dict[str, Any]) -> Selector:
         case [("named", pattern)]:
             return Named(pattern)
         case [("satisfying", path)]:
-            return Satisfying(imported(path))
+            return Satisfying(looked_up(path))
     raise SelectionError(
         f"where={plain!r}: write {{all: […]}}, {{not: …}}, {{named: …}} or {{satisfying: import.path}}"
     )

@@ -11,12 +11,15 @@ _FEW = 12
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The nearest name that is known; if none is near, all that are, or the first of many.
+    """The nearest name that is known; if none is near, all that are, or the first of many;
+    empty if none is.
 
     >>> nearest("limt", ["limit", "where"]), nearest("x", ["limit", "where"])
     (": did you mean 'limit'?", '; there are limit, where')
     """
     known = list(known)
+    if not known:
+        return ""
     return guess(name, known) or f"; there are {', '.join(known[:_FEW])}{', …' if len(known) > _FEW else ''}"
 
 

@@ -19,7 +19,7 @@ def report(run: Path, *, to: Path | None = None, where: str = "*") -> None:
     over the epochs, norms, sparsity, violations, penalties, metrics. Needs ``pip install "weightsmith[report]"``.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or one above several, of which the newest is drawn.
         to: the file, whose suffix says what it is: ``.html``, or a tall picture as ``.png``, ``.svg`` or ``.pdf``.
             Default: ``report.html`` in the run's folder.
         where: a glob on names: which weights to draw.

@@ -54,9 +54,12 @@ def test_the_recipe_is_planned_and_trained(tmp_path, monkeypatch, capsys):
     assert main(plan) == 0
     assert "limit: 3 at 0%, 2.75 at 25%" in capsys.readouterr().out
     assert main(train) == 0
-    (run,) = Path("runs/first").iterdir()
-    assert main([*report[:-1], str(run)]) == 0
-    assert (run / "report.html").is_file()
+    (first,) = Path("runs/first").iterdir()
+    assert main(train) == 0
+    (second,) = set(Path("runs/first").iterdir()) - {first}
+    assert main(report) == 0
+    assert (second / "report.html").is_file()
+    assert not (first / "report.html").exists()
     sys.modules.pop("my_data")
 
 

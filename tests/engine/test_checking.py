@@ -148,7 +148,9 @@ def test_a_row_that_is_no_case(checked):
 TABLE = "from {} import Sound\nfrom weightsmith.testing import Case\nCASES = [Case(Sound(), holds=torch.isfinite)]\n"
 
 
-@pytest.mark.parametrize("path", ["shop/src/shop/good.py", "shop/src/shop", "shop", "shop/tests/test_good.py"])
+@pytest.mark.parametrize(
+    "path", ["shop/src/shop/good.py", "shop/src/shop", "shop", "shop/tests/test_good.py", "shop/tests"]
+)
 def test_files_packages_and_projects_find_their_tables(checked, path):
     files = {
         "shop/src/shop/__init__.py": "from shop.good import Sound",

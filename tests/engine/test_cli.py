@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from ignite.engine import Events
 from safetensors.torch import load_file
 from weightsmith.cli import main
@@ -72,9 +74,31 @@ def test_train_says_a_line_an_epoch_and_what_came_of_it(run):
     (folder,) = runs()
     assert "12 updates in " in output
     assert f"the run is in {folder}" in output
-    assert f"weightsmith view {folder}" in output
+    assert " view " not in output  # nothing was logged
+    assert " report " not in output
     assert folder.parent.name == "shaping"
     assert (folder / "checkpoints" / "00000012").is_dir()
+
+
+@pytest.mark.parametrize(("sink", "commands"), [("TensorBoard", ["view", "report"]), ("JSONLines", ["report"])])
+def test_the_summary_names_the_commands_that_can_look_at_the_run(run, sink, commands):
+    _, output, _ = run("train", "shaping.yaml", "--set", "epochs=1", f"plugins=[Losses, {sink}]")
+    (folder,) = runs()
+    shown = re.findall(rf"^  .*weightsmith (\w+) {folder}$", output, flags=re.MULTILINE)
+    assert shown == commands
+
+
+def test_an_epoch_whose_metric_is_no_number_leaves_the_extremes_of_the_others(run):
+    with Path("pieces.py").open("a", encoding="utf-8") as file:
+        file.write(
+            "\n\nfrom ignite.metrics import Metric\n\n\nclass Odd(Metric):\n    times = 0\n\n    def reset(self):\n"
+            "        pass\n\n    def update(self, output):\n        pass\n\n    def compute(self):\n"
+            "        self.times += 1\n        return float('nan') if self.times != 2 else 0.5\n"
+        )
+    _, output, _ = run("train", "shaping.yaml", "--set", "metrics={odd: pieces.Odd}")
+    assert "odd nan  (least 0.5 in epoch 2, most 0.5 in 2)" in output
+    _, output, _ = run("train", "shaping.yaml", "--set", "metrics={odd: pieces.Odd}", "epochs=1")
+    assert "odd nan  (never a finite number)" in output
 
 
 def test_the_loss_of_an_epoch_is_the_mean_over_its_updates(run):
@@ -215,8 +239,25 @@ def test_overfitting_one_batch_learns_it_by_heart(run):
 def test_a_profile_lands_beside_the_events(run):
     code, output, _ = run("train", "shaping.yaml", "--profile", "--set", "epochs=5")
     assert code == 0
-    assert list(runs()[0].glob("*.pt.trace.json"))
+    (trace,) = runs()[0].glob("*.pt.trace.json")
     assert "aten::addmm" in output
+    assert f"the trace is in {trace}" in output
+
+
+@pytest.mark.parametrize(("count", "profiled"), [(32, 1), (128, 3), (256, 10)])
+def test_of_a_short_run_fewer_iterations_are_profiled(run, count, profiled):
+    sizes = ["epochs=1", f"data.dataset={{pieces.points: {{count: {count}}}}}"]
+    assert run("train", "shaping.yaml", "--profile", "--set", *sizes)[0] == 0
+    (trace,) = runs()[0].glob("*.pt.trace.json")
+    assert len(set(re.findall(r'"ProfilerStep#(\d+)"', trace.read_text(encoding="utf-8")))) == profiled
+
+
+def test_a_run_that_is_too_short_for_a_profile_says_so(run):
+    sizes = ["epochs=1", "data.dataset={pieces.points: {count: 16}}"]
+    code, output, _ = run("train", "shaping.yaml", "--profile", "--set", *sizes)
+    assert code == 0
+    assert "the run was too short for a profile, which begins after iteration 1" in output
+    assert "trace is in" not in output
 
 
 # -------------------------------------------------------------------- plan, plugins
@@ -300,6 +341,7 @@ def test_a_broken_recipe_is_refused_with_its_line_and_nothing_is_written(run, wh
         (["trian", "x.yaml"], 2, "invalid choice: 'trian'"),
         (["train", "nowhere.yaml"], 2, "nowhere.yaml: it cannot be read: No such file"),
         (["train", "shaping.yaml", "--set", "epochs"], 2, "write path=value"),
+        (["train", "--set", "optimizer.lr=0.1", "shaping.yaml"], 2, "'shaping.yaml' sets nothing: write path=value"),
         (["resume", "nowhere"], 2, "there is no run nowhere"),
         (["resume", "."], 2, "has no recipe.yaml"),
         (["export", "nowhere", "x.safetensors"], 2, "there is no run nowhere"),
@@ -328,6 +370,29 @@ def test_an_exception_in_the_run_is_shown_whole_and_returns_1(run):
     assert "in fail" in errors
 
 
+def test_an_error_of_configuration_in_the_run_returns_1_with_its_notes(run):
+    with Path("pieces.py").open("a", encoding="utf-8") as file:
+        file.write(
+            "\n\nfrom weightsmith import ConfigurationError, WeightEditor\n\n\nclass Late(WeightEditor):\n"
+            "    def edit(self, weight, gradient, site):\n        if site.update > 2:\n"
+            "            raise ConfigurationError('too late')\n        return weight\n"
+        )
+    code, _, errors = run("train", "shaping.yaml", "--set", "plugins=[pieces.Late]")
+    assert code == 1
+    assert errors.startswith("error: ")
+    assert "too late" in errors
+    assert "  the run as it was then is saved in " in errors
+
+
+def test_a_run_that_another_process_goes_on_with_is_refused_with_2(run):
+    run("train", "shaping.yaml")
+    (folder,) = runs()
+    with FileLock(folder / ".lock"):
+        code, _, errors = run("resume", folder, "--epochs", "5")
+    assert code == 2
+    assert "error: another process runs in " in errors
+
+
 def test_a_run_that_becomes_infinite_says_so_in_a_line(run):
     code, _, errors = run("train", "shaping.yaml", "--set", "optimizer.lr=1e38", "plugins=[]")
     assert code == 1
@@ -335,16 +400,84 @@ def test_a_run_that_becomes_infinite_says_so_in_a_line(run):
     assert "Traceback" not in errors
 
 
-def test_a_command_of_others_that_cannot_be_loaded_leaves_the_others_working(run, tmp_path, monkeypatch):
-    info = tmp_path / "other_commands-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: other-commands\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text("[weightsmith.commands]\nsing = no_such_module:sing\n", encoding="utf-8")
+SINGING = """
+def sing(times: int = 1) -> None:
+    '''Sing.'''
+    print("la " * times)
+
+
+def quiet(times: "no.such.Type") -> None:
+    return None
+
+
+number = 3
+"""
+
+
+@pytest.fixture
+def added(tmp_path, monkeypatch):
+    """Adds commands, as distributions that are installed do."""
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
+    (tmp_path / "singing.py").write_text(SINGING, encoding="utf-8")
+    (tmp_path / "singing_too.py").write_text(SINGING, encoding="utf-8")
+    (tmp_path / "leaving.py").write_text("raise SystemExit('gone')", encoding="utf-8")
+
+    def add(entry_point, distribution="other-commands"):
+        info = tmp_path / f"{distribution.replace('-', '_')}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n", encoding="utf-8")
+        (info / "entry_points.txt").write_text(f"[weightsmith.commands]\n{entry_point}\n", encoding="utf-8")
+
+    yield add
+    for module in ("singing", "singing_too"):
+        sys.modules.pop(module, None)
+
+
+def test_a_command_of_others_is_one_of_the_commands(run, added):
+    added("sing = singing:sing")
+    assert run("sing", "2") == (0, "la la \n", "")
+
+
+@pytest.mark.parametrize(
+    ("entry_point", "reason"),
+    [
+        ("sing = no_such_module:sing", "its command sing cannot be loaded: ModuleNotFoundError"),
+        ("sing = leaving:sing", "its command sing cannot be loaded: SystemExit: gone"),
+        (
+            "sing = singing:number",
+            "its command sing cannot be loaded: ConfigurationError: singing:number is no function",
+        ),
+        ("sing = singing:quiet", "its command sing cannot be loaded: NameError"),
+        ("plugins = singing:sing", "its command plugins is left out, as weightsmith has one of that name"),
+        ("view = singing:sing", "its command view is left out, as weightsmith has one of that name"),
+    ],
+)
+def test_a_command_of_others_that_cannot_be_used_is_reported_and_leaves_the_others_working(
+    run, added, entry_point, reason
+):
+    added(entry_point)
+    added("hum = singing:sing", "humming")
     code, output, errors = run("plugins", "MaxNorm")
     assert code == 0
     assert "MaxNorm(limit)" in output
-    assert errors.startswith("warning: other-commands: its command sing cannot be loaded: ModuleNotFoundError")
+    assert errors.startswith(f"warning: other-commands: {reason}")
+    assert run("view", "nowhere")[0] == 2
+    assert run("hum")[:2] == (0, "la \n")
+
+
+def test_two_commands_of_one_name_are_both_left_out_and_reported(run, added):
+    added("sing = singing:sing", "first-one")
+    added("sing = singing_too:sing", "second-one")
+    code, _, errors = run("sing")
+    assert code == 2
+    assert errors.startswith("warning: first-one, second-one: each has a command sing: uninstall all but one\n")
+    assert run("plugins", "MaxNorm")[0] == 0
+
+
+def test_one_command_that_is_announced_twice_is_one(run, added):
+    added("sing = singing:sing", "first-one")
+    added("sing = singing:sing", "second-one")
+    assert run("sing") == (0, "la \n", "")
 
 
 # -------------------------------------------------------------------- as a process

@@ -156,6 +156,12 @@ def test_a_file_that_is_no_text_is_refused(tmp_path):
         ("EMA: {decay: 0.9, at: EPOCH_COMPLETED}", EMA(0.9, at=Events.EPOCH_COMPLETED)),
         ("Intersection: [{Clamp: {low: 0}}, {MaxNorm: 2}]", Intersection(Clamp(low=0), MaxNorm(2))),
         ("Values: [[1, 2], [3, 4]]", Values([[1, 2], [3, 4]])),
+        ("{class_path: MaxNorm, init_args: {limit: 3}}", MaxNorm(3)),
+        ("class_path: weightsmith_plugins.ZeroMean", ZeroMean()),
+        (
+            "Intersection: [{class_path: Clamp, init_args: {low: 0}}, {MaxNorm: 2}]",
+            Intersection(Clamp(low=0), MaxNorm(2)),
+        ),
     ],
 )
 def test_plugins_are_read_in_every_form(text, plugin):
@@ -494,10 +500,63 @@ def test_a_module_of_the_same_name_from_elsewhere_is_not_taken_for_it(pieces, tm
         read_recipe(write(other))
 
 
+@pytest.mark.parametrize(
+    "plugin",
+    [
+        "extra.Halve",
+        "L2: {strength: {function: extra.strength}}",
+        "L2: {strength: 1, where: {satisfying: extra.small}}",
+    ],
+)
+def test_a_plugin_or_function_of_the_same_name_from_elsewhere_is_not_taken_for_it(pieces, plugin):
+    code = (
+        "from weightsmith import WeightEditor\n\n\nclass Halve(WeightEditor):\n"
+        "    def edit(self, weight, gradient, site):\n        return weight / 2\n\n\n"
+        "def strength(progress):\n    return 0.1\n\n\ndef small(name, parameter, module):\n    return True\n"
+    )
+    other = pieces / "other"
+    other.mkdir()
+    for folder in (pieces, other):
+        (folder / "extra.py").write_text(code, encoding="utf-8")
+    assert len(read_plugins(write(pieces, f"- {plugin}"))) == 1
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:1: .*another module 'extra' than .*other/extra\.py"):
+        read_plugins(write(other, f"- {plugin}"))
+    sys.modules.pop("extra")
+
+
+def test_a_schedule_over_a_run_of_unknown_length_is_refused_with_its_line(pieces):
+    with (pieces / "pieces.py").open("a", encoding="utf-8") as file:
+        file.write(
+            "\n\nclass Stream:\n    def __iter__(self):\n"
+            "        yield from torch.utils.data.DataLoader(points(64), batch_size=16)\n"
+        )
+    text = RECIPE.partition("data:")[0] + "data: pieces.Stream\nepochs: 3\nplugins:\n  - L2: 1e-3\n"
+    prepare(read_recipe(write(pieces, text + "  - L1: {strength: {linear: {start: 1, end: 0, over: 4}}}\n"))).run()
+    found = problems(
+        pieces,
+        text + "  - L1: {strength: {linear: {start: 1, end: 0}}}\n  - Clamp: {high: {cosine: {start: 1, end: 2}}}",
+    )
+    assert [problem.partition(" needs the length of the run")[0] for problem in found] == [
+        "recipe.yaml:8: linear(1, 0)",
+        "recipe.yaml:9: cosine(1, 2)",
+    ]
+
+
 def test_the_plugins_of_a_recipe_are_found_where_its_paths_say(pieces):
     (pieces / "lib").mkdir()
     (pieces / "lib" / "of_mine.py").write_text("from weightsmith_plugins import L2 as Mine\n", encoding="utf-8")
     assert read_plugins(write(pieces, "paths: [lib]\nplugins: [of_mine.Mine: 0.5]\n")) == [L2(0.5)]
+
+
+def test_paths_that_lead_nowhere_are_refused_but_in_a_runs_folder(pieces):
+    text = RECIPE + "paths: [nowhere]\n"
+    assert [problem.partition("nowhere")[0] for problem in problems(pieces, text)] == [
+        "recipe.yaml:14: paths: there is no folder "
+    ]
+    with pytest.raises(RecipeError, match=r"recipe\.yaml:14: paths: there is no folder .*nowhere"):
+        read_plugins(write(pieces, text))
+    (pieces / "checkpoints").mkdir()  # the folder from which it was trained is gone
+    assert len(read_recipe(write(pieces, text)).plugins) == 2
 
 
 # -------------------------------------------------------------------- changes
@@ -530,6 +589,22 @@ def _betas(recipe):
         (["plugins.L2.strength=1"], lambda r: r.plugins[1].plugin, L2(1.0)),
         (["plugins.1=ZeroMean"], lambda r: r.plugins[1].plugin, ZeroMean()),
         (["plugins=[]", "accumulate=2"], lambda r: (list(r.plugins), r.settings.accumulate), ([], 2)),
+        (
+            ["optimizer={class_path: torch.optim.SGD, init_args: {momentum: 0.9}}", "optimizer.lr=0.3"],
+            lambda r: r.optimizers[""].arguments,
+            {"momentum": 0.9, "lr": 0.3},
+        ),
+        (["optimizer={class_path: SGD}", "optimizer.lr=0.3"], lambda r: r.optimizers[""].arguments, {"lr": 0.3}),
+        (
+            ["plugins=[{class_path: L2, init_args: {strength: 1}}]", "plugins.L2=2"],
+            lambda r: r.plugins[0].plugin,
+            L2(2),
+        ),
+        (
+            ["plugins=[{class_path: L2, init_args: {strength: 1}}]", "plugins.L2.every=2"],
+            lambda r: r.plugins[0].plugin,
+            L2(1, every=2),
+        ),
         (["loss.label_smoothing=0.1"], lambda r: r.loss.arguments["label_smoothing"], 0.1),
     ],
 )
@@ -548,11 +623,13 @@ def test_changes_reach_every_part(pieces, changes, look, value):
         ("epochs.x=1", "'epochs' is 3, which has no parts"),
         ("epochs=[", "--set epochs=[:1: it is no YAML"),
         ("epochs=0", "--set epochs=0: epochs: Not of type PositiveInt"),
+        (["plugins=[{L2: 1, where: x}]", "plugins.L2=0.3"], "{'L2': 1, 'where': 'x'} names nothing"),
+        (["optimizer=Adam", "optimizer.SGD.lr=1"], "--set optimizer.SGD.lr=1: there is no 'SGD'; there are Adam"),
     ],
 )
 def test_changes_that_lead_nowhere_are_refused(pieces, change, message):
     with pytest.raises(RecipeError) as caught:
-        read_recipe(write(pieces), [change])
+        read_recipe(write(pieces), [change] if isinstance(change, str) else change)
     assert message in str(caught.value)
 
 

@@ -358,10 +358,17 @@ def test_what_cannot_be_drawn_is_told(run, tmp_path):
         report(event_files(run)[0])
     with pytest.raises(ConfigurationError, match=r"holds no measurements: train with the plugin TensorBoard\(\)"):
         report(tmp_path)
-    with pytest.raises(
-        ConfigurationError, match=r"holds no measurements; there are runs in it: give one, such as .*first"
-    ):
-        report(run.parent)
+
+
+def test_of_a_folder_above_the_newest_run_is_drawn(tmp_path):
+    for name in ("b", "a"):
+        trainer_in(tmp_path / "runs" / name, w.Losses()).run(BATCHES, max_epochs=1)
+    for _ in range(2):  # began anew in one folder
+        trainer_in(tmp_path / "runs" / "c", w.Losses()).run(BATCHES, max_epochs=1)
+        assert report(tmp_path / "runs") == tmp_path / "runs" / "c" / "report.html"
+    trainer_in(tmp_path / "runs" / "b" / "deep", w.Losses(), w.JSONLines()).run(BATCHES, max_epochs=1)
+    assert report(tmp_path) == tmp_path / "runs" / "b" / "deep" / "report.html"
+    assert report(tmp_path / "runs" / "a") == tmp_path / "runs" / "a" / "report.html"
 
 
 def test_files_without_a_whole_measurement_are_told(run, tmp_path):

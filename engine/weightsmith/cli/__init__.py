@@ -6,7 +6,6 @@ Exit codes: 0, done; 1, the run failed, or a comparison or a check found somethi
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Any
@@ -18,13 +17,11 @@ from weightsmith.cli.comparing import compare
 from weightsmith.cli.guarding import guarded
 from weightsmith.cli.launching import Launch, Script, script
 from weightsmith.cli.listing import plan, plugins
+from weightsmith.cli.others import others
 from weightsmith.cli.parsing import Command, add_commands
 from weightsmith.cli.training import export, resume, train
 
 __all__ = ["Command", "Launch", "Script", "guarded", "main", "script"]
-
-GROUP = "weightsmith.commands"
-"""The entry points that add commands: each names a function that returns an exit code, or ``None``."""
 
 _OWN: dict[str, Any] = {
     "train": train,
@@ -46,31 +43,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Train from recipes, plan, look and compare; write plugins and check them.",
         version=metadata.version("weightsmith"),
     )
-    commands = {**_others(), **_OWN}
+    commands = {**others(_OWN), **_OWN}
     add_commands(parser, commands)
     chosen = parser.parse_args(None if arguments is None else list(arguments))
     return guarded(lambda: _run(commands, chosen))
-
-
-def _others() -> dict[str, Any]:
-    """The commands that distributions add. One that cannot be loaded is reported, and leaves the others working."""
-    found: dict[str, Any] = {}
-    for point in metadata.entry_points(group=GROUP):
-        try:
-            found[point.name] = point.load()
-        except Exception as error:  # whatever somebody's module raises when it is imported
-            distribution = point.dist.name if point.dist is not None else "an unknown distribution"
-            reason = f"{type(error).__name__}: {error}"
-            print(f"warning: {distribution}: its command {point.name} cannot be loaded: {reason}", file=sys.stderr)
-    return found
 
 
 def _run(commands: Mapping[str, Any], chosen: Namespace) -> int | None:
     command, options = commands[chosen.command], chosen[chosen.command]
     if isinstance(command, Mapping):
         command, options = command[options.what], options[options.what]
-    given = vars(options) if options is not None else {}
-    if "changes" in given:
-        given["changes"] = [change for some in given["changes"] for change in some]
-    code: int | None = command(**given)
+    code: int | None = command(**(vars(options) if options is not None else {}))
     return code

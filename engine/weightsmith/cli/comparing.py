@@ -11,6 +11,7 @@ from torch import Tensor
 
 from weightsmith.checkpoint import find, read
 from weightsmith.recipe import read_yaml
+from weightsmith.runs import run_of
 
 __all__ = ["compare"]
 
@@ -26,7 +27,7 @@ def compare(first: Path, second: Path) -> int:
     contents = [read(find(path)) for path in (first, second)]
     sections = {
         "recipe": list(_differences(*(_recipe(path) for path in (first, second)))),
-        "metrics": list(_differences(*(dict(found.state["metrics"]) for found in contents))),
+        "metrics": list(_differences(*(dict(_flat(found.state["metrics"], "")) for found in contents))),
         "weights": list(_other_weights(*(found.weights for found in contents))),
     }
     for title, lines in sections.items():
@@ -38,18 +39,20 @@ def compare(first: Path, second: Path) -> int:
 
 def _recipe(run: Path) -> dict[str, Any]:
     """What a run was configured to be, flat; nothing if it did not say."""
-    folder = run.parent.parent if run.parent.name == "checkpoints" else run
+    folder = run_of(run)
     found = next((folder / name for name in ("recipe.yaml", "config.yaml") if (folder / name).is_file()), None)
     plain = {} if found is None else read_yaml(found)
-    return {key: value for key, value in _flat(plain, "") if key.partition(".")[0] not in _PLACES}
+    return {key: value for key, value in _flat(plain, "") if _PLACES.isdisjoint((key, key.partition(".")[0]))}
 
 
-_PLACES = ("name", "runs", "paths")
+_PLACES = {"name", "runs", "paths", "options.runs", "options.resume"}
 """Where a run stands makes no other run of it."""
 
 
 def _flat(value: Any, path: str) -> Iterator[tuple[str, Any]]:
-    inner = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else None
+    inner = (
+        value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, (list, tuple)) else None
+    )
     if not inner:
         yield path, value
     for key, part in inner or ():
@@ -63,16 +66,28 @@ def _differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterato
     for key in dict.fromkeys([*first, *second]):
         one, other = first.get(key, _NOTHING), second.get(key, _NOTHING)
         if not (one is other or _equal(one, other)):
-            yield f"{key}: {_shown(one)} | {_shown(other)}"
+            yield f"{key}: {_contrast(one, other)}"
 
 
 def _equal(one: Any, other: Any) -> bool:
     if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.shape == other.shape and torch.equal(one, other)
+        return one.shape == other.shape and one.dtype == other.dtype and _equal_elements(one, other)
     return type(one) is type(other) and bool(one == other or (one != one and other != other))
 
 
+def _equal_elements(one: Tensor, other: Tensor) -> bool:
+    """Whether tensors of one shape are equal; where both are no number, they are."""
+    return torch.equal(one, other) or bool(((one == other) | (one.isnan() & other.isnan())).all())
+
+
+def _contrast(one: Any, other: Any) -> str:
+    are_tensors = isinstance(one, Tensor) and isinstance(other, Tensor) and one.numel() > 1
+    return _distance(one, other) if are_tensors and one.shape == other.shape else f"{_shown(one)} | {_shown(other)}"
+
+
 def _shown(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return _shown(value.item()) if value.numel() == 1 else _kind(value)
     return "nothing" if value is _NOTHING else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
@@ -84,7 +99,7 @@ def _other_weights(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) ->
         one, other = first[name], second[name]
         if one.shape != other.shape or one.dtype != other.dtype:
             yield f"{name}: {_kind(one)} | {_kind(other)}"
-        elif not torch.equal(one, other):
+        elif not _equal_elements(one, other):
             yield f"{name}: {_distance(one, other)}"
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.profiler import profile, schedule, tensorboard_trace_handler
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from weightsmith.cli.guarding import beginning
 from weightsmith.errors import RunStopped
 from weightsmith.events import WeightEvents
 from weightsmith.trainer import Trainer
@@ -83,11 +85,25 @@ class Console:
         updates = sum(state.updates.values()) - self._updates_before
         print(f"\n{updates} updates in {seconds:.1f} s, up to epoch {state.epoch}")
         for name, values in self._best.items():
-            least, most = min(values), max(values, key=lambda pair: pair[0])
-            extremes = f"least {least[0]:.4g} in epoch {least[1]}, most {most[0]:.4g} in {most[1]}"
-            print(f"  {name} {values[-1][0]:.4g}  ({extremes})")
+            print(f"  {name} {values[-1][0]:.4g}  ({_extremes(values)})")
         print(f"the run is in {run_dir}")
-        print(f"  {_command()} view {run_dir}\n  {_command()} report {run_dir}")
+        for command, patterns in _READS.items():
+            if any(any(run_dir.rglob(pattern)) for pattern in patterns):
+                print(f"  {_command()} {command} {run_dir}")
+
+
+_EVENTS = "events.out.tfevents.*"
+_READS = {"view": [_EVENTS], "report": [_EVENTS, "measurements.jsonl"]}
+"""The files that commands look at a run by; without one they refuse it."""
+
+
+def _extremes(values: Sequence[tuple[float, int]]) -> str:
+    """The least and the most of numbers by epoch, of those that are numbers."""
+    finite = [pair for pair in values if math.isfinite(pair[0])]
+    if not finite:
+        return "never a finite number"
+    least, most = min(finite), max(finite, key=lambda pair: pair[0])
+    return f"least {least[0]:.4g} in epoch {least[1]}, most {most[0]:.4g} in {most[1]}"
 
 
 def _command() -> str:
@@ -106,7 +122,7 @@ def trained(trainer: Trainer, batches: Iterable[Any], epochs: int, *, hint: str)
     """
     console = Console(trainer, epochs)
     try:
-        with logging_redirect_tqdm():
+        with logging_redirect_tqdm(), beginning(lambda: trainer.last_event_name is not None):
             trainer.run(batches, max_epochs=epochs)
     except RunStopped as stopped:
         stopped.add_note(f"go on with: {hint}")
@@ -120,15 +136,40 @@ def trained(trainer: Trainer, batches: Iterable[Any], epochs: int, *, hint: str)
 
 
 @contextlib.contextmanager
-def profiled(trainer: Trainer, folder: Path) -> Iterator[None]:
-    """Profile ten updates after a few to warm up: a trace in the folder, for TensorBoard's plugin ``torch-tb-profiler``
-    or Perfetto; and a table of what took longest."""
+def profiled(trainer: Trainer, folder: Path, planned: int | None) -> Iterator[None]:
+    """Profile ten iterations after a few to warm up: a trace in the folder, for TensorBoard's plugin
+    ``torch-tb-profiler`` or Perfetto; and a table of what took longest.
+
+    Args:
+        trainer: whose run it is.
+        folder: where the trace goes.
+        planned: iterations of the run; of a short one fewer are profiled. ``None`` if that is not known.
+    """
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)
-    plan = schedule(wait=2, warmup=3, active=10, repeat=1)
-    with profile(activities=activities, schedule=plan, on_trace_ready=tensorboard_trace_handler(str(folder))) as tracer:
+    wait, warmup, active = _phases(planned)
+    plan = schedule(wait=wait, warmup=warmup, active=active, repeat=1)
+
+    def save(tracer: profile) -> None:
+        if tracer.step_num > wait + warmup:  # else there was nothing to profile
+            tensorboard_trace_handler(str(folder))(tracer)
+
+    with profile(activities=activities, schedule=plan, on_trace_ready=save) as tracer:
         trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: tracer.step())
         yield
+    traces = sorted(folder.glob("*.pt.trace.json"))
+    if not traces:
+        print(f"the run was too short for a profile, which begins after iteration {wait + warmup}")
+        return
     print(tracer.key_averages().table(sort_by="self_cpu_time_total", row_limit=10, max_name_column_width=40))
-    print(f"the trace is in {folder}: *.pt.trace.json")
+    print(f"the trace is in {traces[-1]}")
+
+
+def _phases(planned: int | None) -> tuple[int, int, int]:
+    """How many iterations to let pass, to warm up in, and to profile."""
+    if planned is None:
+        return 2, 3, 10
+    warmup = max(1, min(3, planned - 1))
+    wait = max(0, min(2, planned - 1 - warmup))
+    return wait, warmup, max(1, min(10, planned - warmup - wait))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from weightsmith.errors import ConfigurationError, RunStopped, WeightsmithError
 
-__all__ = ["guarded"]
+__all__ = ["beginning", "guarded"]
 
 
 def guarded(work: Callable[[], Any]) -> int:
@@ -31,12 +32,11 @@ def guarded(work: Callable[[], Any]) -> int:
     except RunStopped as stopped:
         print(stopped, *getattr(stopped, "__notes__", ()), sep="\n", file=sys.stderr)
         return int(stopped.code or 0)
-    except ConfigurationError as error:
-        print("\n".join(f"error: {line}" for line in str(error).splitlines()), file=sys.stderr)
-        return 2
     except WeightsmithError as error:
-        print(f"error: {error}", *getattr(error, "__notes__", ()), sep="\n  ", file=sys.stderr)
-        return 1
+        lines = str(error).splitlines() if isinstance(error, ConfigurationError) else [str(error)]
+        print(*(f"error: {line}" for line in lines), sep="\n", file=sys.stderr)
+        print(*(f"  {note}\n" for note in getattr(error, "__notes__", ())), sep="", end="", file=sys.stderr)
+        return 2 if isinstance(error, ConfigurationError) and not had_begun(error) else 1
     except BrokenPipeError:
         if not _reader_has_gone():
             traceback.print_exc()
@@ -49,6 +49,21 @@ def guarded(work: Callable[[], Any]) -> int:
     except Exception:
         traceback.print_exc()
         return 1
+
+
+@contextlib.contextmanager
+def beginning(has_begun: Callable[[], bool]) -> Iterator[None]:
+    """Remember of what the block raises whether the run had begun by then, since nothing was refused then."""
+    try:
+        yield
+    except ConfigurationError as error:
+        vars(error)["had_begun"] = has_begun()
+        raise
+
+
+def had_begun(error: ConfigurationError) -> bool:
+    """Whether a run had begun when the error was raised."""
+    return bool(vars(error).get("had_begun"))
 
 
 def _reader_has_gone() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, get_type_hints
@@ -9,7 +10,7 @@ from typing import Any, get_type_hints
 import docstring_parser
 from jsonargparse import ArgumentParser
 
-__all__ = ["Command", "add_commands"]
+__all__ = ["Command", "add_commands", "parser_of"]
 
 Command = Callable[..., int | None]
 """Does something, prints it, and returns the process's exit code; ``None`` for 0."""
@@ -28,16 +29,31 @@ def add_commands(parser: ArgumentParser, commands: Mapping[str, Any], into: str 
             subcommands.add_subcommand(name, group, help=_first_line(command[""]))
             add_commands(group, {key: value for key, value in command.items() if key}, "what")
         else:
-            text = docstring_parser.parse(inspect.getdoc(command) or "").description or ""
-            subcommands.add_subcommand(name, _parser_of(command, text), help=_first_line(text))
+            subcommands.add_subcommand(name, parser_of(command), help=_first_line(_description(command)))
 
 
 def _first_line(text: str) -> str:
     return " ".join(text.partition("\n\n")[0].split()).replace("%", "%%")
 
 
-def _parser_of(command: Command, text: str) -> ArgumentParser:
-    parser = ArgumentParser(description=text.replace("``", ""))
+class _Changes(argparse.Action):
+    """Gathers settings, and refuses what is none, such as a recipe that was written behind them."""
+
+    def __call__(self, _parser: Any, namespace: Any, values: Any, _option_string: str | None = None) -> None:
+        for text in values:
+            if "=" not in text:
+                problem = f"{text!r} sets nothing: write path=value, and what is no setting before --set"
+                raise argparse.ArgumentError(self, problem)
+        setattr(namespace, self.dest, [*getattr(namespace, self.dest), *values])
+
+
+def _description(command: Command) -> str:
+    return docstring_parser.parse(inspect.getdoc(command) or "").description or ""
+
+
+def parser_of(command: Command) -> ArgumentParser:
+    """The parser of a command's arguments, from its type hints and its docstring."""
+    parser = ArgumentParser(description=_description(command).replace("``", ""))
     parameters = inspect.signature(command).parameters
     flags = {name for name, parameter in parameters.items() if parameter.default is False}
     last = {n: p for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty}
@@ -55,7 +71,7 @@ def _parser_of(command: Command, text: str) -> ArgumentParser:
             "--set",
             dest="changes",
             nargs="+",
-            action="append",
+            action=_Changes,
             default=[],
             metavar="PATH=VALUE",
             help=help_of["changes"],

@@ -32,13 +32,15 @@ def train(
         changes: settings in place of the recipe's, such as ``optimizer.lr=0.01 plugins.MaxNorm.limit=2``.
         overfit_one_batch: train and validate on the first batch alone: a model that cannot learn it by heart, or a
             stack of plugins that keeps it from doing so, has something wrong.
-        profile: write a profile of ten updates, by torch's profiler, beside the events of TensorBoard.
+        profile: write a profile of ten iterations, by torch's profiler, beside the events of TensorBoard.
     """
     found = read_recipe(recipe, [*changes, "one_batch=true"] if overfit_one_batch else changes)
     with provisional_run_dir(Path(found.settings.runs) / found.name) as run_dir:
         experiment = prepare(found, run_dir)
         (run_dir / RECIPE).write_text(found.resolved(experiment.seed), encoding="utf-8")
-    with profiled(experiment.trainer, run_dir) if profile else contextlib.nullcontext():
+    length = experiment.epoch_length
+    planned = None if length is None else length * found.settings.epochs
+    with profiled(experiment.trainer, run_dir, planned) if profile else contextlib.nullcontext():
         _run(experiment)
     return None
 

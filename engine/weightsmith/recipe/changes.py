@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from weightsmith.discovery import plugin_class
 from weightsmith.errors import RecipeError
+from weightsmith.recipe.names import is_long_form, name_and_settings
 from weightsmith.recipe.plugins import first_field
 from weightsmith.recipe.text import Items, Section, located, place_of, read_text
 from weightsmith.spelling import nearest
@@ -35,13 +37,15 @@ def change(recipe: Section, text: str) -> None:
     *outer, last = path.strip().split(".")
     container: Any = recipe
     for depth, part in enumerate(outer):
+        above = container
         container = _settings(container, part, source, are_names=depth == 1 and outer[0] in _NAMES)
-        container = _entered(container, _key(container, part, source), source)
+        container = _entered(container, _key(container, part, source, beside=_known(above)), source)
     container = _settings(container, last, source, are_names=len(outer) == 1 and outer[0] in _NAMES)
     key = _key(container, last, source, may_be_new=True)
     found = read_text(value, source)
     if isinstance(container, Items) and not last.isdecimal():
-        (name,) = container[key] if isinstance(container[key], Section) else (container[key],)
+        with located(container, key):
+            name, _ = name_and_settings(container[key])
         found = Section({name: found}, source, {name: source})  # a plugin that was named gets other fields
     container[key] = found
     container.places[key] = source
@@ -51,10 +55,19 @@ _NAMES = ("models", "optimizers", "schedulers", "metrics")
 """What holds names of the user's, which may look like those of classes."""
 
 
-def _key(container: Any, part: str, source: str, *, may_be_new: bool = False) -> Any:
-    """The key or index in a container that a part of the path means."""
+def _known(container: Any) -> list[str]:
+    """What stands in a container, as a path may call it."""
+    if is_long_form(container):
+        return [str(container["class_path"])]
+    if isinstance(container, Section):
+        return [str(key) for key in container]
+    return [next(iter(_known(item)), "") if isinstance(item, Section) else str(item) for item in container]
+
+
+def _key(container: Any, part: str, source: str, *, may_be_new: bool = False, beside: Iterable[str] = ()) -> Any:
+    """The key or index in a container that a part of the path means; in an error also names ``beside`` it."""
+    known = _known(container)
     if isinstance(container, Items):
-        known = [str(next(iter(item), "")) if isinstance(item, Section) else str(item) for item in container]
         numbers = [i for i, name in enumerate(known) if part in (str(i), name.rpartition(".")[2])]
         if len(numbers) == 1:
             return numbers[0]
@@ -64,7 +77,7 @@ def _key(container: Any, part: str, source: str, *, may_be_new: bool = False) ->
         return int(part)
     if part in container or may_be_new:
         return part
-    raise RecipeError([f"{source}: there is no {part!r}{nearest(part, map(str, container))}"])
+    raise RecipeError([f"{source}: there is no {part!r}{nearest(part, dict.fromkeys([*known, *beside]))}"])
 
 
 def _entered(container: Any, key: Any, source: str) -> Any:
@@ -80,15 +93,20 @@ def _entered(container: Any, key: Any, source: str) -> Any:
 
 def _settings(container: Any, part: str, source: str, *, are_names: bool) -> Any:
     """Where the container is one class's name to its settings, and the path does not name the class: the settings."""
-    if are_names or not isinstance(container, Section) or part in container or len(container) != 1:
+    is_one = is_long_form(container) or (isinstance(container, Section) and len(container) == 1)
+    if are_names or not is_one or part in container:
         return container
-    (name,) = container
+    name, _ = name_and_settings(container)
     is_class = isinstance(name, str) and (name[:1].isupper() or "." in name)
     if not is_class:
         return container
-    alone = container[name]
+    key = name
+    if is_long_form(container):
+        key = "init_args"
+        container.setdefault(key, None)
+    alone = container[key]
     if alone is not None and not isinstance(alone, (Section, Items)):  # the first field of a plugin
         with located(Section(place=source)):
             field = first_field(plugin_class(name))
-        container[name] = Section({field: alone}, source, {field: place_of(container, name)})
-    return _entered(container, name, source)
+        container[key] = Section({field: alone}, source, {field: place_of(container, key)})
+    return _entered(container, key, source)

@@ -4,18 +4,39 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from torch import Tensor
 
 from weightsmith.errors import ConfigurationError, RecipeError, WeightsmithError
-from weightsmith.recipe.hints import gives, item_classes, parameter_classes, result_classes, takes_none
-from weightsmith.recipe.names import found, is_short_name, name_and_settings, names_something, shown
+from weightsmith.recipe.hints import (
+    gives,
+    hinted_classes,
+    item_hints,
+    parameter_hint,
+    result_classes,
+    takes_items,
+    takes_mapping,
+    takes_none,
+    value_hint,
+)
+from weightsmith.recipe.names import found, holds_names, is_short_name, name_and_settings, names_something, shown
+from weightsmith.recipe.parsing import (
+    VALUE,
+    namespaces,
+    parameter_names,
+    parsed_hint,
+    parser_of_hint,
+    parser_of_parameter,
+    reason,
+    without_places,
+)
+from weightsmith.recipe.signatures import called_parameters, own_name, positional_names, required_names, rest_name
 from weightsmith.recipe.text import Problems, Section, located, place_of
 from weightsmith.spelling import nearest
 
@@ -29,15 +50,16 @@ class Component:
     Attributes:
         target: the class or function.
         arguments: by name; components among them are built first.
-        positional: arguments by position.
-        given: names of parameters that it is given when it is built; so are components among its arguments.
+        positional: arguments by position, behind those that it is given.
+        given: its parameters that it is given when it is built, to the names by which these go; components among its
+            arguments are given the same.
         place: where it was written.
     """
 
     target: Callable[..., Any]
     arguments: Mapping[str, Any] = field(default_factory=dict)
     positional: Sequence[Any] = ()
-    given: Sequence[str] = ()
+    given: Mapping[str, str] = field(default_factory=dict)
     place: str = ""
 
     def build(self, *given: Any) -> Any:
@@ -46,14 +68,16 @@ class Component:
         Raises:
             RecipeError: it raises; the message says where it was written.
         """
-        return self._built(dict(zip(self.given, given, strict=True)))
+        return self._built(dict(zip(self.given.values(), given, strict=True)))
 
     def _built(self, offered: Mapping[str, Any]) -> Any:
         positional = [_built(value, offered) for value in self.positional]
-        arguments = {name: offered[name] for name in self.given}
-        arguments |= {name: _built(value, offered) for name, value in self.arguments.items()}
+        arguments = {name: _built(value, offered) for name, value in self.arguments.items()}
+        given = {name: offered[known_as] for name, known_as in self.given.items()}
         try:
-            return self.target(*positional, **arguments)
+            if positional:
+                return self.target(*given.values(), *positional, **arguments)
+            return self.target(**given, **arguments)
         except RecipeError:
             raise
         except Exception as error:  # whatever somebody's class raises
@@ -74,17 +98,18 @@ def _built(value: Any, offered: Mapping[str, Any]) -> Any:
     if isinstance(value, Component):
         return value._built(offered)
     if isinstance(value, (list, tuple)):
-        return type(value)(_built(item, offered) for item in value)
-    return {key: _built(item, offered) for key, item in value.items()} if type(value) is dict else value
+        built = [_built(item, offered) for item in value]
+        return tuple(built) if isinstance(value, tuple) else built
+    return {key: _built(item, offered) for key, item in value.items()} if type(value) in (dict, Section) else value
 
 
 def component(
     plain: Any,
     expected: type | None = None,
-    given: Sequence[str] = (),
+    given: Mapping[str, str] | None = None,
     *,
     offered: Sequence[str] = (),
-    is_called_later: bool = False,
+    called_with: Sequence[str] = (),
 ) -> Component:
     """What plain data names: ``"ReLU"``, ``{"Linear": {"in_features": 3, "out_features": 2}}``, ``{"Sequential":
     [first, second]}`` with positional arguments, or ``{"class_path": …, "init_args": {…}}``.
@@ -94,10 +119,11 @@ def component(
     Args:
         plain: the name, or one name to its arguments.
         expected: of what class it must be, or what a function must say that it returns. Default: anything.
-        given: parameters that it is given when it is built; a function takes them as its first.
-        offered: parameters that it is given if it needs them and the recipe does not say them: what it stands in has
-            them, as a scheduler of schedulers has the optimizer.
-        is_called_later: whether a function is meant itself, with some of its arguments. Default: what it returns.
+        given: what it is given as its first parameter when it is built: the name by which it goes, to what it is.
+        offered: what it is given if it has parameters of these names that the recipe does not say: what it stands in
+            is given them, as a scheduler of schedulers is given the optimizer.
+        called_with: what a function is called with, in words, if the function itself is meant, with some of its
+            arguments. Default: what it returns is meant.
 
     Raises:
         ConfigurationError: no such name, or arguments that do not fit; the message names the nearest.
@@ -105,25 +131,34 @@ def component(
     name, settings = name_and_settings(plain)
     with located(plain, name if isinstance(name, str) else None):
         target = found(name, expected)
-        place = place_of(plain, name)
         said = settings if isinstance(settings, Mapping) else ()
-        if given and not isinstance(target, type):
-            given = [*inspect.signature(target).parameters][: len(given)]
-        given = [*given, *(each for each in offered if each in _required(target) and each not in said)]
-        later = _required(target) if is_called_later and not isinstance(target, type) else []
-        known = [*given, *(each for each in later if each not in said)]
+        own = {own_name(target, known_as, what): known_as for known_as, what in (given or {}).items()}
+        own |= {each: each for each in offered if each in required_names(target) and each not in said}
+        is_called = bool(called_with) and not isinstance(target, type)
+        known = [*own, *(called_parameters(target, called_with) if is_called else ())]
+        passed_on = [*(given or {}), *offered]
+        rest: list[Any] = []
         if isinstance(settings, list):
-            named = _by_name(target, settings, known)
-            if named is None:
-                return Component(target, {}, [_positional(item) for item in settings], given, place)
-            settings = named
+            settings, rest = _by_name(target, settings, known)
+        if rest and is_called:
+            raise ConfigurationError(f"{shown(target)} is called later, and takes no values by position before")
         if not isinstance(settings, Mapping | None):
             raise ConfigurationError(f"{name}: {settings!r} are no arguments: write `name: value` for each")
-        return Component(target, checked_arguments(target, settings or {}, known), (), given, place)
+        arguments = checked_arguments(target, settings or {}, known, offered=passed_on)
+        place = place_of(plain, name)
+        if rest:
+            positional = [*arguments.values(), *_read_rest(target, rest, passed_on)]
+            return Component(target, {}, positional, own, place)
+        return Component(target, arguments, (), own, place)
 
 
 def checked_arguments(
-    target: Callable[..., Any], settings: Mapping[Any, Any], given: Sequence[str] = (), *, label: str | None = None
+    target: Callable[..., Any],
+    settings: Mapping[Any, Any],
+    given: Sequence[str] = (),
+    *,
+    offered: Sequence[str] = (),
+    label: str | None = None,
 ) -> dict[str, Any]:
     """Arguments for a class or function, each checked by its type hint (jsonargparse).
 
@@ -131,12 +166,13 @@ def checked_arguments(
         target: the class or function.
         settings: the arguments by name, as plain data.
         given: parameters that it is given besides.
+        offered: what components among the arguments are given if they need it.
         label: what to call it in errors. Default: its name.
 
     Raises:
         ConfigurationError: one is unknown, of another type, or missing.
     """
-    known = _parameters(target)
+    known = parameter_names(target)
     label = shown(target) if label is None else label
     problems = Problems()
     values: dict[str, Any] = {}
@@ -145,8 +181,8 @@ def checked_arguments(
             if name not in known or name in given:
                 raise ConfigurationError(_unknown(label, name, [each for each in known if each not in given]))
             with _named(f"{label}.{name}" if label else name):
-                values[name] = _Parameter(target, name, known, given).read(value)
-    missing = [name for name in _required(target) if name not in settings and name not in given]
+                values[name] = _read_parameter(target, name, value, offered)
+    missing = [name for name in required_names(target) if name not in settings and name not in given]
     if missing:
         with problems.gathering(settings):
             raise ConfigurationError(f"{label or 'the recipe'} needs {', '.join(missing)}")
@@ -168,107 +204,104 @@ def _unknown(label: str, name: Any, known: Sequence[str]) -> str:
     return f"{label} takes no {name!r}{nearest(str(name), known)}" if known else f"{label} takes no arguments"
 
 
-def _by_name(target: Callable[..., Any], values: Any, given: Sequence[str]) -> Section | None:
-    """Positional arguments under the names of their parameters; ``None`` if the target takes any number of them."""
-    parameters = inspect.signature(target).parameters.values()
-    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
-        return None
-    positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.POSITIONAL_ONLY)
-    names = [each.name for each in parameters if each.kind in positional and each.name not in given]
-    if len(values) > len(names):
+def _by_name(target: Callable[..., Any], values: Any, given: Sequence[str]) -> tuple[Section, list[Any]]:
+    """Values by position under the names of their parameters; and the rest, where the target takes any number."""
+    names = [name for name in positional_names(target) if name not in given]
+    if len(values) > len(names) and rest_name(target) is None:
         raise ConfigurationError(
             f"{shown(target)} takes {', '.join(names) or 'no arguments'}, not {len(values)} values"
         )
-    return Section(dict(zip(names, values, strict=False)), place_of(values))
+    return Section(dict(zip(names, values, strict=False)), place_of(values)), values[len(names) :]
 
 
-def _positional(plain: Any) -> Any:
-    return component(plain) if isinstance(plain, str) or names_something(plain) else plain
+def _read_parameter(target: Callable[..., Any], name: str, plain: Any, offered: Sequence[str]) -> Any:
+    if plain is None and not takes_none(target, name):
+        raise ConfigurationError("null is no value for it: write one, or leave the line out")
+    parser = functools.partial(parser_of_parameter, target, name)
+    hint = parameter_hint(target, name)
+    return _Slot(parsed_hint(target, name) if hint is Any else hint, offered, parser, name).read(plain)
 
 
-@functools.cache
-def _parameters(target: Callable[..., Any]) -> tuple[str, ...]:
-    return tuple(_add_arguments(ArgumentParser(exit_on_error=False), target, set()))
-
-
-def _add_arguments(parser: ArgumentParser, target: Callable[..., Any], skip: set[str]) -> list[str]:
-    add: Any = parser.add_class_arguments if isinstance(target, type) else parser.add_function_arguments
-    names: list[str] = add(target, fail_untyped=False, skip=skip)
-    return names
-
-
-def _required(target: Callable[..., Any]) -> list[str]:
-    try:
-        parameters = inspect.signature(target).parameters.values()
-    except (TypeError, ValueError):  # written in C
-        return []
-    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return [each.name for each in parameters if each.default is each.empty and each.kind in named]
+def _read_rest(target: Callable[..., Any], values: Sequence[Any], offered: Sequence[str]) -> Iterator[Any]:
+    """Values for ``*args``. Where it has no hint, a text is the name of a class."""
+    name = rest_name(target) or ""
+    slot = _slot(parameter_hint(target, name), offered)
+    for plain in values:
+        with _named(f"{shown(target)}.{name}"):
+            is_name = isinstance(plain, str) and slot.hint is Any
+            yield component(plain, offered=offered) if is_name else slot.read_part(plain)
 
 
 @dataclass(frozen=True)
-class _Parameter:
-    """One parameter of a class or function, and what a recipe may say for it.
+class _Slot:
+    """A place for one value, and what may stand there.
 
     Attributes:
-        target: the class or function.
-        name: the parameter's.
-        known: the names of all its parameters.
-        given: the names of those that it is given; components that stand here are given them as well.
+        hint: the value's.
+        offered: what components that stand here are given if they need it.
+        parser: makes jsonargparse's parser of the value.
+        argument: the name that the value has there.
     """
 
-    target: Callable[..., Any]
-    name: str
-    known: Sequence[str]
-    given: Sequence[str]
+    hint: Any
+    offered: Sequence[str]
+    parser: Callable[[], ArgumentParser]
+    argument: str
 
     def read(self, plain: Any) -> Any:
         """The value of plain data, with components where it names something."""
-        if plain is None and not takes_none(self.target, self.name):
-            raise ConfigurationError("null is no value for it: write one, or leave the line out")
-        classes = parameter_classes(self.target, self.name)
-        if names_something(plain) and not any(issubclass(each, Mapping) for each in classes):
-            return self._component(plain, classes)
-        if isinstance(plain, list) and any(names_something(item) for item in plain):
-            return [self._item(item) for item in plain]
-        return self._parsed(plain, classes)
+        if names_something(plain) and not takes_mapping(self.hint):
+            return self._component(plain)
+        if isinstance(plain, list) and Tensor in hinted_classes(self.hint) and not takes_items(self.hint):
+            return _tensor(plain)
+        if holds_names(plain) and isinstance(plain, list) and takes_items(self.hint):
+            hints = item_hints(self.hint, len(plain))
+            return [_slot(hint, self.offered).read_part(item) for hint, item in zip(hints, plain, strict=True)]
+        if holds_names(plain) and isinstance(plain, Mapping) and self._may_be_mapping():
+            inner = _slot(value_hint(self.hint), self.offered)
+            return {key: inner.read_part(value) for key, value in plain.items()}
+        return self._parsed(plain)
 
-    def _item(self, plain: Any) -> Any:
-        classes = item_classes(self.target, self.name)
-        is_name = isinstance(plain, str) and bool(classes) and str not in classes
-        return self._component(plain, classes) if is_name or names_something(plain) else plain
+    def read_part(self, plain: Any) -> Any:
+        """As :meth:`read`, for what stands in a list or mapping."""
+        is_free = self.hint is Any and not names_something(plain) and not holds_names(plain)
+        return without_places(plain) if is_free else self.read(plain)
 
-    def _component(self, plain: Any, classes: Sequence[type]) -> Component:
+    def _may_be_mapping(self) -> bool:
+        return takes_mapping(self.hint) or not hinted_classes(self.hint)
+
+    def _component(self, plain: Any) -> Component:
         """What stands here, if it is sure to make something of one of the classes; of any, if there are none."""
-        made = component(plain, offered=self.given)
+        made, classes = component(plain, offered=self.offered), hinted_classes(self.hint)
         if classes and not any(gives(made.target, each) for each in classes):
             raise ConfigurationError(f"{shown(made.target)} makes no {' or '.join(each.__name__ for each in classes)}")
         if not isinstance(made.target, type) and not result_classes(made.target):
             raise ConfigurationError(f"{shown(made.target)} does not say what it returns: write `-> …` behind it")
         return made
 
-    def _parsed(self, plain: Any, classes: Sequence[type]) -> Any:
+    def _parsed(self, plain: Any) -> Any:
         """The value by jsonargparse."""
-        parser = ArgumentParser(exit_on_error=False)
-        _add_arguments(parser, self.target, set(self.known) - {self.name})
         try:
-            parsed = parser.parse_object({self.name: _bare(plain)})[self.name]
+            parser, bare = self.parser(), without_places(plain)
+            parsed = parser.parse_object({self.argument: bare})[self.argument]
             if isinstance(plain, str) and isinstance(parsed, _PLAIN):  # it was read a second time: is a text taken?
-                parser.parse_object({self.name: _SOME_TEXT})
+                parser.parse_object({self.argument: _SOME_TEXT})
                 return plain
-            if all("class_path" in each for each in _namespaces(parsed)):
+            if all("class_path" in each for each in namespaces(parsed)):
                 return self._components(plain, parsed)
-            whole = parser.parse_object({self.name: _bare(plain)})
-            return Component(lambda: parser.instantiate(whole)[self.name])  # dataclasses among it
+            whole = parser.parse_object({self.argument: bare})
+            return Component(lambda: parser.instantiate(whole)[self.argument])  # dataclasses among it
         except (ArgumentError, TypeError, ValueError) as error:
+            if isinstance(error, WeightsmithError):
+                raise
             if isinstance(plain, str) and is_short_name(plain):
-                return self._component(plain, classes)
-            raise ConfigurationError(_reason(plain, str(error))) from error
+                return self._component(plain)
+            raise ConfigurationError(reason(plain, str(error))) from error
 
     def _components(self, plain: Any, parsed: Any) -> Any:
         """What jsonargparse parsed, with components in the places of classes; these check what is further down."""
         if isinstance(parsed, Namespace):
-            return component(plain, offered=self.given)
+            return component(plain, offered=self.offered)
         if isinstance(parsed, (list, tuple)):
             return type(parsed)(itertools.starmap(self._components, zip(plain, parsed, strict=True)))
         if type(parsed) is dict:
@@ -276,29 +309,21 @@ class _Parameter:
         return parsed
 
 
+def _slot(hint: Any, offered: Sequence[str]) -> _Slot:
+    """The place of an item or a value of a mapping."""
+    return _Slot(hint, offered, functools.partial(parser_of_hint, hint), VALUE)
+
+
+def _tensor(plain: list[Any]) -> Component:
+    """A tensor of a nested list: of floats, or of true and false."""
+    values = without_places(plain)
+    try:
+        is_bool = torch.tensor(values).dtype is torch.bool
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"{values!r} is no tensor: {error}") from error
+    dtype = torch.bool if is_bool else torch.get_default_dtype()
+    return Component(torch.tensor, {"data": values, "dtype": dtype})
+
+
 _PLAIN = (bool, int, float, list, dict, type(None))
 _SOME_TEXT = "a text that is nothing else"
-
-
-def _namespaces(parsed: Any) -> list[Any]:
-    """What jsonargparse would make objects of, in what it parsed."""
-    if isinstance(parsed, Namespace):
-        return [parsed]
-    inner = parsed.values() if type(parsed) is dict else parsed if isinstance(parsed, (list, tuple)) else ()
-    return [each for item in inner for each in _namespaces(item)]
-
-
-def _bare(plain: Any) -> Any:
-    """Without the places, which jsonargparse would not know how to copy."""
-    if isinstance(plain, Mapping):
-        return {key: _bare(value) for key, value in plain.items()}
-    return [_bare(item) for item in plain] if isinstance(plain, list) else plain
-
-
-def _reason(plain: Any, message: str) -> str:
-    """jsonargparse's message in a line."""
-    types = re.search(r"Subtypes: [\[(](.*)[\])]|Expected an? (.+?)\. Got value", message)
-    if types is None:
-        return "; ".join(line.strip() for line in message.splitlines() if not line.startswith("Parser key"))
-    names = re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", types[1] or types[2]).replace("typing.", "")
-    return f"{plain!r} is not of the type {names}"

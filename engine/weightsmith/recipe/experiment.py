@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,10 @@ from ignite.engine import Events
 from ignite.utils import manual_seed
 
 from weightsmith.errors import ConfigurationError
-from weightsmith.recipe.recipe import Recipe
+from weightsmith.plugin import refuse_unknown_length
+from weightsmith.recipe.components import Component
+from weightsmith.recipe.names import shown
+from weightsmith.recipe.recipe import READ_ONCE, Recipe
 from weightsmith.recipe.text import Problems, located
 from weightsmith.trainer import Trainer
 from weightsmith.trainer.arguments import refuse_missing_device
@@ -65,8 +68,8 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
         if seed >= 2**32:
             raise ConfigurationError(f"seed {seed} is more than NumPy takes: give one below 2**32")
     manual_seed(seed)
-    batches = recipe.batches.build()
-    validation = None if recipe.validation is None else recipe.validation.build()
+    batches = _built_batches(recipe, "data", recipe.batches)
+    validation = None if recipe.validation is None else _built_batches(recipe, "validation", recipe.validation)
     if settings.one_batch:
         with located(recipe.plain, "data"):
             first = _first(batches)
@@ -92,12 +95,20 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
             nonfinite=settings.nonfinite,
             debug=settings.debug,
         )
-    _attach(trainer, recipe)
+    _attach(trainer, recipe, knows_length=_length(batches) is not None)
     for scheduler in schedulers.values():
         trainer.add_event_handler(Events.EPOCH_COMPLETED, _stepping(scheduler))
     if validation is not None and recipe.metrics:
         trainer.validate_on(validation, {name: metric.build() for name, metric in recipe.metrics.items()})
     return Experiment(recipe, seed, trainer, batches)
+
+
+def _built_batches(recipe: Recipe, key: str, described: Component) -> Iterable[Any]:
+    batches: Iterable[Any] = described.build()
+    with located(recipe.plain, key):
+        if isinstance(batches, Iterator) and iter(batches) is batches:
+            raise ConfigurationError(f"{shown(described.target)} gave an Iterator: {READ_ONCE}")
+    return batches
 
 
 def _length(batches: Any) -> int | None:
@@ -113,11 +124,13 @@ def _first(batches: Iterable[Any]) -> Any:
     raise ConfigurationError("the data has no batch")
 
 
-def _attach(trainer: Trainer, recipe: Recipe) -> None:
+def _attach(trainer: Trainer, recipe: Recipe, *, knows_length: bool) -> None:
     problems = Problems()
     for placed in recipe.plugins:
         with problems.gathering(placed):
             trainer.attach(placed.plugin)
+            if not knows_length:
+                refuse_unknown_length(placed.plugin)
     problems.raise_any()
 
 

@@ -6,16 +6,14 @@ import functools
 import importlib
 import sys
 from collections.abc import Callable, Mapping
-from importlib.machinery import PathFinder
-from pathlib import Path
 from typing import Any
 
-from weightsmith.errors import ConfigurationError, WeightsmithError
-from weightsmith.importing import imported
+from weightsmith.errors import ConfigurationError
+from weightsmith.importing import looked_up
 from weightsmith.recipe.hints import gives
 from weightsmith.spelling import guess
 
-__all__ = ["found", "is_short_name", "name_and_settings", "names_something", "shown"]
+__all__ = ["found", "holds_names", "is_long_form", "is_short_name", "name_and_settings", "names_something", "shown"]
 
 _PACKAGES = ("torch.nn", "torch.optim", "torch.optim.lr_scheduler", "torch.utils.data", "ignite.metrics")
 """Where short names are looked up."""
@@ -29,12 +27,17 @@ def name_and_settings(plain: Any) -> tuple[Any, Any]:
     """
     if isinstance(plain, str):
         return plain, None
-    if isinstance(plain, Mapping) and "class_path" in plain and plain.keys() <= {"class_path", "init_args"}:
+    if is_long_form(plain):
         return plain["class_path"], plain.get("init_args")
     if isinstance(plain, Mapping) and len(plain) == 1:
         ((name, settings),) = plain.items()
         return name, settings
     raise ConfigurationError(f"{plain!r} names nothing: write one class or function, then its arguments")
+
+
+def is_long_form(plain: Any) -> bool:
+    """Whether plain data is ``class_path:``, with or without ``init_args:``."""
+    return isinstance(plain, Mapping) and "class_path" in plain and plain.keys() <= {"class_path", "init_args"}
 
 
 def names_something(plain: Any) -> bool:
@@ -45,6 +48,12 @@ def names_something(plain: Any) -> bool:
         return False
     (name,) = plain
     return isinstance(name, str) and ("." in name or is_short_name(name))
+
+
+def holds_names(plain: Any) -> bool:
+    """Whether anything inside a list or mapping, at any depth, names something."""
+    inner = plain.values() if isinstance(plain, Mapping) else plain if isinstance(plain, list) else ()
+    return any(names_something(item) or holds_names(item) for item in inner)
 
 
 def is_short_name(name: str) -> bool:
@@ -89,30 +98,15 @@ def shown(target: Callable[..., Any]) -> str:
 
 def _imported(path: str) -> Any:
     try:
-        target = imported(path)
-        _refuse_another_of_its_name(path.partition(".")[0])
-        return target
-    except WeightsmithError as error:
+        return looked_up(path)
+    except ConfigurationError as error:
         raise ConfigurationError(f"{error}{_nearest_in_module(path)}") from error
-    except (Exception, SystemExit) as error:  # whatever somebody's module raises when it is imported
-        raise ConfigurationError(f"{path!r} cannot be imported: {type(error).__name__}: {error}") from error
-
-
-def _refuse_another_of_its_name(module: str) -> None:
-    """Raise where the module was imported before from elsewhere than where it would be found now."""
-    held = getattr(sys.modules.get(module), "__file__", None)
-    spec = PathFinder.find_spec(module)
-    if held and spec is not None and spec.origin and not Path(held).samefile(spec.origin):
-        raise ConfigurationError(f"another module {module!r} than {spec.origin} was imported before, from {held}")
 
 
 def _nearest_in_module(path: str) -> str:
     module, _, name = path.rpartition(".")
-    try:
-        public = [each for each in dir(importlib.import_module(module)) if not each.startswith("_")]
-    except Exception:  # there is no such module
-        return ""
-    return guess(name, public)
+    public = [each for each in dir(sys.modules.get(module)) if not each.startswith("_")]
+    return "" if name in public else guess(name, public)
 
 
 @functools.cache

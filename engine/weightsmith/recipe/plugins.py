@@ -9,8 +9,9 @@ from typing import Any
 from weightsmith import schedules
 from weightsmith.discovery import plugin_class
 from weightsmith.errors import ConfigurationError, WeightsmithError
-from weightsmith.importing import imported
+from weightsmith.importing import looked_up
 from weightsmith.plugin import Plugin
+from weightsmith.recipe.names import is_long_form, name_and_settings
 from weightsmith.recipe.text import Problems, located
 from weightsmith.spelling import nearest
 
@@ -19,7 +20,7 @@ __all__ = ["first_field", "from_plain"]
 
 def from_plain(plain: Any) -> Plugin:
     """The plugin that plain data describes: ``{"MaxNorm": {"limit": 3}}``, ``{"L2": 1e-4}`` (the first field), or
-    ``"ZeroMean"`` (no fields).
+    ``"ZeroMean"`` (no fields); or ``{"class_path": "MaxNorm", "init_args": {"limit": 3}}``.
 
     The class is named by import path, or by name if a distribution announces it, or if it is imported by now.
 
@@ -27,12 +28,10 @@ def from_plain(plain: Any) -> Plugin:
         ConfigurationError: no such class, or no such field; the message names the nearest, and file and line where
             they are known.
     """
-    if isinstance(plain, str):
-        return _made(plugin_class(plain), {})
-    if not isinstance(plain, Mapping) or len(plain) != 1:
+    if not (isinstance(plain, str) or is_long_form(plain) or (isinstance(plain, Mapping) and len(plain) == 1)):
         raise ConfigurationError(f"{plain!r} describes no plugin: write one class name, then its fields")
-    ((name, settings),) = plain.items()
-    with located(plain, name):
+    name, settings = name_and_settings(plain)
+    with located(plain, name if isinstance(name, str) else None):
         cls = plugin_class(name)
         if settings is None or isinstance(settings, Mapping):
             return _made(cls, settings or {})
@@ -55,7 +54,7 @@ def _made(cls: type[Plugin], settings: Mapping[Any, Any]) -> Plugin:
         with problems.gathering(settings, field):
             if field not in known:
                 raise ConfigurationError(f"{cls.__name__} has no field {field!r}{nearest(str(field), known)}")
-            values[field] = value if field == "where" else _read(value)
+            values[field] = value if field == "where" else _value(value)
     problems.raise_any()
     try:
         return cls(**values)
@@ -67,24 +66,17 @@ def _made(cls: type[Plugin], settings: Mapping[Any, Any]) -> Plugin:
     raise AssertionError("unreachable")
 
 
-def _read(plain: Any) -> Any:
-    try:
-        return _value(plain)
-    except WeightsmithError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever somebody's module raises when it is imported
-        raise ConfigurationError(f"{plain!r} cannot be imported: {type(error).__name__}: {error}") from error
-
-
 def _value(plain: Any) -> Any:
     if isinstance(plain, (list, tuple)):
         return tuple(_value(item) for item in plain)
     if not isinstance(plain, Mapping):
         return plain
+    if is_long_form(plain):
+        return from_plain(plain)
     if len(plain) == 1:
         ((name, arguments),) = plain.items()
         if name == "import":
-            return imported(arguments)
+            return looked_up(arguments)
         with located(plain, name):
             schedule = schedules.from_plain(name, arguments) if isinstance(name, str) else None
         return schedule if schedule is not None else from_plain(plain)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -19,8 +19,10 @@ from weightsmith.errors import ConfigurationError, RecipeError
 from weightsmith.plugin import Plugin
 from weightsmith.recipe.changes import change
 from weightsmith.recipe.components import Component, checked_arguments, component
+from weightsmith.recipe.hints import gives
+from weightsmith.recipe.names import shown
 from weightsmith.recipe.plugins import from_plain
-from weightsmith.recipe.text import Items, Problems, Section, place_of, read_yaml, written
+from weightsmith.recipe.text import Items, Problems, Section, located, place_of, read_yaml, written
 from weightsmith.spelling import nearest
 
 __all__ = ["PlacedPlugin", "Recipe", "RunSettings", "read_plugins", "read_recipe"]
@@ -106,7 +108,7 @@ class Recipe:
     def resolved(self, seed: int) -> str:
         """The YAML of a recipe that repeats this run, wherever it is written to."""
         own, *named = _folders(self.path, self.settings.paths or ())
-        is_resolved = self.settings.name is not None and (own / "checkpoints").is_dir()  # it stands in a run's folder
+        is_resolved = self.settings.name is not None and _stands_in_a_run(self.path)
         folders = [str(folder) for folder in ([] if is_resolved else [own]) + named]
         defaults = {field.name: getattr(self.settings, field.name) for field in fields(RunSettings)}
         fixed = {
@@ -120,6 +122,7 @@ class Recipe:
 
 _SETTINGS = [field.name for field in fields(RunSettings)]
 _KEYS = ("model", "models", "optimizer", "optimizers", "scheduler", "schedulers", "data", "validation", "loss", "step")
+READ_ONCE = "a generator can be read once: return a DataLoader, or a class with __iter__"
 _ALL_KEYS = [*_KEYS, "metrics", "plugins", *_SETTINGS]
 
 
@@ -148,13 +151,12 @@ def read_plugins(path: str | Path) -> list[Plugin]:
     Raises:
         RecipeError: as :func:`read_recipe`; what else a recipe says is not looked at.
     """
-    plain = read_yaml(path)
-    named: Any = None
-    if isinstance(plain, Section):
-        if "plugins" not in plain:
-            raise RecipeError([f"{plain.place}: there are no plugins: write a list, or `plugins:` and a list"])
-        plain, named = plain["plugins"], plain.get("paths")
-    _look_in(_folders(Path(path), map(str, named) if isinstance(named, list) else ()))
+    whole = read_yaml(path)
+    if isinstance(whole, Section) and "plugins" not in whole:
+        raise RecipeError([f"{whole.place}: there are no plugins: write a list, or `plugins:` and a list"])
+    plain, named = (whole["plugins"], whole.get("paths")) if isinstance(whole, Section) else (whole, None)
+    with located(whole, "paths"):
+        _look_in_all(Path(path), named)
     return [placed.plugin for placed in _plugins(plain, str(path))]
 
 
@@ -188,14 +190,15 @@ class _Reader:
                     raise ConfigurationError(f"a recipe has no {key!r}{nearest(str(key), _ALL_KEYS)}")
         settings = self._settings()
         named = self._plain.get("paths")
-        _look_in(_folders(self._path, map(str, named) if isinstance(named, list) else ()))
+        with self._problems.gathering(self._plain, "paths"):
+            _look_in_all(self._path, named)
         models = self._several("model", nn.Module, needed=True)
-        optimizers = self._several("optimizer", Optimizer, ("params",), needed=True)
-        schedulers = self._several("scheduler", LRScheduler, ("optimizer",))
-        batches = self._one("data", lambda plain: component(plain, Iterable), needed=True)
-        validation = self._one("validation", lambda plain: component(plain, Iterable))
-        loss = self._one("loss", lambda plain: component(plain, is_called_later=True))
-        step = self._one("step", lambda plain: component(plain, is_called_later=True))
+        optimizers = self._several("optimizer", Optimizer, {"params": "the weights"}, needed=True)
+        schedulers = self._several("scheduler", LRScheduler, {"optimizer": "the optimizer"})
+        batches = self._one("data", _batches, needed=True)
+        validation = self._one("validation", _batches)
+        loss = self._one("loss", lambda plain: component(plain, called_with=("the outputs", "the targets")))
+        step = self._one("step", lambda plain: component(plain, called_with=("the trainer", "the batch")))
         metrics = self._named("metrics", Metric)
         plugins = self._one("plugins", lambda plain: _plugins(plain, str(self._path))) or []
         with self._problems.gathering(self._plain):
@@ -234,7 +237,7 @@ class _Reader:
         return None
 
     def _several(
-        self, key: str, kind: type, given: Sequence[str] = (), *, needed: bool = False
+        self, key: str, kind: type, given: Mapping[str, str] | None = None, *, needed: bool = False
     ) -> dict[str, Component]:
         """What stands under ``model``, alone, or under ``models``, by name."""
         if f"{key}s" in self._plain and key in self._plain:
@@ -245,7 +248,7 @@ class _Reader:
         one = self._one(key, lambda plain: component(plain, kind, given), needed=needed)
         return {} if one is None else {"": one}
 
-    def _named(self, key: str, kind: type, given: Sequence[str] = ()) -> dict[str, Component]:
+    def _named(self, key: str, kind: type, given: Mapping[str, str] | None = None) -> dict[str, Component]:
         plain = self._plain.get(key)
         found: dict[str, Component] = {}
         with self._problems.gathering(self._plain, key):
@@ -279,13 +282,34 @@ class _Reader:
             raise ConfigurationError("`metrics:` are measured on `validation:`: write both, or neither")
 
 
+def _batches(plain: Any) -> Component:
+    """What gives batches, more than once."""
+    found = component(plain, Iterable)
+    if gives(found.target, Iterator):
+        raise ConfigurationError(f"{shown(found.target)} gives an Iterator: {READ_ONCE}")
+    return found
+
+
 def _folders(path: Path, named: Iterable[str]) -> list[Path]:
     """Where the modules that a recipe names are looked up."""
     own = path.resolve().parent
     return list(dict.fromkeys([own, *((own / folder).resolve() for folder in named)]))
 
 
-def _look_in(folders: Sequence[Path]) -> None:
+def _stands_in_a_run(path: Path) -> bool:
+    return (path.resolve().parent / "checkpoints").is_dir()
+
+
+def _look_in_all(path: Path, named: Any) -> None:
+    """Let the recipe's folder, and those under its ``paths``, join ``sys.path``.
+
+    Raises:
+        ConfigurationError: there is no such folder. The recipe in a run's folder may name some that are gone by now.
+    """
+    folders = _folders(path, map(str, named) if isinstance(named, list) else ())
     for folder in reversed(folders):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
+    missing = [str(folder) for folder in folders if not folder.is_dir()]
+    if missing and not _stands_in_a_run(path):
+        raise ConfigurationError(f"paths: there is no folder {', '.join(missing)}")

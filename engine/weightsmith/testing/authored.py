@@ -120,11 +120,11 @@ def _package(folder: Path) -> list[Path]:
 
 
 def _project(folder: Path) -> list[Path]:
-    """A folder that is no package: its modules, and the packages in it or in its ``src``."""
+    """A folder that is no package: its modules, and the packages in it or in its ``src``; else its tests."""
     modules = [path for path in sorted(folder.glob("*.py")) if path.stem not in ("setup", "conftest")]
     packages = [path.parent for parent in (folder, folder / "src") for path in sorted(parent.glob("*/__init__.py"))]
     inside = [path for package in packages if package.name != "tests" for path in _package(package)]
-    return [path for path in modules if not path.name.startswith("test_")] + inside
+    return [path for path in modules if not path.name.startswith("test_")] + inside or modules
 
 
 def _tests(files: Iterable[Path], beside: Iterable[Path]) -> list[Path]:

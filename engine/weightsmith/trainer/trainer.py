@@ -390,5 +390,7 @@ def supervised_step(trainer: Trainer, batch: Any) -> Tensor:
 
 
 def _scalars(metrics: Mapping[str, Any]) -> dict[str, Measurement]:
-    numbers = {name: value for name, value in metrics.items() if getattr(value, "ndim", 0) == 0}
-    return {f"metrics/{name}": float(value) for name, value in numbers.items() if not isinstance(value, (str, Mapping))}
+    numbers = {
+        n: value for n, value in metrics.items() if hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0
+    }
+    return {f"metrics/{name}": float(value) for name, value in numbers.items()}

@@ -11,7 +11,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from weightsmith import ConfigurationError, Initializer, Site, Trainer
 from weightsmith.binding import Binding
 from weightsmith.evaluation import evaluating
-from weightsmith.importing import imported
+from weightsmith.importing import looked_up
 from weightsmith.targets import Target
 from weightsmith.weights import Weight
 
@@ -91,7 +91,7 @@ class LSUV(Initializer):
             return trainer.to_device(_inputs_of(self._first_batch(trainer)))
         if self.batch.endswith(".pt"):
             return trainer.to_device(torch.load(self.batch, weights_only=True))
-        return trainer.to_device(imported(self.batch)())
+        return trainer.to_device(looked_up(self.batch)())
 
     def _first_batch(self, trainer: Trainer) -> Any:
         data: Any = trainer.state.dataloader

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from weightsmith import ConfigurationError
 
-from weightsmith_plugins.report.finding import find, measured
+from weightsmith_plugins.report.finding import find, measured, newest
 
 __all__ = ["report"]
 
@@ -25,8 +25,8 @@ def report(run: Path, to: Path | None = None, where: str = "*") -> Path:
     elsewhere. Of many weights, 24 are drawn in a section, spread evenly over the model, and the section says so.
 
     Args:
-        run: the run's folder. Of several runs that began anew in it, the newest, in run_2, run_3 and so on; run_1 names
-            the first.
+        run: the run's folder, or one above several, of which the newest is drawn. Of several runs that began anew in
+            one folder, the newest, in run_2, run_3 and so on; run_1 names the first.
         to: the file to write, whose folder is made if missing: a page (.html) or one tall picture (.png, .svg, .pdf).
             What was there is replaced. Default: report.html in the run's folder.
         where: which weights, as a glob on their names; a module's name stands for all below it.
@@ -38,7 +38,7 @@ def report(run: Path, to: Path | None = None, where: str = "*") -> Path:
         ConfigurationError: there is no such run, nothing was measured in it, no weight has such a name, the file cannot
             be written or is of another kind, or matplotlib is not installed.
     """
-    run = Path(run).expanduser()
+    run = newest(Path(run).expanduser())
     folder = find(run)
     path = Path(to).expanduser() if to is not None else (run if run.is_dir() else folder) / "report.html"
     form = path.suffix.lower()

@@ -10,9 +10,10 @@ from weightsmith_plugins.jsonlines import read_lines
 from weightsmith_plugins.series import Series
 from weightsmith_plugins.tensorboard.reading import event_files, read_events
 
-__all__ = ["find", "measured"]
+__all__ = ["find", "measured", "newest"]
 
 _LINES = "measurements.jsonl"
+_EVENTS = "events.out.tfevents.*"
 
 
 def find(run: Path) -> Path:
@@ -33,9 +34,17 @@ def find(run: Path) -> Path:
     for folder in candidates:
         if _has_measurements(folder):
             return folder
-    inside = sorted(path.name for path in run.glob("*/") if _has_measurements(path))
-    hint = f"; there are runs in it: give one, such as {run / inside[-1]}" if inside else _HINT
-    raise ConfigurationError(f"report: {run} holds no measurements{hint}")
+    raise ConfigurationError(f"report: {run} holds no measurements{_HINT}")
+
+
+def newest(above: Path) -> Path:
+    """The run in a folder that was measured last: the folder itself, or one below; itself if there is none."""
+    files = [file for pattern in (_EVENTS, _LINES) for file in above.rglob(pattern) if file.stat().st_size]
+    if not files:
+        return above
+    folder = max(files, key=lambda file: (file.stat().st_mtime_ns, file)).parent
+    began_anew = folder != above and folder.name.startswith("run_") and folder.name[4:].isdecimal()
+    return folder.parent if began_anew else folder
 
 
 _HINT = ": train with the plugin TensorBoard() or JSONLines(), and with probes such as WeightHistograms() and Losses()"
