@@ -53,7 +53,7 @@ def test_the_command_line_gives_what_python_gives(capsys):
     (run,) = runs()
     assert "epoch 1/1  loss " in output
     assert f"the run is in {run}" in output
-    assert f"view {run}" in output
+    assert f"report {run}" in output
     called = train(strength=3.0, epochs=1, seed=4)["trainer"]
     other = next(path for path in runs() if path != run)
     assert (run / "config.yaml").read_text() == (other / "config.yaml").read_text()

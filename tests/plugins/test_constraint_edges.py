@@ -246,3 +246,24 @@ def test_a_weight_that_is_not_a_number_is_not_swept_under_the_mask(plugin):
     trainer._start()
     assert layer.weight[3, 5].isnan()
     assert int((layer.weight == 0).sum()) == 128
+
+
+@given(
+    st.sampled_from([w.MaxNorm(0.7), w.UnitNorm(), w.MinMaxNorm(0.5, 1.3)]),
+    st.sampled_from([torch.float32, torch.float64, HALF]),
+    st.integers(1, 200),
+    st.integers(0, 10**6),
+)
+@settings(max_examples=200, deadline=None)
+def test_what_is_left_alone_near_the_border_counts_as_inside(plugin, dtype, size, seed):
+    far = 1 + torch.rand(8, 1, generator=torch.Generator().manual_seed(seed)) * 8 * torch.finfo(dtype).eps
+    border = getattr(plugin, "limit", getattr(plugin, "high", 1.0))
+    units = random(8, size, seed=seed, dtype=torch.float64)
+    weight = (units / units.norm(dim=1, keepdim=True) * border * far).to(dtype)
+    site = Site.alone(weight, nn.Linear(size, 8))
+    plugin.project_all_([weight], [site])
+    assert plugin.holds(weight, site)
+    again = weight.clone()
+    plugin.project_all_([again], [site])
+    assert torch.equal(again, weight)
+    assert torch.equal(plugin(weight), weight)
