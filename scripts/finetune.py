@@ -8,21 +8,22 @@ import torch
 import weightsmith_plugins as w
 from ignite.metrics import Accuracy
 from jsonargparse.typing import PositiveFloat
+from real_data import Digits, Part
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.data import DataLoader, TensorDataset
-from train_digits import DigitNet, Digits
+from train_digits import DigitNet
 from weightsmith import Plugin, Trainer, named
 from weightsmith.cli import Launch, script
 from weightsmith.files import read_tensors, write_tensors
 
-Method = Literal["l2sp", "consolidation"]
+Keep = Literal["consolidation", "l2sp", "nothing"]
 
 
 class SomeDigits(TensorDataset):
     """The digits 0 to 4, or 5 to 9, with classes 0 to 4."""
 
-    def __init__(self, first: int, part: Literal["training", "validation"], seed: int = 0) -> None:
+    def __init__(self, first: int, part: Part, seed: int = 0) -> None:
         images, labels = Digits(part, seed).tensors
         chosen = (labels >= first) & (labels < first + 5)
         super().__init__(images[chosen], labels[chosen] - first)
@@ -36,7 +37,7 @@ class FiveDigits(DigitNet):
         self.head = nn.Linear(64, 5)
 
 
-def batches(first: int, part: Literal["training", "validation"], seed: int) -> DataLoader[Any]:
+def batches(first: int, part: Part, seed: int) -> DataLoader[Any]:
     return DataLoader(SomeDigits(first, part, seed), batch_size=32, shuffle=part == "training")
 
 
@@ -55,11 +56,15 @@ def first_task(folder: Path, seed: int) -> tuple[str, str]:
     return str(weights), str(importance)
 
 
-def shaping(keep: Method, weights: str, importance: str) -> list[Plugin]:
+def shaping(keep: Keep, weights: str, importance: str) -> list[Plugin]:
     """All but the head starts from the first task's model, and is charged for leaving it."""
     body = ~named("head")
-    kept = w.L2SP(0.03, where=body) if keep == "l2sp" else w.ElasticConsolidation(1e4, importance, where=body)
-    return [w.Pretrained(weights, where=body), w.ClipNorm(1.0), kept]
+    charge = {
+        "consolidation": [w.ElasticConsolidation(1e4, importance, where=body)],
+        "l2sp": [w.L2SP(0.03, where=body)],
+        "nothing": [],
+    }
+    return [w.Pretrained(weights, where=body), w.ClipNorm(1.0), *charge[keep]]
 
 
 WATCHING = (
@@ -69,13 +74,13 @@ WATCHING = (
 
 
 @script(epochs=20, runs=Path(__file__).parents[1] / "runs" / "finetune")
-def train(launch: Launch, keep: Method = "consolidation", learning_rate: PositiveFloat = 5e-3) -> dict[str, Any]:
+def train(launch: Launch, keep: Keep = "consolidation", learning_rate: PositiveFloat = 5e-3) -> dict[str, Any]:
     """Learn the digits 5 to 9, from a model of 0 to 4.
 
     Args:
         launch: the options that all scripts have.
-        keep: what is charged: the distance from the start, by l2sp; or, by consolidation, that of the weights which the
-            first task needs.
+        keep: what is charged: by consolidation the distance from the start, for each weight as much as the first task
+            needs it; by l2sp for each alike; or nothing.
         learning_rate: Adam's step size, per update.
 
     Returns:

@@ -2,36 +2,18 @@
 
 import sys
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
+import weightsmith_plugins as w
 from ignite.engine import Events
 from ignite.metrics import Accuracy, Loss
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat, PositiveInt
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+from real_data import Digits
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from weightsmith import Average, Plugin, linear
 from weightsmith.cli import Launch, script
-from weightsmith_plugins import (
-    EMA,
-    L2,
-    Checkpoints,
-    Clamp,
-    ClipNorm,
-    GradientHistograms,
-    LearningRates,
-    Losses,
-    MaxNorm,
-    Orthogonal,
-    PenaltyCosts,
-    Perturb,
-    TensorBoard,
-    Violations,
-    WeightHistograms,
-)
 
 
 class DigitNet(nn.Sequential):
@@ -50,39 +32,28 @@ class DigitNet(nn.Sequential):
         self.head = nn.Linear(64, 10)
 
 
-class Digits(TensorDataset):
-    """1,437 digits to train on, or 360 to validate on, values 0 to 1; split by class with the given seed."""
-
-    def __init__(self, part: Literal["training", "validation"], seed: int = 0) -> None:
-        images, labels = load_digits(return_X_y=True)
-        scaled = images.reshape(-1, 1, 8, 8).astype(np.float32) / 16
-        parts = train_test_split(scaled, labels, test_size=360, stratify=labels, random_state=seed)
-        first = 0 if part == "training" else 1
-        super().__init__(torch.as_tensor(parts[first]), torch.as_tensor(parts[2 + first]))
-
-
 def shaping(l2: float, max_norm: float, head_bound: float) -> list[Plugin]:
     """What shapes the weights: one plugin of each kind."""
     return [
-        Orthogonal(gain=2**0.5),
-        L2(l2),
-        ClipNorm(1.0),
-        Perturb(linear(1e-3, 0.0), where="hidden.weight"),
-        MaxNorm(max_norm, where=["conv1.weight", "conv2.weight", "hidden.weight"]),
-        Clamp(-head_bound, head_bound, where="head.weight", mode="forward"),
-        EMA(0.99),
+        w.Orthogonal(gain=2**0.5),
+        w.L2(l2),
+        w.ClipNorm(1.0),
+        w.Perturb(linear(1e-3, 0.0), where="hidden.weight"),
+        w.MaxNorm(max_norm, where=["conv1.weight", "conv2.weight", "hidden.weight"]),
+        w.Clamp(-head_bound, head_bound, where="head.weight", mode="forward"),
+        w.EMA(0.99),
     ]
 
 
 WATCHING = (
-    WeightHistograms(),
-    GradientHistograms(),
-    Losses(),
-    LearningRates(),
-    PenaltyCosts(),
-    Violations(),
-    TensorBoard(),
-    Checkpoints(best="accuracy"),
+    w.WeightHistograms(),
+    w.GradientHistograms(),
+    w.Losses(),
+    w.LearningRates(),
+    w.PenaltyCosts(),
+    w.Violations(),
+    w.TensorBoard(),
+    w.Checkpoints(best="accuracy"),
 )
 
 

@@ -6,55 +6,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import weightsmith_plugins as w
 from ignite.metrics import MeanAbsoluteError
 from jsonargparse.typing import PositiveFloat
-from statsmodels.datasets import co2, sunspots
+from real_data import SEASONS, Series, Windows
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from weightsmith import Plugin, WeightEvents, biases
 from weightsmith.cli import Launch, script
-from weightsmith_plugins import (
-    Checkpoints,
-    Clamp,
-    ClipNorm,
-    GradientNorms,
-    Losses,
-    MaxNorm,
-    Orthogonal,
-    SpectralBound,
-    SpectralNorms,
-    TensorBoard,
-    Violations,
-    WeightHistograms,
-)
 
-SEASONS = {"sunspots": 11, "co2": 12}
-"""Steps in a season: of sunspots years, of carbon dioxide months."""
-
-Series = Literal["sunspots", "co2"]
 Cell = Literal["LSTM", "GRU"]
-
-
-def series(name: Series) -> Tensor:
-    """Yearly numbers of sunspots, 1700 to 2008, or monthly means of carbon dioxide at Mauna Loa in ppm, 1958 on."""
-    if name == "sunspots":
-        values = sunspots.load().data["SUNACTIVITY"]
-    else:
-        values = co2.load().data["co2"].resample("MS").mean().interpolate()
-    return torch.tensor(values.to_numpy(), dtype=torch.float32)
-
-
-class Windows(TensorDataset):
-    """Pairs of four seasons and the season after them; the last quarter of the series is to validate on, and no value
-    in it was trained on."""
-
-    def __init__(self, name: Series, part: Literal["training", "validation"]) -> None:
-        values, season = series(name), SEASONS[name]
-        border = len(values) * 3 // 4
-        values = values[:border] if part == "training" else values[border - 4 * season :]
-        windows = values.unfold(0, 5 * season, 1)
-        super().__init__(windows[:, : 4 * season], windows[:, 4 * season :])
 
 
 class Forecaster(nn.Module):
@@ -85,17 +47,17 @@ def naive_error(name: Series) -> float:
 def shaping(bound: float) -> list[Plugin]:
     """Each gate starts orthogonal, and no gate amplifies what comes back to it; no weight and no gradient is large."""
     return [
-        Orthogonal(where="rnn.weight_hh_l0"),
-        ClipNorm(1.0),
-        SpectralBound(1.0, where="rnn.weight_hh_l0"),
-        Clamp(-bound, bound, where=["rnn.weight_ih_l0", biases]),
-        MaxNorm(bound, where="head.weight"),
+        w.Orthogonal(where="rnn.weight_hh_l0"),
+        w.ClipNorm(1.0),
+        w.SpectralBound(1.0, where="rnn.weight_hh_l0"),
+        w.Clamp(-bound, bound, where=["rnn.weight_ih_l0", biases]),
+        w.MaxNorm(bound, where="head.weight"),
     ]
 
 
 WATCHING = (
-    *(WeightHistograms(), SpectralNorms(where="rnn.weight_hh_l0"), GradientNorms(), Losses(), Violations()),
-    *(TensorBoard(), Checkpoints("25 epochs", best="error", mode="min")),
+    *(w.WeightHistograms(), w.SpectralNorms(where="rnn.weight_hh_l0"), w.GradientNorms(), w.Losses(), w.Violations()),
+    *(w.TensorBoard(), w.Checkpoints("25 epochs", best="error", mode="min")),
 )
 
 

@@ -10,10 +10,11 @@ import weightsmith_plugins as w
 from ignite.engine import Events
 from ignite.metrics import FID
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from real_data import Digits
 from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.utils.data import DataLoader
-from train_digits import DigitNet, Digits
+from train_digits import DigitNet
 from weightsmith import Plugin, Trainer, matrices, named
 from weightsmith.cli import Launch, script
 

@@ -1,60 +1,26 @@
 """Segment slices of a brain MRI into tissues with a small U-Net, whose encoder learnt to take noise away before."""
 
-import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 import weightsmith_plugins as w
 from ignite.engine import Events
 from ignite.metrics import ConfusionMatrix, DiceCoefficient
 from jsonargparse.typing import PositiveFloat, PositiveInt
-from nilearn import datasets
+from real_data import NOISE, TISSUES, Slices
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, mse_loss
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 from weightsmith import Average, Picture, Plugin, Trainer
 from weightsmith.cli import Launch, script
 from weightsmith.evaluation import evaluating
 
-TISSUES = ("background", "fluid", "grey_matter", "white_matter")
 COLOURS = torch.tensor([[0, 0, 0], [60, 90, 200], [130, 130, 130], [240, 240, 240]], dtype=torch.uint8)
 WEIGHTS = (1.0, 5.0, 1.0, 1.0)
 """What an error costs in each tissue; there is little fluid."""
-
-NOISE = 0.15
-"""Standard deviation of the noise in what the network sees; the brightest tissue is about 1."""
-
-
-@functools.cache
-def brain() -> tuple[Tensor, Tensor]:
-    """The MNI152 template's axial slices, 3 mm apart, of shape ``(slices, 1, 64, 76)``, values 0 to 1; and the tissue
-    of each pixel, from its maps of grey and of white matter, of shape ``(slices, 64, 76)``."""
-    loads = datasets.load_mni152_template, datasets.load_mni152_gm_template, datasets.load_mni152_wm_template
-    volumes = [torch.tensor(load(resolution=3).get_fdata(dtype=np.float32)).movedim(2, 0) for load in loads]
-    image, grey, white = (volume[:, 2:66, 2:78] for volume in volumes)
-    nothing = (image <= 0.05).float()
-    fluid = (1 - nothing - grey - white).clamp(min=0)
-    return image.unsqueeze(1), torch.stack([nothing, fluid, grey, white]).argmax(dim=0)
-
-
-class Slices(TensorDataset):
-    """Images and tissues. Validation is on a block of slices, and the two next to it on either side are left out, for
-    neighbours are alike; of the other slices ``labelled`` are to train on, evenly spaced. With noise that is drawn once
-    for validation; training draws its own."""
-
-    def __init__(self, part: Literal["training", "validation"], labelled: int = 29) -> None:
-        images, tissues = brain()
-        if part == "validation":
-            noise = NOISE * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
-            super().__init__((images + noise)[20:32], tissues[20:32])
-            return
-        others = torch.tensor([*range(4, 18), *range(34, 49)])
-        chosen = others[torch.linspace(0, len(others) - 1, labelled).round().long()]
-        super().__init__(images[chosen], tissues[chosen])
 
 
 def block(inputs: int, outputs: int) -> nn.Sequential:
