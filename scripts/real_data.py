@@ -9,7 +9,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
-__all__ = ["NOISE", "SEASONS", "TISSUES", "Digits", "Mnist", "Part", "Series", "Slices", "Windows", "series"]
+__all__ = ["NOISE", "SEASONS", "TISSUES", "Digits", "Mnist", "Part", "Series", "Slices", "Windows", "series", "spread"]
 
 Part = Literal["training", "validation"]
 
@@ -63,15 +63,23 @@ def series(name: Series) -> Tensor:
 
 
 class Windows(TensorDataset):
-    """Pairs of four seasons and the season after them. The last quarter of the series is to validate on: none of its
-    values is trained on."""
+    """Pairs of four seasons and the season after them, in units of :func:`spread`. The last quarter of the series is to
+    validate on: none of its values is trained on."""
 
     def __init__(self, name: Series, part: Part) -> None:
-        values, season = series(name), SEASONS[name]
+        values, season = series(name) / spread(name), SEASONS[name]
         border = len(values) * 3 // 4
         values = values[:border] if part == "training" else values[border - 4 * season :]
         windows = values.unfold(0, 5 * season, 1)
         super().__init__(windows[:, : 4 * season], windows[:, 4 * season :])
+
+
+def spread(name: Series) -> float:
+    """By how much values of the first three quarters of a series differ that are at most four seasons apart: the
+    standard deviation."""
+    values, season = series(name), SEASONS[name]
+    windows = values[: len(values) * 3 // 4].unfold(0, 4 * season, 1)
+    return (windows - windows[:, -1:]).std().item()
 
 
 # -------------------------------------------------------------------- slices of a brain

@@ -1,7 +1,6 @@
 """Train a recurrent network to forecast a season of sunspots or carbon dioxide, with weights of bounded magnitude."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,7 +8,7 @@ import torch
 import weightsmith_plugins as w
 from ignite.metrics import MeanAbsoluteError
 from jsonargparse.typing import PositiveFloat
-from real_data import SEASONS, Series, Windows
+from real_data import SEASONS, Series, Windows, spread
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
@@ -23,25 +22,27 @@ class Forecaster(nn.Module):
     """From windows of shape ``(batch, steps)`` to the season after them, of shape ``(batch, season)``: a recurrent
     network tells how far it is from the season before."""
 
-    scale: Tensor
-
     def __init__(self, name: Series, cell: Cell = "LSTM", hidden: int = 32) -> None:
         super().__init__()
         self.season = SEASONS[name]
-        (windows, _) = Windows(name, "training").tensors
-        self.register_buffer("scale", (windows - windows[:, -1:]).std())
         self.rnn = {"LSTM": nn.LSTM, "GRU": nn.GRU}[cell](1, hidden, batch_first=True)
         self.head = nn.Linear(hidden, self.season)
 
     def forward(self, windows: Tensor) -> Tensor:
-        steps, _ = self.rnn(((windows - windows[:, -1:]) / self.scale).unsqueeze(-1))
-        return windows[:, -self.season :] + self.scale * self.head(steps[:, -1])
+        steps, _ = self.rnn((windows - windows[:, -1:]).unsqueeze(-1))
+        change: Tensor = self.head(steps[:, -1])
+        return windows[:, -self.season :] + change
 
 
 def naive_error(name: Series) -> float:
     """The mean absolute error of the forecast that says the last season again."""
     windows, targets = Windows(name, "validation").tensors
     return (windows[:, -SEASONS[name] :] - targets).abs().mean().item()
+
+
+def flat(pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Forecasts and targets, each step on its own, as Ignite's metrics of regression take them."""
+    return pair[0].flatten(), pair[1].flatten()
 
 
 def shaping(bound: float) -> list[Plugin]:
@@ -80,16 +81,15 @@ def train(
             largest norm of the weights into one output.
 
     Returns:
-        The mean absolute error of the last epoch, that of saying the last season again, the largest weight by magnitude
-        and the largest norm of the gradient over all updates, and the run's folder.
+        The mean absolute error of the last epoch and that of saying the last season again, in units of the series; the
+        largest weight by magnitude and the largest norm of the gradient over all updates; and the run's folder.
     """
     model = Forecaster(name, cell)
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9)
-    trainer = launch.trainer(model, optimizer, squared_error(model), shaping=shaping(bound), watching=WATCHING)
+    trainer = launch.trainer(model, optimizer, nn.MSELoss(), shaping=shaping(bound), watching=WATCHING)
     validation = DataLoader(Windows(name, "validation"), batch_size=500)
-    error = MeanAbsoluteError(output_transform=lambda pair: tuple(part.flatten() for part in pair))
-    trainer.validate_on(validation, {"error": error})
-    found = {"naive_error": naive_error(name), "largest_weight": 0.0, "largest_gradient": 0.0}
+    trainer.validate_on(validation, {"error": MeanAbsoluteError(output_transform=flat)})
+    found = {"largest_weight": 0.0, "largest_gradient": 0.0}
 
     @trainer.on(WeightEvents.GRADIENTS_COMPUTED)
     def note() -> None:
@@ -98,14 +98,10 @@ def train(
         found["largest_weight"] = max(found["largest_weight"], *(float(w.abs().max()) for w in weights))
 
     launch.train(trainer, DataLoader(Windows(name, "training"), batch_size=32, shuffle=True))
-    print(f"mean absolute error {trainer.state.metrics['error']:.3f}; of the season before: {found['naive_error']:.3f}")
+    found |= {"error": spread(name) * trainer.state.metrics["error"], "naive_error": spread(name) * naive_error(name)}
+    print(f"mean absolute error {found['error']:.3f}; of saying the last season again: {found['naive_error']:.3f}")
     print(f"largest weight {found['largest_weight']:.3g}, largest gradient norm {found['largest_gradient']:.3g}")
-    return {**trainer.state.metrics, **found, "run_dir": trainer.run_dir}
-
-
-def squared_error(model: Forecaster) -> Callable[[Tensor, Tensor], Tensor]:
-    """The mean squared error, in units of the series' spread."""
-    return lambda forecast, season: ((forecast - season) / model.scale).square().mean()
+    return {**found, "run_dir": trainer.run_dir}
 
 
 if __name__ == "__main__":
