@@ -99,7 +99,13 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
     for scheduler in schedulers.values():
         trainer.add_event_handler(Events.EPOCH_COMPLETED, _stepping(scheduler))
     if validation is not None and recipe.metrics:
-        trainer.validate_on(validation, {name: metric.build() for name, metric in recipe.metrics.items()})
+        with located(recipe.plain, "averaged"):
+            trainer.validate_on(
+                validation,
+                {name: metric.build() for name, metric in recipe.metrics.items()},
+                step=None if recipe.validation_step is None else recipe.validation_step.made(),
+                averaged=settings.averaged,
+            )
     return Experiment(recipe, seed, trainer, batches)
 
 

@@ -39,6 +39,7 @@ class RunSettings:
         precision: of the forward pass, by autocast.
         accumulate: micro-batches per update.
         nonfinite: what to do when a loss, a gradient or a weight is infinite or no number.
+        averaged: validate the means of the average among the plugins, such as EMA, in place of the weights in training.
         one_batch: train and validate on the first batch alone, as often as there are batches, to see whether the model
             can learn it by heart.
         debug: find out who writes where it should not; slow.
@@ -53,6 +54,7 @@ class RunSettings:
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     accumulate: PositiveInt = 1
     nonfinite: Literal["raise", "skip", "restore", "ignore"] = "raise"
+    averaged: bool = False
     one_batch: bool = False
     debug: bool = False
     name: str | None = None
@@ -83,6 +85,7 @@ class Recipe:
         validation: the batches to validate on, if any.
         loss: the loss, if the default step is used; else ``None``.
         step: the step, if it is the recipe's own.
+        validation_step: what gives the metrics their outputs and targets, if it is the recipe's own.
         metrics: Ignite's metrics by name.
         plugins: in their order.
     """
@@ -97,6 +100,7 @@ class Recipe:
     validation: Component | None
     loss: Component | None
     step: Component | None
+    validation_step: Component | None
     metrics: Mapping[str, Component]
     plugins: Sequence[PlacedPlugin]
 
@@ -123,7 +127,7 @@ class Recipe:
 _SETTINGS = [field.name for field in fields(RunSettings)]
 _KEYS = ("model", "models", "optimizer", "optimizers", "scheduler", "schedulers", "data", "validation", "loss", "step")
 READ_ONCE = "a generator can be read once: return a DataLoader, or a class with __iter__"
-_ALL_KEYS = [*_KEYS, "metrics", "plugins", *_SETTINGS]
+_ALL_KEYS = [*_KEYS, "validation_step", "metrics", "plugins", *_SETTINGS]
 
 
 def read_recipe(path: str | Path, changes: Iterable[str] = ()) -> Recipe:
@@ -198,7 +202,7 @@ class _Reader:
         batches = self._one("data", _batches, needed=True)
         validation = self._one("validation", _batches)
         loss = self._one("loss", lambda plain: component(plain, called_with=("the outputs", "the targets")))
-        step = self._one("step", lambda plain: component(plain, called_with=("the trainer", "the batch")))
+        step, validation_step = (self._one(key, _step) for key in ("step", "validation_step"))
         metrics = self._named("metrics", Metric)
         plugins = self._one("plugins", lambda plain: _plugins(plain, str(self._path))) or []
         with self._problems.gathering(self._plain):
@@ -216,6 +220,7 @@ class _Reader:
             validation=validation,
             loss=loss,
             step=step,
+            validation_step=validation_step,
             metrics=metrics,
             plugins=plugins,
         )
@@ -280,6 +285,8 @@ class _Reader:
             raise ConfigurationError("`name:` is that of a folder in `runs:`, without / and \\")
         if len({"metrics", "validation"} & has) == 1:
             raise ConfigurationError("`metrics:` are measured on `validation:`: write both, or neither")
+        if "validation" not in has and ("validation_step" in has or self._plain.get("averaged") is True):
+            raise ConfigurationError("`validation_step:` and `averaged:` say how to validate: write `validation:` too")
 
 
 def _batches(plain: Any) -> Component:
@@ -288,6 +295,10 @@ def _batches(plain: Any) -> Component:
     if gives(found.target, Iterator):
         raise ConfigurationError(f"{shown(found.target)} gives an Iterator: {READ_ONCE}")
     return found
+
+
+def _step(plain: Any) -> Component:
+    return component(plain, called_with=("the trainer", "the batch"))
 
 
 def _folders(path: Path, named: Iterable[str]) -> list[Path]:
