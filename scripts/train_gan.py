@@ -94,11 +94,11 @@ WATCHING = (
 )
 
 
-@script(epochs=60, runs=Path(__file__).parents[1] / "runs" / "gan")
+@script(epochs=100, runs=Path(__file__).parents[1] / "runs" / "gan")
 def train(
     launch: Launch,
     generator_decay: NonNegativeFloat = 0.0,
-    discriminator_decay: NonNegativeFloat = 1e-3,
+    discriminator_decay: NonNegativeFloat = 3e-3,
     learning_rate: PositiveFloat = 1e-3,
 ) -> dict[str, Any]:
     """Train a GAN on handwritten digits.

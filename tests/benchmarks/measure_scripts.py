@@ -58,8 +58,8 @@ STUDIES = {
     "gan": Study(
         "train_gan",
         {
-            "own decays, 0 and 0.001": {},
-            "shared decay 0.001": {"generator_decay": 1e-3},
+            "own decays, 0 and 0.003": {},
+            "shared decay 0.003": {"generator_decay": 3e-3},
             "shared decay 0": {"discriminator_decay": 0.0},
             "no plugins": NONE,
         },
