@@ -133,7 +133,6 @@ def test_compare_says_what_differs(run):
     assert "  model.pieces.Net.width: 6 | 5" in output
     assert "  0.weight: float32 [6, 4] | float32 [5, 4]" in output
     assert "  2.bias: largest difference " in output
-    assert run("compare", first, "nowhere")[0] != 0
 
 
 def test_resume_ends_where_a_longer_run_ends(run):
@@ -226,6 +225,18 @@ def test_export_writes_what_a_plain_model_computes_with(run, averaged):
     assert not torch.equal(model(inputs), trainer.model(inputs))
 
 
+def test_export_overwrites_a_file_only_where_it_is_told_to(run):
+    run("train", "shaping.yaml", "--set", "epochs=1")
+    (folder,) = runs()
+    Path("out.safetensors").write_text("mine", encoding="utf-8")
+    code, _, errors = run("export", folder, "out.safetensors")
+    assert code == 2
+    assert "out.safetensors would be overwritten, so nothing was written" in errors
+    assert Path("out.safetensors").read_text(encoding="utf-8") == "mine"
+    assert run("export", folder, "out.safetensors", "--overwrite")[0] == 0
+    assert len(load_file("out.safetensors")) == 4
+
+
 def test_overfitting_one_batch_learns_it_by_heart(run):
     text = RECIPE.partition("plugins:")[0]
     Path("free.yaml").write_text(text, encoding="utf-8")
@@ -314,6 +325,12 @@ BROKEN = {
     "no YAML": ("{width: 6}", "{width: 6", 2, "it is no YAML"),
     "a key twice": ("epochs: 3", "epochs: 3\nepochs: 4", 8, "stands here a second time, first shaping.yaml:7"),
     "an unsafe tag": ("epochs: 3", "epochs: !!python/object/apply:os.mkdir [hacked]", 7, "is not taken"),
+    "nothing that a plugin could select": (
+        "- EMA: 0.5",
+        "- Checkpoints\n  - L1: {strength: 1, where: 9.weight}",
+        13,
+        "where='9.weight' matches no weight",
+    ),
     "constraints that conflict": ("- EMA: 0.5", "- UnitNorm: {where: 0.weight}", 12, "two constraints claim"),
 }
 
@@ -347,7 +364,7 @@ def test_a_broken_recipe_is_refused_with_its_line_and_nothing_is_written(run, wh
         (["export", "nowhere", "x.safetensors"], 2, "there is no run nowhere"),
         (["view", "nowhere"], 2, "there is no folder nowhere"),
         (["view", "."], 2, "was logged for TensorBoard"),
-        (["compare", "nowhere", "."], 1, "nowhere"),
+        (["compare", "nowhere", "."], 2, "nowhere"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(run, arguments, code, message):
