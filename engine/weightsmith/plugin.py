@@ -152,6 +152,14 @@ class Plugin(metaclass=PluginType, abstract=True):
         that a schedule takes.
         """
 
+    def metrics_needed(self) -> Sequence[str]:
+        """The names in ``state.metrics`` that it reads: a recipe whose run will not have them is refused."""
+        return ()
+
+    def metrics_given(self) -> Sequence[str]:
+        """The names in ``state.metrics`` that it writes, for others that need them."""
+        return ()
+
     def __post_init__(self) -> None:
         for field_ in fields(self):
             try:

@@ -360,6 +360,38 @@ def test_metrics_are_measured_on_the_validation_data(pieces):
     assert found["loss"] == pytest.approx(nn.functional.cross_entropy(outputs, targets).item(), rel=1e-6)
 
 
+MEASURED = """
+validation: {DataLoader: {dataset: pieces.points, batch_size: 64}}
+metrics: {accuracy: Accuracy}
+"""
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [(MEASURED, "no metric is called 'acuracy': did you mean 'accuracy'?"), ("", "write `metrics:` and `validation:`")],
+)
+def test_a_metric_that_nothing_measures_is_refused_with_its_line(pieces, tmp_path, metrics, message):
+    recipe = read_recipe(write(pieces, RECIPE + "  - Checkpoints: {best: acuracy}" + metrics))
+    with pytest.raises(RecipeError) as caught:
+        prepare(recipe, tmp_path / "run")
+    (problem,) = caught.value.problems
+    assert "recipe.yaml:14: Checkpoints(best='acuracy'): " in problem
+    assert message in problem
+
+
+def test_a_metric_may_be_a_plugins(pieces, tmp_path):
+    with (pieces / "pieces.py").open("a", encoding="utf-8") as file:
+        file.write(
+            "\n\nfrom ignite.engine import Events\nfrom weightsmith import Plugin\n\n\nclass Counts(Plugin):\n"
+            "    def subscriptions(self, trainer):\n"
+            "        yield Events.EPOCH_COMPLETED, lambda: trainer.state.metrics.update(count=1.0)\n\n"
+            "    def metrics_given(self):\n        return ['count']\n"
+        )
+    recipe = read_recipe(write(pieces, RECIPE + "  - Checkpoints: {best: count}\n  - pieces.Counts\n"))
+    prepare(recipe, tmp_path / "run").run()
+    assert (tmp_path / "run" / "checkpoints" / "best").exists()
+
+
 def test_components_are_given_by_position_and_in_the_long_form(pieces):
     model = """
         model:

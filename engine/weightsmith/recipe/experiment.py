@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from ignite.engine import Events
 from ignite.utils import manual_seed
 
 from weightsmith.errors import ConfigurationError
-from weightsmith.plugin import refuse_unknown_length
+from weightsmith.plugin import Plugin, refuse_unknown_length
 from weightsmith.recipe.components import Component
 from weightsmith.recipe.names import shown
 from weightsmith.recipe.recipe import READ_ONCE, Recipe
 from weightsmith.recipe.text import Problems, located
+from weightsmith.spelling import nearest
 from weightsmith.trainer import Trainer
 from weightsmith.trainer.arguments import refuse_missing_device
 
@@ -95,11 +96,11 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
             nonfinite=settings.nonfinite,
             debug=settings.debug,
         )
+    if validation is not None and recipe.metrics:
+        trainer.validate_on(validation, {name: metric.build() for name, metric in recipe.metrics.items()})
     _attach(trainer, recipe, knows_length=_length(batches) is not None)
     for scheduler in schedulers.values():
         trainer.add_event_handler(Events.EPOCH_COMPLETED, _stepping(scheduler))
-    if validation is not None and recipe.metrics:
-        trainer.validate_on(validation, {name: metric.build() for name, metric in recipe.metrics.items()})
     return Experiment(recipe, seed, trainer, batches)
 
 
@@ -131,7 +132,17 @@ def _attach(trainer: Trainer, recipe: Recipe, *, knows_length: bool) -> None:
             trainer.attach(placed.plugin)
             if not knows_length:
                 refuse_unknown_length(placed.plugin)
+    for placed in recipe.plugins if recipe.step is None else ():  # a step of one's own may measure anything
+        with problems.gathering(placed):
+            _refuse_missing_metrics(placed.plugin, trainer.awaited_metrics)
     problems.raise_any()
+
+
+def _refuse_missing_metrics(plugin: Plugin, awaited: Sequence[str]) -> None:
+    for name in plugin.metrics_needed():
+        if name not in awaited:
+            near = nearest(name, awaited) or ": write `metrics:` and `validation:`"
+            raise ConfigurationError(f"{plugin!r}: no metric is called {name!r}{near}")
 
 
 def _held_by(models: dict[str, Any], optimizer: str) -> list[Any]:
