@@ -101,6 +101,18 @@ def test_an_epoch_whose_metric_is_no_number_leaves_the_extremes_of_the_others(ru
     assert "odd nan  (never a finite number)" in output
 
 
+def test_a_metric_called_loss_is_told_beside_the_training_loss(run):
+    loss = "metrics={loss: {Loss: {loss_fn: CrossEntropyLoss}}}"
+    _, output, _ = run("train", "shaping.yaml", "--set", "seed=3", "epochs=1")
+    training = output.split()[3]
+    _, output, _ = run("train", "shaping.yaml", "--set", "seed=3", "epochs=1", loss)
+    line, *_, summary, _ = output.splitlines()
+    shown = re.fullmatch(rf"epoch 1/1  training loss {training}  loss (\S+)  violations 0", line)
+    assert shown is not None
+    assert shown[1] != training
+    assert summary.startswith(f"  loss {shown[1]}  (least ")
+
+
 def test_the_loss_of_an_epoch_is_the_mean_over_its_updates(run):
     _, output, _ = run("train", "shaping.yaml", "--set", "seed=3")
     shown = float(output.split("loss ")[1].split()[0])
@@ -144,6 +156,8 @@ def test_resume_ends_where_a_longer_run_ends(run):
     assert code == 0
     assert f"going on from {short / 'checkpoints' / '00000012'}" in output
     assert "epoch 4/5" in output
+    assert re.search(r"^8 updates in \S+ s, since epoch 4, up to epoch 5$", output, flags=re.MULTILINE)
+    assert "  (since epoch 4, least " in output
     assert "epoch 3/5" not in output
     run("train", "plain.yaml", "--set", "epochs=5")
     long = next(path for path in runs() if path != short)

@@ -34,6 +34,7 @@ class Console:
         self._epochs = epochs
         self._begun = time.perf_counter()
         self._updates_before = sum(trainer.state.updates.values())
+        self._epochs_before = trainer.state.epoch
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._best: dict[str, list[tuple[float, int]]] = {}
@@ -50,7 +51,8 @@ class Console:
 
     def _report(self) -> None:
         state = self._trainer.state
-        numbers = self._losses()
+        taken = {*state.metrics, *self._trainer.awaited_metrics}
+        numbers = {f"training {name}" if name in taken else name: loss for name, loss in self._losses().items()}
         for name, value in state.metrics.items():
             if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
                 numbers[name] = float(value)
@@ -83,9 +85,10 @@ class Console:
         """Say what came of it, where it is, and how to look at it."""
         state, seconds = self._trainer.state, time.perf_counter() - self._begun
         updates = sum(state.updates.values()) - self._updates_before
-        print(f"\n{updates} updates in {seconds:.1f} s, up to epoch {state.epoch}")
+        since = f"since epoch {self._epochs_before + 1}, " if self._epochs_before else ""
+        print(f"\n{updates} updates in {seconds:.1f} s, {since}up to epoch {state.epoch}")
         for name, values in self._best.items():
-            print(f"  {name} {values[-1][0]:.4g}  ({_extremes(values)})")
+            print(f"  {name} {values[-1][0]:.4g}  ({since}{_extremes(values)})")
         print(f"the run is in {run_dir}")
         for command, patterns in _READS.items():
             if any(any(run_dir.rglob(pattern)) for pattern in patterns):
