@@ -390,15 +390,68 @@ def test_what_cannot_be_done_is_said_in_a_line(run, arguments, code, message):
     assert files() == before
 
 
-def test_an_exception_in_the_run_is_shown_whole_and_returns_1(run):
+def test_an_exception_in_the_run_is_told_with_its_place_and_returns_1(run):
     with Path("pieces.py").open("a", encoding="utf-8") as file:
         file.write("\n\ndef fail(trainer, batch):\n    raise KeyError('mine')\n")
     text = RECIPE.replace("loss: CrossEntropyLoss", "step: pieces.fail")
     Path("failing.yaml").write_text(text, encoding="utf-8")
     code, _, errors = run("train", "failing.yaml")
     assert code == 1
-    assert errors.count("KeyError: 'mine'") == 1
-    assert "in fail" in errors
+    (folder,) = runs()
+    file = Path("pieces.py").resolve()
+    line = len(file.read_text(encoding="utf-8").splitlines())
+    assert errors.splitlines() == [
+        "error: KeyError: 'mine'",
+        f"  in {file}:{line}, in fail: raise KeyError('mine')",
+        f"  the whole traceback is in {folder / 'traceback.txt'}",
+    ]
+    whole = (folder / "traceback.txt").read_text(encoding="utf-8")
+    assert whole.startswith("Traceback (most recent call last):")
+    assert whole.endswith("KeyError: 'mine'\n")
+    assert not (folder / "checkpoints").exists()  # nothing was trained
+
+
+WRONG = {
+    "inputs of another width": (
+        "model={Sequential: [{Linear: [4, 6]}, {Linear: [7, 3]}]}",
+        [
+            "error: RuntimeError: mat1 and mat2 shapes",
+            "  in the module '1', Linear(in_features=7, out_features=3, bias=True)",
+        ],
+    ),
+    "a layer for a loss": (
+        "loss=ReLU",
+        ["error: TypeError: ReLU.forward() takes 2 positional arguments but 3 were given", "  in the loss, ReLU()"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_of_an_everyday_mistake_it_is_said_which_module_failed(run, what):
+    change, told = WRONG[what]
+    code, _, errors = run("train", "shaping.yaml", "--set", "plugins=[Checkpoints]", change)
+    assert code == 1
+    lines = errors.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(start) for line, start in zip(lines, told, strict=False))
+    (folder,) = runs()
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_after_training_has_begun_a_crash_is_saved_and_told_of(run):
+    with Path("pieces.py").open("a", encoding="utf-8") as file:
+        file.write(
+            "\n\nfrom weightsmith import WeightEditor\n\n\nclass Ends(WeightEditor):\n"
+            "    def edit(self, weight, gradient, site):\n        return weight * (1 // (site.update < 3))\n"
+        )
+    code, _, errors = run("train", "shaping.yaml", "--set", "plugins=[pieces.Ends]")
+    assert code == 1
+    (folder,) = runs()
+    first, *others = errors.splitlines()
+    assert first.startswith("error: ZeroDivisionError: ")
+    assert any("in edit: return weight * (1 // (site.update < 3))" in line for line in others)
+    assert {"  on weight '0.weight'", "  in Ends() on STEP_COMPLETED, update 3, epoch 1"} <= set(others)
+    assert f"  the run as it was then is saved in {folder / 'checkpoints' / 'crash'}" in others
 
 
 def test_an_error_of_configuration_in_the_run_returns_1_with_its_notes(run):

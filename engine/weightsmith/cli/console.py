@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.profiler import profile, schedule, tensorboard_trace_handler
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from weightsmith.cli.crashing import explaining
 from weightsmith.cli.guarding import beginning
 from weightsmith.errors import RunStopped
 from weightsmith.events import WeightEvents
@@ -125,7 +126,7 @@ def trained(trainer: Trainer, batches: Iterable[Any], epochs: int, *, hint: str)
     """
     console = Console(trainer, epochs)
     try:
-        with logging_redirect_tqdm(), beginning(lambda: trainer.last_event_name is not None):
+        with logging_redirect_tqdm(), explaining(trainer), beginning(lambda: trainer.last_event_name is not None):
             trainer.run(batches, max_epochs=epochs)
     except RunStopped as stopped:
         stopped.add_note(f"go on with: {hint}")
