@@ -292,6 +292,10 @@ def _refuse_texts(name: str, numbers: Iterable[Any]) -> None:
             raise ConfigurationError(f"{name}: {number!r} is no number")
 
 
+NAMES = (*_SHAPES, "piecewise", "function")
+"""What YAML calls schedules."""
+
+
 def from_plain(name: str, arguments: Any) -> Schedule | None:
     """The schedule that :meth:`Schedule.to_plain` wrote as ``{name: arguments}``; ``None`` if it is no schedule."""
     if name in _SHAPES:

@@ -18,8 +18,8 @@ __all__ = ["beginning", "guarded"]
 
 
 def guarded(work: Callable[[], Any]) -> int:
-    """Do what a command or a script does, and say in a few lines what keeps it from being done; the exit code. For the main
-    function of a process: it sets up logging, and flushes what is printed line by line.
+    """Do what a command or a script does, and say in a few lines what keeps it from being done; the exit code. For the
+    main function of a process: it sets up logging, and flushes what is printed line by line.
 
     >>> guarded(lambda: None)
     0
