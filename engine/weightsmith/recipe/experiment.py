@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Events
 from ignite.utils import manual_seed
+from torch.optim import Optimizer
 
 from weightsmith.errors import ConfigurationError
+from weightsmith.events import WeightEvents
 from weightsmith.plugin import Plugin, refuse_unknown_length
 from weightsmith.recipe.components import Component
 from weightsmith.recipe.names import shown
@@ -99,8 +101,9 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
     if validation is not None and recipe.metrics:
         trainer.validate_on(validation, {name: metric.build() for name, metric in recipe.metrics.items()})
     _attach(trainer, recipe, knows_length=_length(batches) is not None)
-    for scheduler in schedulers.values():
-        trainer.add_event_handler(Events.EPOCH_COMPLETED, _stepping(scheduler))
+    event = Events.EPOCH_COMPLETED if settings.scheduler_steps == "epoch" else WeightEvents.UPDATE_COMPLETED
+    for name, scheduler in schedulers.items():
+        trainer.add_event_handler(event, _stepping(scheduler, trainer, optimizers[name]))
     return Experiment(recipe, seed, trainer, batches)
 
 
@@ -150,5 +153,12 @@ def _held_by(models: dict[str, Any], optimizer: str) -> list[Any]:
     return [models[optimizer]] if optimizer in models else list(models.values())
 
 
-def _stepping(scheduler: Any) -> Any:
-    return lambda: scheduler.step()  # without the engine, which Ignite would hand over as the epoch
+def _stepping(scheduler: Any, trainer: Trainer, optimizer: Optimizer) -> Callable[[], None]:
+    """A handler that steps a scheduler; inside an update, only if it is its own optimizer's."""
+
+    def step() -> None:
+        updated = trainer.state.optimizer
+        if updated is None or trainer.optimizers[updated] is optimizer:
+            scheduler.step()
+
+    return step

@@ -40,6 +40,7 @@ class RunSettings:
         device: a torch device, such as cpu or cuda.
         precision: of the forward pass, by autocast.
         accumulate: micro-batches per update.
+        scheduler_steps: whether schedulers are stepped after each epoch, or after each update of their optimizers.
         nonfinite: what to do when a loss, a gradient or a weight is infinite or no number.
         one_batch: train and validate on the first batch alone, as often as there are batches, to see whether the model
             can learn it by heart.
@@ -54,6 +55,7 @@ class RunSettings:
     device: str = "cpu"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     accumulate: PositiveInt = 1
+    scheduler_steps: Literal["epoch", "update"] = "epoch"
     nonfinite: Literal["raise", "skip", "restore", "ignore"] = "raise"
     one_batch: bool = False
     debug: bool = False
@@ -278,6 +280,8 @@ class _Reader:
             self._refuse_other_names("model", models, "optimizer", optimizers)
         if optimizers:
             self._refuse_other_names("scheduler", schedulers, "optimizer", optimizers)
+        if self._plain.get("scheduler_steps") == "update" and not {"scheduler", "schedulers"} & has:
+            raise ConfigurationError("`scheduler_steps:` says when to step a `scheduler:`, and there is none")
         if any(scheduler.target is ReduceLROnPlateau for scheduler in schedulers.values()):
             raise ConfigurationError("ReduceLROnPlateau needs a metric: step it in a script of your own")
         if not re.fullmatch(r"[^/\\]+", str(self._plain.get("name") or "x")) or self._plain.get("name") in (".", ".."):
