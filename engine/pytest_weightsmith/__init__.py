@@ -10,19 +10,33 @@ runs once for each check of the conformance suite with each row.
 
 A test that parametrizes ``check`` or ``case`` by itself, or that has a fixture ``case``, is left alone, and so is every
 module of a project that does not use weightsmith.
+
+What torch says of its own ``torch.jit`` when Ignite is imported is kept from the summary of warnings, where a module
+that names weightsmith imports it.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+import warnings
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
 
-__all__ = ["pytest_generate_tests"]
+__all__ = ["pytest_generate_tests", "pytest_make_collect_report"]
 
 _TAKEN = {"check", "case"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, Any, Any]:
+    """Import a module; one that names weightsmith without torch's deprecations of what Ignite 0.5 uses."""
+    if not isinstance(collector, pytest.Module) or b"weightsmith" not in collector.path.read_bytes():
+        return (yield)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`torch.jit", DeprecationWarning)
+        return (yield)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -15,7 +15,7 @@ from weightsmith.importing import looked_up
 from weightsmith.plugin import Plugin, class_path
 from weightsmith.spelling import nearest
 
-__all__ = ["Announced", "Failure", "Registry", "plugin_class", "registry", "subclasses"]
+__all__ = ["Announced", "Failure", "Registry", "plugin_class", "plugin_names", "registry", "subclasses"]
 
 GROUP = "weightsmith.plugins"
 """The entry points: each names a plugin class, or a module, which announces the plugin classes in its ``__all__``."""
@@ -99,9 +99,13 @@ def plugin_class(name: Any) -> type[Plugin]:
     if classes:
         paths = ", ".join(sorted({f"{cls.__module__}.{cls.__qualname__}" for cls in classes}))
         raise ConfigurationError(f"several plugins are called {name!r}: write one of {paths}")
-    known = dict.fromkeys([*registry().plugins, *(cls.__name__ for cls in subclasses(Plugin))])
     failed = "".join(f"; {failure}" for failure in registry().failures)
-    raise ConfigurationError(f"no plugin is called {name!r}{nearest(name, known)}{failed}")
+    raise ConfigurationError(f"no plugin is called {name!r}{nearest(name, plugin_names())}{failed}")
+
+
+def plugin_names() -> list[str]:
+    """The short names of plugins that are known: announced, or imported by now."""
+    return list(dict.fromkeys([*registry().plugins, *(cls.__name__ for cls in subclasses(Plugin))]))
 
 
 def subclasses(cls: type[Any]) -> Iterator[type[Any]]:

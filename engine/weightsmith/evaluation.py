@@ -12,11 +12,12 @@ from ignite.metrics import Metric
 from torch import nn
 
 from weightsmith.errors import ConfigurationError
+from weightsmith.measurements import Measurement
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["EvaluationStep", "evaluating", "evaluator", "pair"]
+__all__ = ["EvaluationStep", "evaluating", "evaluator", "pair", "scalars"]
 
 EvaluationStep: TypeAlias = "Callable[[Trainer, Any], Any]"
 
@@ -58,6 +59,14 @@ def pair(batch: Any, where: str) -> tuple[Any, Any]:
         raise ConfigurationError(f"the default step takes batches (inputs, targets), not {got}, in {where} step=…")
     inputs, targets = batch
     return inputs, targets
+
+
+def scalars(metrics: Mapping[str, Any]) -> dict[str, Measurement]:
+    """Those metrics that are numbers, by the tags under which they are published."""
+    numbers = {
+        n: value for n, value in metrics.items() if hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0
+    }
+    return {f"metrics/{name}": float(value) for name, value in numbers.items()}
 
 
 @contextlib.contextmanager

@@ -25,7 +25,7 @@ from weightsmith.errors import ConfigurationError, PluginDefinitionError
 from weightsmith.importing import import_path, imported
 from weightsmith.schedules import Function, Progress, Schedule
 from weightsmith.selection import Selector
-from weightsmith.spelling import nearest
+from weightsmith.spelling import nearest, plain_word
 from weightsmith.values import bare
 
 if TYPE_CHECKING:
@@ -151,6 +151,14 @@ class Plugin(metaclass=PluginType, abstract=True):
         Called when the plugin is made, with the first and the last value of every schedule, and again with each value
         that a schedule takes.
         """
+
+    def metrics_needed(self) -> Sequence[str]:
+        """The names in ``state.metrics`` that it reads: a recipe whose run will not have them is refused."""
+        return ()
+
+    def metrics_given(self) -> Sequence[str]:
+        """The names in ``state.metrics`` that it writes, for others that need them."""
+        return ()
 
     def __post_init__(self) -> None:
         for field_ in fields(self):
@@ -308,7 +316,8 @@ def _refuse_other_types(field_: Field[Any], value: Any) -> None:
     if not names <= _SIMPLE_TYPES.keys() or isinstance(value, Schedule):
         return
     if not isinstance(value, tuple(kind for name in names for kind in _SIMPLE_TYPES[name])):
-        raise ConfigurationError(f"{value!r} is a {type(value).__name__}, where the field takes {field_.type}")
+        hint = plain_word(value) if "bool" in names else ""
+        raise ConfigurationError(f"{value!r} is a {type(value).__name__}, where the field takes {field_.type}{hint}")
 
 
 def _shown(value: Any) -> str:

@@ -70,7 +70,7 @@ def provisional_run_dir(parent: str | Path) -> Iterator[Path]:
         with exiting_on_sigterm():
             yield folder
     except BaseException:
-        if not (made_here / "checkpoints").exists():  # nobody trained in it
+        if not any((made_here / "checkpoints").glob("*")):  # nobody trained in it
             shutil.rmtree(made_here, ignore_errors=True)
         for made in missing:
             with contextlib.suppress(OSError):  # another run has begun there

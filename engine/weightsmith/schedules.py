@@ -5,7 +5,9 @@ same values. ``over`` says how long the way from ``start`` to ``end`` takes and 
 of updates or a text such as ``"5 epochs"``; without ``over`` it takes the planned run.
 
 With c the count of updates (or epochs) and t = clamp((c − after) / over, 0, 1), ``start`` holds up to ``after`` and
-``end`` is reached exactly at count ``after + over``.
+``end`` is reached exactly at count ``after + over``. Both counts begin at 1, so the first update, or the first epoch,
+is one step on the way already: over 4 epochs a line is at t = 1/4 in all of epoch 1, 2/4 in epoch 2, and at its end in
+epoch 4. With ``after="1 epochs"`` the first epoch has ``start``.
 """
 
 from __future__ import annotations
@@ -229,10 +231,13 @@ class Function(Schedule):
 
 
 def linear(start: float, end: float, *, over: Span | None = None, after: Span = 0) -> Any:
-    """A straight line: start + (end − start) · t.
+    """A straight line: start + (end − start) · t. As with the other curves, the first count is one step on the way.
 
     >>> linear(1.0, 0.0, over=10)(Progress(update=5))
     0.5
+    >>> line = linear(1.0, 0.0, over="4 epochs")
+    >>> [line(Progress(epoch=epoch)) for epoch in (1, 2, 3, 4)]
+    [0.75, 0.5, 0.25, 0.0]
     """
     return Ramp("linear", start, end, over, after)
 
@@ -290,6 +295,10 @@ def _refuse_texts(name: str, numbers: Iterable[Any]) -> None:
     for number in numbers:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise ConfigurationError(f"{name}: {number!r} is no number")
+
+
+NAMES = (*_SHAPES, "piecewise", "function")
+"""What YAML calls schedules."""
 
 
 def from_plain(name: str, arguments: Any) -> Schedule | None:

@@ -346,5 +346,7 @@ def _nearest(pattern: Selector, weights: Sequence[Weight]) -> str:
         return f"; there are {', '.join(f'@{name}' for name in types)}" if types else ": the models have none"
     names = list(dict.fromkeys(part for weight in weights for name in weight.names for part in _with_parents(name)))
     text = str(pattern.to_plain()).removeprefix("re:")
+    words = difflib.get_close_matches(text, _FAMILIES, n=1, cutoff=0.7)
     close = difflib.get_close_matches(text, names, n=3, cutoff=0.4) or [weight.name for weight in weights][:3]
+    close = [*words, *close][:3]
     return f"; the nearest are {', '.join(map(repr, close))}" if close else ": the models have none"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["guess", "nearest"]
+__all__ = ["closest", "guess", "nearest", "plain_word"]
 
 _FEW = 12
 
@@ -24,6 +24,26 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def guess(name: str, known: Iterable[str]) -> str:
-    """The nearest name that is known; empty if none is near."""
+    """As :func:`nearest`, but empty if none is near."""
+    close = closest(name, known)
+    return "" if close is None else f": did you mean {close!r}?"
+
+
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The nearest name that is known; ``None`` if none is near."""
     close = difflib.get_close_matches(name, known, n=1)
-    return f": did you mean {close[0]!r}?" if close else ""
+    return close[0] if close else None
+
+
+_BOOLS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
+"""Words of YAML 1.1, which are texts since."""
+
+
+def plain_word(value: object) -> str:
+    """What to write for a text where true or false is wanted; empty if it means neither.
+
+    >>> plain_word("yes"), plain_word("wide")
+    (': write true', '')
+    """
+    meant = _BOOLS.get(value.lower()) if isinstance(value, str) else None
+    return "" if meant is None else f": write {meant}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -15,6 +15,7 @@ from weightsmith.checkpoint import link, sweep
 from weightsmith.finiteness import first_nonfinite
 from weightsmith.plugin import KEPT, Notes
 from weightsmith.schedules import Span, parse_span
+from weightsmith.spelling import nearest
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
@@ -41,8 +42,9 @@ class Checkpoints(Plugin):
         mode: whether the best has the ``"max"`` (default) or the ``"min"``.
 
     Raises:
-        ConfigurationError: the trainer has no ``run_dir``, or it cannot be written; in the run: there is no metric of
-            that name.
+        ConfigurationError: the trainer has no ``run_dir``, or it cannot be written; in a recipe, no metric has that
+            name; in a script, the same once an epoch has ended, since anything may put it there until then. Where
+            :meth:`validate_on` measures others, the log says so at the start.
     """
 
     order: ClassVar[int] = 95
@@ -55,6 +57,9 @@ class Checkpoints(Plugin):
     def validate(self) -> None:
         if parse_span(self.every)[0] < 1 or self.keep < 1:
             raise ConfigurationError(f"{self!r}: every and keep must be at least 1")
+
+    def metrics_needed(self) -> Sequence[str]:
+        return () if self.best is None else (self.best,)
 
     def subscriptions(self, trainer: Trainer) -> Iterator[tuple[Any, Any]]:
         if trainer.run_dir is None:
@@ -70,6 +75,8 @@ class Checkpoints(Plugin):
         number, unit = parse_span(self.every)
         event = Events.EPOCH_COMPLETED if unit == "epochs" else WeightEvents.UPDATE_COMPLETED
         yield KEPT, saves.notes
+        if self.best is not None:
+            yield Events.STARTED, saves.look_ahead
         yield event(every=number), saves.ask
         yield Events.COMPLETED, saves.ask
 
@@ -82,6 +89,13 @@ class _Saves:
         self._plugin = plugin
         self._trainer = trainer
         self._folder = folder
+
+    def look_ahead(self) -> None:
+        """Warn where the best is to be told by a metric that nothing is known to measure."""
+        name, awaited = self._plugin.best, self._trainer.awaited_metrics
+        if name is not None and awaited and name not in (*awaited, *self._trainer.state.metrics):
+            near = nearest(name, awaited)
+            logger.warning("best=%r: no metric of validate_on(…) is called that, nor of a plugin%s", name, near)
 
     def ask(self) -> None:
         """Save, once nothing of the iteration or the epoch is left to do."""
@@ -116,8 +130,8 @@ class _Saves:
         if name not in state.metrics:
             if self._trainer.is_in_epoch and state.epoch == 1:
                 return None  # nothing can have been validated yet
-            found = ", ".join(map(repr, state.metrics)) or "none: trainer.validate_on(…) fills it"
-            raise ConfigurationError(f"best={name!r} is no metric in state.metrics, where there are {found}")
+            near = nearest(name, state.metrics) or ", which is empty: trainer.validate_on(…) fills it"
+            raise ConfigurationError(f"best={name!r} is no metric in state.metrics{near}")
         score = float(state.metrics[name])
         return None if math.isnan(score) or not self._is_better(score, self.notes.get("score")) else score
 

@@ -74,11 +74,7 @@ STUDIES = {
     "sunspots_fast": Study("train_forecaster", CELLS, FORECAST, {"name": "sunspots", "learning_rate": 10.0}),
     "segmentation": Study(
         "train_segmentation",
-        {
-            f"{label}, {epochs} epochs": {**options, "epochs": epochs}
-            for epochs in (50, 100, 300)
-            for label, options in {"from random weights": NONE, "from the denoiser": {}}.items()
-        },
+        {"from random weights": NONE, "from the denoiser, clipped": {}},
         DICE,
     ),
     "finetune": Study(

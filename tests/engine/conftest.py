@@ -21,6 +21,11 @@ def points(count: int = 64) -> TensorDataset:
     return TensorDataset(inputs, inputs[:, :3].argmax(1))
 
 
+def turned_round(trainer, batch):
+    inputs, targets = batch
+    return trainer.model(-inputs), targets
+
+
 def perhaps(width: int) -> nn.Module | None:
     return Net(width) if width else None
 

@@ -546,8 +546,17 @@ def test_the_best_by_the_least(tmp_path):
 def test_a_metric_that_is_not_there_is_named(tmp_path):
     trainer = trainer_of([Checkpoints(best="acuracy")], run_dir=tmp_path)
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda t: t.state.metrics.update(accuracy=1.0))
-    with pytest.raises(ConfigurationError, match=r"best='acuracy' is no metric .* there are 'accuracy'"):
+    with pytest.raises(ConfigurationError, match=r"best='acuracy' is no metric .* did you mean 'accuracy'"):
         trainer.run(DATA)
+
+
+def test_a_metric_that_validation_does_not_measure_is_told_of_at_the_start(tmp_path, caplog):
+    trainer = trainer_of([Checkpoints(best="eror")], run_dir=tmp_path)
+    trainer.validate_on(DATA, {"error": MeanSquaredError()})
+    trainer.add_event_handler(Events.EPOCH_STARTED, trainer.terminate)
+    trainer.run(DATA)
+    assert "best='eror': no metric of validate_on(…) is called that" in caplog.text
+    assert "did you mean 'error'?" in caplog.text
 
 
 def test_checkpoints_need_a_folder_that_can_be_written(tmp_path):

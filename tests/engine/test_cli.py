@@ -101,6 +101,18 @@ def test_an_epoch_whose_metric_is_no_number_leaves_the_extremes_of_the_others(ru
     assert "odd nan  (never a finite number)" in output
 
 
+def test_a_metric_called_loss_is_told_beside_the_training_loss(run):
+    loss = "metrics={loss: {Loss: {loss_fn: CrossEntropyLoss}}}"
+    _, output, _ = run("train", "shaping.yaml", "--set", "seed=3", "epochs=1")
+    training = output.split()[3]
+    _, output, _ = run("train", "shaping.yaml", "--set", "seed=3", "epochs=1", loss)
+    line, *_, summary, _ = output.splitlines()
+    shown = re.fullmatch(rf"epoch 1/1  training loss {training}  loss (\S+)  violations 0", line)
+    assert shown is not None
+    assert shown[1] != training
+    assert summary.startswith(f"  loss {shown[1]}  (least ")
+
+
 def test_the_loss_of_an_epoch_is_the_mean_over_its_updates(run):
     _, output, _ = run("train", "shaping.yaml", "--set", "seed=3")
     shown = float(output.split("loss ")[1].split()[0])
@@ -133,7 +145,6 @@ def test_compare_says_what_differs(run):
     assert "  model.pieces.Net.width: 6 | 5" in output
     assert "  0.weight: float32 [6, 4] | float32 [5, 4]" in output
     assert "  2.bias: largest difference " in output
-    assert run("compare", first, "nowhere")[0] != 0
 
 
 def test_resume_ends_where_a_longer_run_ends(run):
@@ -145,6 +156,8 @@ def test_resume_ends_where_a_longer_run_ends(run):
     assert code == 0
     assert f"going on from {short / 'checkpoints' / '00000012'}" in output
     assert "epoch 4/5" in output
+    assert re.search(r"^8 updates in \S+ s, since epoch 4, up to epoch 5$", output, flags=re.MULTILINE)
+    assert "  (since epoch 4, least " in output
     assert "epoch 3/5" not in output
     run("train", "plain.yaml", "--set", "epochs=5")
     long = next(path for path in runs() if path != short)
@@ -224,6 +237,18 @@ def test_export_writes_what_a_plain_model_computes_with(run, averaged):
     with trainer.averaged():
         assert torch.equal(model(inputs), trainer.model(inputs))
     assert not torch.equal(model(inputs), trainer.model(inputs))
+
+
+def test_export_overwrites_a_file_only_where_it_is_told_to(run):
+    run("train", "shaping.yaml", "--set", "epochs=1")
+    (folder,) = runs()
+    Path("out.safetensors").write_text("mine", encoding="utf-8")
+    code, _, errors = run("export", folder, "out.safetensors")
+    assert code == 2
+    assert "out.safetensors would be overwritten, so nothing was written" in errors
+    assert Path("out.safetensors").read_text(encoding="utf-8") == "mine"
+    assert run("export", folder, "out.safetensors", "--overwrite")[0] == 0
+    assert len(load_file("out.safetensors")) == 4
 
 
 def test_overfitting_one_batch_learns_it_by_heart(run):
@@ -314,6 +339,12 @@ BROKEN = {
     "no YAML": ("{width: 6}", "{width: 6", 2, "it is no YAML"),
     "a key twice": ("epochs: 3", "epochs: 3\nepochs: 4", 8, "stands here a second time, first shaping.yaml:7"),
     "an unsafe tag": ("epochs: 3", "epochs: !!python/object/apply:os.mkdir [hacked]", 7, "is not taken"),
+    "nothing that a plugin could select": (
+        "- EMA: 0.5",
+        "- Checkpoints\n  - L1: {strength: 1, where: 9.weight}",
+        13,
+        "where='9.weight' matches no weight",
+    ),
     "constraints that conflict": ("- EMA: 0.5", "- UnitNorm: {where: 0.weight}", 12, "two constraints claim"),
 }
 
@@ -347,7 +378,7 @@ def test_a_broken_recipe_is_refused_with_its_line_and_nothing_is_written(run, wh
         (["export", "nowhere", "x.safetensors"], 2, "there is no run nowhere"),
         (["view", "nowhere"], 2, "there is no folder nowhere"),
         (["view", "."], 2, "was logged for TensorBoard"),
-        (["compare", "nowhere", "."], 1, "nowhere"),
+        (["compare", "nowhere", "."], 2, "nowhere"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_a_line(run, arguments, code, message):
@@ -359,15 +390,68 @@ def test_what_cannot_be_done_is_said_in_a_line(run, arguments, code, message):
     assert files() == before
 
 
-def test_an_exception_in_the_run_is_shown_whole_and_returns_1(run):
+def test_an_exception_in_the_run_is_told_with_its_place_and_returns_1(run):
     with Path("pieces.py").open("a", encoding="utf-8") as file:
         file.write("\n\ndef fail(trainer, batch):\n    raise KeyError('mine')\n")
     text = RECIPE.replace("loss: CrossEntropyLoss", "step: pieces.fail")
     Path("failing.yaml").write_text(text, encoding="utf-8")
     code, _, errors = run("train", "failing.yaml")
     assert code == 1
-    assert errors.count("KeyError: 'mine'") == 1
-    assert "in fail" in errors
+    (folder,) = runs()
+    file = Path("pieces.py").resolve()
+    line = len(file.read_text(encoding="utf-8").splitlines())
+    assert errors.splitlines() == [
+        "error: KeyError: 'mine'",
+        f"  in {file}:{line}, in fail: raise KeyError('mine')",
+        f"  the whole traceback is in {folder / 'traceback.txt'}",
+    ]
+    whole = (folder / "traceback.txt").read_text(encoding="utf-8")
+    assert whole.startswith("Traceback (most recent call last):")
+    assert whole.endswith("KeyError: 'mine'\n")
+    assert not (folder / "checkpoints").exists()  # nothing was trained
+
+
+WRONG = {
+    "inputs of another width": (
+        "model={Sequential: [{Linear: [4, 6]}, {Linear: [7, 3]}]}",
+        [
+            "error: RuntimeError: mat1 and mat2 shapes",
+            "  in the module '1', Linear(in_features=7, out_features=3, bias=True)",
+        ],
+    ),
+    "a layer for a loss": (
+        "loss=ReLU",
+        ["error: TypeError: ReLU.forward() takes 2 positional arguments but 3 were given", "  in the loss, ReLU()"],
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_of_an_everyday_mistake_it_is_said_which_module_failed(run, what):
+    change, told = WRONG[what]
+    code, _, errors = run("train", "shaping.yaml", "--set", "plugins=[Checkpoints]", change)
+    assert code == 1
+    lines = errors.splitlines()
+    assert len(lines) == 3
+    assert all(line.startswith(start) for line, start in zip(lines, told, strict=False))
+    (folder,) = runs()
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def test_after_training_has_begun_a_crash_is_saved_and_told_of(run):
+    with Path("pieces.py").open("a", encoding="utf-8") as file:
+        file.write(
+            "\n\nfrom weightsmith import WeightEditor\n\n\nclass Ends(WeightEditor):\n"
+            "    def edit(self, weight, gradient, site):\n        return weight * (1 // (site.update < 3))\n"
+        )
+    code, _, errors = run("train", "shaping.yaml", "--set", "plugins=[pieces.Ends]")
+    assert code == 1
+    (folder,) = runs()
+    first, *others = errors.splitlines()
+    assert first.startswith("error: ZeroDivisionError: ")
+    assert any("in edit: return weight * (1 // (site.update < 3))" in line for line in others)
+    assert {"  on weight '0.weight'", "  in Ends() on STEP_COMPLETED, update 3, epoch 1"} <= set(others)
+    assert f"  the run as it was then is saved in {folder / 'checkpoints' / 'crash'}" in others
 
 
 def test_an_error_of_configuration_in_the_run_returns_1_with_its_notes(run):

@@ -51,6 +51,29 @@ def test_a_table_and_a_test_are_enough_and_a_broken_plugin_fails(pytester):
     )
 
 
+def test_what_torch_says_of_itself_when_ignite_is_imported_is_no_warning_of_the_authors(pytester):
+    warns = 'import warnings\nwarnings.warn("`torch.jit.mine` is deprecated", DeprecationWarning)\n'
+    own = "warnings.warn('mine', DeprecationWarning)\n"
+    path = pytester.makepyfile(test_good=warns + own + PLUGIN + GOOD + TEST)
+    result = pytester.runpytest_subprocess(path)
+    result.assert_outcomes(passed=12, warnings=1)
+    result.stdout.fnmatch_lines(["*DeprecationWarning: mine"])
+
+
+def test_a_module_that_does_not_name_it_keeps_its_warnings(pytester):
+    path = pytester.makepyfile(
+        """
+        import warnings
+
+        warnings.warn("`torch.jit.mine` is deprecated", DeprecationWarning)
+
+        def test_own():
+            pass
+        """
+    )
+    pytester.runpytest_subprocess(path).assert_outcomes(passed=1, warnings=1)
+
+
 def test_equal_rows_have_ids_of_their_own_and_the_same_in_every_process(pytester, monkeypatch):
     found = []
     for seed in ("1", "2"):

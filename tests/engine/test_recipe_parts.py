@@ -111,6 +111,21 @@ def step(trainer):
     return None
 
 
+def twice_and_once(trainer, batch):
+    inputs, targets = batch
+    for name in ("often", "often", "seldom"):
+        model = trainer.models[name]
+        trainer.update(lambda: nn.functional.cross_entropy(model(inputs), targets), optimizer=name)
+
+
+def slow(weights, share: float = 1.0) -> Optimizer:
+    return SGD(weights, 0.1 * share)
+
+
+def halving(optimizer, factor: float = 0.5) -> LRScheduler:
+    return StepLR(optimizer, 1, factor)
+
+
 def nothing() -> Optimizer:
     return SGD([torch.zeros(1)], 0.1)
 
@@ -237,6 +252,52 @@ def test_a_scheduler_gets_the_optimizer_by_whatever_name_and_so_do_those_in_it(r
     inner = "SequentialLR: {schedulers: [{LinearLR: {total_iters: 2}}, {parts.Stepwise: [1]}], milestones: [1]}"
     for scheduler in ("{parts.Stepwise: [1]}", f"{{{inner.replace('parts.Stepwise', 'StepLR')}}}"):
         prepare(read(scheduler=scheduler)).run()
+
+
+def rates_at_the_end(read, **parts):
+    experiment = prepare(read(**parts))
+    experiment.run()
+    return {name: each.param_groups[0]["lr"] for name, each in experiment.trainer.optimizers.items()}
+
+
+def test_a_scheduler_is_stepped_after_each_epoch_or_after_each_update(read):
+    parts = {"data": "parts.Reader", "epochs": 3, "scheduler": "{ExponentialLR: {gamma: 0.5}}"}  # two batches an epoch
+    assert rates_at_the_end(read, **parts)["optimizer"] == pytest.approx(0.1 * 0.5**3)
+    assert rates_at_the_end(read, **parts, scheduler_steps="update")["optimizer"] == pytest.approx(0.1 * 0.5**6)
+    parts["accumulate"] = 2
+    assert rates_at_the_end(read, **parts, scheduler_steps="update")["optimizer"] == pytest.approx(0.1 * 0.5**3)
+
+
+def test_each_of_several_schedulers_is_stepped_after_the_updates_of_its_own_optimizer(read):
+    one, rate, scheduler = "{Linear: [4, 3]}", "{SGD: {lr: 1.0}}", "{ExponentialLR: {gamma: 0.5}}"
+    rates = rates_at_the_end(
+        read,
+        model=None,
+        optimizer=None,
+        loss=None,
+        models=f"{{often: {one}, seldom: {one}}}",
+        optimizers=f"{{often: {rate}, seldom: {rate}}}",
+        schedulers=f"{{often: {scheduler}, seldom: {scheduler}}}",
+        step="parts.twice_and_once",
+        data="parts.Reader",
+        scheduler_steps="update",
+    )
+    assert rates == {"often": 0.5**4, "seldom": 0.5**2}
+
+
+def test_when_to_step_a_scheduler_that_is_not_there_is_refused(read):
+    assert "`scheduler_steps:` says when to step a `scheduler:`" in refused(read, scheduler_steps="update")
+
+
+FACTORIES = {
+    "optimizer": "{parts.slow: {share: 0.5}}",
+    "scheduler": "{parts.halving: {factor: 0.25}}",
+}
+
+
+def test_an_optimizer_and_a_scheduler_may_come_of_functions(read):
+    rates = rates_at_the_end(read, **FACTORIES, epochs=1)
+    assert rates == {"optimizer": 0.05 * 0.25}
 
 
 def test_a_factory_that_takes_no_weights_is_told_to(read):

@@ -105,7 +105,14 @@ def test_texts_that_look_like_numbers_stay_texts():
         ("a: !custom 1", "x.yaml:1: the tag '!custom' is not taken"),
         ("a: !!binary aGk=", "x.yaml:1: the tag '!!binary' is not taken"),
         ("a: !!int x", "x.yaml:1: 'x' is no int"),
-        ("a: [1,\nb: 2", "x.yaml:2: it is no YAML"),
+        ("a: [1,\nb: 2", "x.yaml:2: it is no YAML: expected ',' or ']', but got '<stream end>'; a bracket of this"),
+        ("a: 1\n b: 2", "x.yaml:2: it is no YAML: mapping values are not allowed here; look at this line and the one"),
+        ("a: 1\nb:2\nc: 3", "x.yaml:3: it is no YAML: could not find expected ':'; look at this line and the one bef"),
+        (
+            "a:\n    b: 1\n  c: 2",
+            "x.yaml:3: it is no YAML: expected <block end>, but found '<block mapping start>'; lo",
+        ),
+        ("a:\n\tb: 1", "x.yaml:2: it is no YAML: found character '\\t' that cannot start any token; indent with blan"),
         ("a: 'open", "x.yaml:1: it is no YAML"),
         ("a: &x [*x]", "x.yaml:1: the alias stands for something that it is a part of"),
         ("? [1]\n: 2", "x.yaml:1: a key must be a text or a number"),
@@ -226,7 +233,7 @@ def test_every_problem_is_told_with_its_line_and_the_nearest_name(pieces):
         "recipe.yaml:4: SGD.lr: 'fast' is not of the type float",
         "recipe.yaml:7: DataLoader.dataset: ",
         "recipe.yaml:8: DataLoader.batch_size: 1.5 is not of the type int",
-        "recipe.yaml:9: epochs: Not of type PositiveInt",
+        "recipe.yaml:9: epochs: 0 is not of the type int (at least 1)",
         "recipe.yaml:10: precision: 'float8' is not of the type Literal['float32', 'bfloat16', 'float16']",
         "recipe.yaml:12: no plugin is called 'MaxNrm': did you mean 'MaxNorm'?",
         "recipe.yaml:13: MaxNorm has no field 'limt': did you mean 'limit'?",
@@ -360,6 +367,27 @@ def test_metrics_are_measured_on_the_validation_data(pieces):
     assert found["loss"] == pytest.approx(nn.functional.cross_entropy(outputs, targets).item(), rel=1e-6)
 
 
+def test_validation_may_have_a_step_of_its_own_and_look_at_an_average(pieces):
+    text = (
+        RECIPE
+        + "  - EMA: 0.5\n"
+        + (
+            "validation: {DataLoader: {dataset: pieces.points, batch_size: 64}}\n"
+            "validation_step: pieces.turned_round\n"
+            "averaged: true\n"
+            "metrics: {accuracy: Accuracy}\n"
+        )
+    )
+    experiment = prepare(read_recipe(write(pieces, text)))
+    experiment.run()
+    inputs, targets = next(iter(DataLoader(sys.modules["pieces"].points(64), batch_size=64)))
+    with experiment.trainer.averaged():
+        expected = (experiment.trainer.model(-inputs).argmax(1) == targets).double().mean()
+    assert experiment.trainer.state.metrics["accuracy"] == expected
+    refused = problems(pieces, text.replace("  - EMA: 0.5\n", ""))
+    assert any("recipe.yaml:1" in problem and "verage" in problem for problem in refused), refused
+
+
 def test_components_are_given_by_position_and_in_the_long_form(pieces):
     model = """
         model:
@@ -462,6 +490,8 @@ def test_a_loss_may_be_a_function_with_some_of_its_arguments(pieces):
         ("epochs: 3", "epochs: null", "recipe.yaml:9: epochs: null is no value for it"),
         ("seed: 5", "seed: 5000000000", "recipe.yaml:10: seed 5000000000 is more than NumPy takes"),
         ("seed: 5", "step: pieces.step", "`loss:` is for the default step"),
+        ("seed: 5", "averaged: true", "`averaged:` say how to validate: write `validation:` too"),
+        ("seed: 5", "validation_step: pieces.step", "say how to validate"),
         ("seed: 5", "validation: null\nmetrics: {a: Accuracy}", "write both, or neither"),
         ("L2: 1e-3", "L2: {strength: {function: quits.now}}", "recipe.yaml:13: "),
         ("pieces.Net: {width: 6, activation: ReLU}", "quits.Net", "'quits.Net' cannot be imported: SystemExit"),
@@ -622,7 +652,7 @@ def test_changes_reach_every_part(pieces, changes, look, value):
         ("plugins.9=L2", "there is no '9'"),
         ("epochs.x=1", "'epochs' is 3, which has no parts"),
         ("epochs=[", "--set epochs=[:1: it is no YAML"),
-        ("epochs=0", "--set epochs=0: epochs: Not of type PositiveInt"),
+        ("epochs=0", "--set epochs=0: epochs: 0 is not of the type int (at least 1)"),
         (["plugins=[{L2: 1, where: x}]", "plugins.L2=0.3"], "{'L2': 1, 'where': 'x'} names nothing"),
         (["optimizer=Adam", "optimizer.SGD.lr=1"], "--set optimizer.SGD.lr=1: there is no 'SGD'; there are Adam"),
     ],

@@ -159,6 +159,14 @@ def test_of_several_runs_in_a_folder_the_newest_is_shown(tmp_path):
     assert not (tmp_path / "run_1").exists()
 
 
+def test_a_run_that_is_called_by_its_date_is_shown_with_what_was_run(tmp_path):
+    folder = tmp_path / "flowers" / "2026-01-31_23-59-59_1"
+    for _ in range(2):
+        trainer_in(folder, *PROBES).run(BATCHES, max_epochs=1)
+    assert {"flowers / 2026-01-31_23-59-59_1 / run_2"} <= set(page_of(folder).texts)
+    assert {"flowers / 2026-01-31_23-59-59_1"} <= set(page_of(folder / "run_1").texts)
+
+
 def test_a_resumed_run_has_each_epoch_once(tmp_path):
     first = trainer_in(tmp_path, *PROBES)
     first.run(BATCHES, max_epochs=3)

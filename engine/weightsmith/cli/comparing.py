@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightsmith.checkpoint import find, read
+from weightsmith.checkpoint import Contents, find, read
+from weightsmith.errors import CheckpointError, ConfigurationError
 from weightsmith.recipe import read_yaml
 from weightsmith.runs import run_of
 
@@ -18,13 +19,13 @@ __all__ = ["compare"]
 
 def compare(first: Path, second: Path) -> int:
     """Say what differs between two runs: their recipes, the metrics of their newest good checkpoints, and the weights
-    there. The exit code is 0 if nothing does, else 1.
+    there. The exit code is 0 if nothing does, 1 if something does, and 2 if one of them cannot be read.
 
     Args:
         first: a run's folder, or a checkpoint.
         second: another.
     """
-    contents = [read(find(path)) for path in (first, second)]
+    contents = [_contents(path) for path in (first, second)]
     sections = {
         "recipe": list(_differences(*(_recipe(path) for path in (first, second)))),
         "metrics": list(_differences(*(dict(_flat(found.state["metrics"], "")) for found in contents))),
@@ -35,6 +36,14 @@ def compare(first: Path, second: Path) -> int:
         for line in lines:
             print(f"  {line}")
     return int(any(sections.values()))
+
+
+def _contents(path: Path) -> Contents:
+    """What is in a run's newest good checkpoint. Without one there is nothing to compare, which is no difference."""
+    try:
+        return read(find(path))
+    except CheckpointError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def _recipe(run: Path) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.profiler import profile, schedule, tensorboard_trace_handler
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from weightsmith.cli.crashing import explaining
 from weightsmith.cli.guarding import beginning
 from weightsmith.errors import RunStopped
 from weightsmith.events import WeightEvents
@@ -34,6 +35,7 @@ class Console:
         self._epochs = epochs
         self._begun = time.perf_counter()
         self._updates_before = sum(trainer.state.updates.values())
+        self._epochs_before = trainer.state.epoch
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._best: dict[str, list[tuple[float, int]]] = {}
@@ -50,7 +52,8 @@ class Console:
 
     def _report(self) -> None:
         state = self._trainer.state
-        numbers = self._losses()
+        taken = {*state.metrics, *self._trainer.awaited_metrics}
+        numbers = {f"training {name}" if name in taken else name: loss for name, loss in self._losses().items()}
         for name, value in state.metrics.items():
             if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
                 numbers[name] = float(value)
@@ -83,9 +86,10 @@ class Console:
         """Say what came of it, where it is, and how to look at it."""
         state, seconds = self._trainer.state, time.perf_counter() - self._begun
         updates = sum(state.updates.values()) - self._updates_before
-        print(f"\n{updates} updates in {seconds:.1f} s, up to epoch {state.epoch}")
+        since = f"since epoch {self._epochs_before + 1}, " if self._epochs_before else ""
+        print(f"\n{updates} updates in {seconds:.1f} s, {since}up to epoch {state.epoch}")
         for name, values in self._best.items():
-            print(f"  {name} {values[-1][0]:.4g}  ({_extremes(values)})")
+            print(f"  {name} {values[-1][0]:.4g}  ({since}{_extremes(values)})")
         print(f"the run is in {run_dir}")
         for command, patterns in _READS.items():
             if any(any(run_dir.rglob(pattern)) for pattern in patterns):
@@ -122,7 +126,7 @@ def trained(trainer: Trainer, batches: Iterable[Any], epochs: int, *, hint: str)
     """
     console = Console(trainer, epochs)
     try:
-        with logging_redirect_tqdm(), beginning(lambda: trainer.last_event_name is not None):
+        with logging_redirect_tqdm(), explaining(trainer), beginning(lambda: trainer.last_event_name is not None):
             trainer.run(batches, max_epochs=epochs)
     except RunStopped as stopped:
         stopped.add_note(f"go on with: {hint}")

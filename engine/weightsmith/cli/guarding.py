@@ -11,14 +11,15 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from weightsmith.cli.crashing import crash_of
 from weightsmith.errors import ConfigurationError, RunStopped, WeightsmithError
 
 __all__ = ["beginning", "guarded"]
 
 
 def guarded(work: Callable[[], Any]) -> int:
-    """Do what a command or a script does, and say in a line what keeps it from being done; the exit code. For the main
-    function of a process: it sets up logging, and flushes what is printed line by line.
+    """Do what a command or a script does, and say in a few lines what keeps it from being done; the exit code. For the
+    main function of a process: it sets up logging, and flushes what is printed line by line.
 
     >>> guarded(lambda: None)
     0
@@ -46,9 +47,21 @@ def guarded(work: Callable[[], Any]) -> int:
     except KeyboardInterrupt:
         print("stopped before there was anything to save", file=sys.stderr)
         return 130
-    except Exception:
-        traceback.print_exc()
+    except Exception as error:
+        _tell(error)
         return 1
+
+
+def _tell(error: Exception) -> None:
+    """A few lines on what a run raised, and where the whole traceback is; of anything else the traceback."""
+    crash = crash_of(error)
+    path = None if crash is None else crash.write(error)
+    if crash is None or path is None:
+        traceback.print_exc()
+        return
+    first, *others = crash.lines
+    notes = [*others, *getattr(error, "__notes__", ()), f"the whole traceback is in {path}"]
+    print(f"error: {first}", *(f"  {note}" for note in notes), sep="\n", file=sys.stderr)
 
 
 @contextlib.contextmanager

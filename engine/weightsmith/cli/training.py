@@ -69,7 +69,7 @@ def resume(run: Path, *, epochs: int | None = None, device: str | None = None) -
     return None
 
 
-def export(run: Path, path: Path, *, averaged: bool = False) -> int | None:
+def export(run: Path, path: Path, *, averaged: bool = False, overwrite: bool = False) -> int | None:
     """Write the weights of a run's newest good checkpoint as safetensors, under the names of a plain model:
     parametrizations and masks are baked in.
 
@@ -77,7 +77,10 @@ def export(run: Path, path: Path, *, averaged: bool = False) -> int | None:
         run: the run's folder.
         path: the file to write, such as ``weights.safetensors``.
         averaged: the means of the run's average, such as ``EMA``, in place of the weights in training.
+        overwrite: write also where a file is there already.
     """
+    if path.is_file() and not overwrite:
+        raise ConfigurationError(f"{path} would be overwritten, so nothing was written: give another, or --overwrite")
     with tempfile.TemporaryDirectory() as folder:  # for plugins that ask for one; nothing is written to the run
         experiment = _reopened(run, Path(folder), ["device=cpu"])
         checkpoint = experiment.trainer.resume(run)

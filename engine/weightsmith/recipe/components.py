@@ -38,7 +38,7 @@ from weightsmith.recipe.parsing import (
 )
 from weightsmith.recipe.signatures import called_parameters, own_name, positional_names, required_names, rest_name
 from weightsmith.recipe.text import Problems, Section, located, place_of
-from weightsmith.spelling import nearest
+from weightsmith.spelling import closest, nearest
 
 __all__ = ["Component", "checked_arguments", "component"]
 
@@ -143,7 +143,9 @@ def component(
         if rest and is_called:
             raise ConfigurationError(f"{shown(target)} is called later, and takes no values by position before")
         if not isinstance(settings, Mapping | None):
-            raise ConfigurationError(f"{name}: {settings!r} are no arguments: write `name: value` for each")
+            raise ConfigurationError(
+                f"{name}: {settings!r} are no arguments: write {_one_argument(target, settings, known)}"
+            )
         arguments = checked_arguments(target, settings or {}, known, offered=passed_on)
         place = place_of(plain, name)
         if rest:
@@ -176,13 +178,15 @@ def checked_arguments(
     label = shown(target) if label is None else label
     problems = Problems()
     values: dict[str, Any] = {}
+    free = [each for each in known if each not in given and each not in settings]
+    meant = {closest(str(name), free) for name in settings if name not in known}
     for name, value in settings.items():
         with problems.gathering(settings, name):
             if name not in known or name in given:
                 raise ConfigurationError(_unknown(label, name, [each for each in known if each not in given]))
             with _named(f"{label}.{name}" if label else name):
                 values[name] = _read_parameter(target, name, value, offered)
-    missing = [name for name in required_names(target) if name not in settings and name not in given]
+    missing = [name for name in required_names(target) if name not in (*settings, *given, *meant)]
     if missing:
         with problems.gathering(settings):
             raise ConfigurationError(f"{label or 'the recipe'} needs {', '.join(missing)}")
@@ -202,6 +206,12 @@ def _named(argument: str) -> Iterator[None]:
 
 def _unknown(label: str, name: Any, known: Sequence[str]) -> str:
     return f"{label} takes no {name!r}{nearest(str(name), known)}" if known else f"{label} takes no arguments"
+
+
+def _one_argument(target: Callable[..., Any], value: Any, given: Sequence[str]) -> str:
+    """How to write a value that stands alone."""
+    first = next((name for name in positional_names(target) if name not in given), None)
+    return "`name: value` for each" if first is None else f"{{{first}: {value}}} or [{value}]"
 
 
 def _by_name(target: Callable[..., Any], values: Any, given: Sequence[str]) -> tuple[Section, list[Any]]:

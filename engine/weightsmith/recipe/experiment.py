@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ignite.engine import Events
 from ignite.utils import manual_seed
+from torch.optim import Optimizer
 
 from weightsmith.errors import ConfigurationError
+from weightsmith.events import WeightEvents
 from weightsmith.plugin import refuse_unknown_length
 from weightsmith.recipe.components import Component
 from weightsmith.recipe.names import shown
 from weightsmith.recipe.recipe import READ_ONCE, Recipe
 from weightsmith.recipe.text import Problems, located
+from weightsmith.spelling import nearest
 from weightsmith.trainer import Trainer
 from weightsmith.trainer.arguments import refuse_missing_device
 
@@ -96,8 +99,9 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
             debug=settings.debug,
         )
     _attach(trainer, recipe, knows_length=_length(batches) is not None)
-    for scheduler in schedulers.values():
-        trainer.add_event_handler(Events.EPOCH_COMPLETED, _stepping(scheduler))
+    event = Events.EPOCH_COMPLETED if settings.scheduler_steps == "epoch" else WeightEvents.UPDATE_COMPLETED
+    for name, scheduler in schedulers.items():
+        trainer.add_event_handler(event, _stepping(scheduler, trainer, optimizers[name]))
     if validation is not None and recipe.metrics:
         with located(recipe.plain, "averaged"):
             trainer.validate_on(
@@ -106,6 +110,8 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
                 step=None if recipe.validation_step is None else recipe.validation_step.made(),
                 averaged=settings.averaged,
             )
+    if recipe.step is None:  # a step of one's own may measure anything
+        _refuse_missing_metrics(trainer, recipe)
     return Experiment(recipe, seed, trainer, batches)
 
 
@@ -140,10 +146,28 @@ def _attach(trainer: Trainer, recipe: Recipe, *, knows_length: bool) -> None:
     problems.raise_any()
 
 
+def _refuse_missing_metrics(trainer: Trainer, recipe: Recipe) -> None:
+    problems, awaited = Problems(), trainer.awaited_metrics
+    for placed in recipe.plugins:
+        for name in placed.plugin.metrics_needed():
+            with problems.gathering(placed):
+                if name not in awaited:
+                    near = nearest(name, awaited) or ": write `metrics:` and `validation:`"
+                    raise ConfigurationError(f"{placed.plugin!r}: no metric is called {name!r}{near}")
+    problems.raise_any()
+
+
 def _held_by(models: dict[str, Any], optimizer: str) -> list[Any]:
     """The models whose weights the optimizer of this name holds."""
     return [models[optimizer]] if optimizer in models else list(models.values())
 
 
-def _stepping(scheduler: Any) -> Any:
-    return lambda: scheduler.step()  # without the engine, which Ignite would hand over as the epoch
+def _stepping(scheduler: Any, trainer: Trainer, optimizer: Optimizer) -> Callable[[], None]:
+    """A handler that steps a scheduler; inside an update, only if it is its own optimizer's."""
+
+    def step() -> None:
+        updated = trainer.state.optimizer
+        if updated is None or trainer.optimizers[updated] is optimizer:
+            scheduler.step()
+
+    return step

@@ -13,7 +13,16 @@ from weightsmith.importing import looked_up
 from weightsmith.recipe.hints import gives
 from weightsmith.spelling import guess
 
-__all__ = ["found", "holds_names", "is_long_form", "is_short_name", "name_and_settings", "names_something", "shown"]
+__all__ = [
+    "found",
+    "holds_names",
+    "indented",
+    "is_long_form",
+    "is_short_name",
+    "name_and_settings",
+    "names_something",
+    "shown",
+]
 
 _PACKAGES = ("torch.nn", "torch.optim", "torch.optim.lr_scheduler", "torch.utils.data", "ignite.metrics")
 """Where short names are looked up."""
@@ -32,7 +41,15 @@ def name_and_settings(plain: Any) -> tuple[Any, Any]:
     if isinstance(plain, Mapping) and len(plain) == 1:
         ((name, settings),) = plain.items()
         return name, settings
-    raise ConfigurationError(f"{plain!r} names nothing: write one class or function, then its arguments")
+    raise ConfigurationError(f"{plain!r} names nothing: {indented(plain) or 'write one name, then its arguments'}")
+
+
+def indented(plain: Any) -> str:
+    """What to do where what belongs to a name stands beside it, not below; empty if that is not so."""
+    if not isinstance(plain, Mapping) or len(plain) < 2:
+        return ""
+    (name, settings), *others = plain.items()
+    return f"indent {', '.join(str(key) for key, _ in others)} below {name}" if settings is None else ""
 
 
 def is_long_form(plain: Any) -> bool:
@@ -88,7 +105,10 @@ def found(name: Any, expected: type | None) -> Callable[..., Any]:
         return target  # type: ignore[no-any-return]
     if isinstance(target, type):
         raise ConfigurationError(f"{name!r} is no {expected.__name__}")
-    raise ConfigurationError(f"{name!r} does not say that it returns a {expected.__name__}: write `-> …` behind it")
+    article = "an" if expected.__name__[0] in "AEIOU" else "a"
+    raise ConfigurationError(
+        f"{name!r} does not say that it returns {article} {expected.__name__}: write `-> …` behind it"
+    )
 
 
 def shown(target: Callable[..., Any]) -> str:

@@ -9,6 +9,8 @@ from typing import Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from weightsmith.spelling import plain_word
+
 __all__ = [
     "VALUE",
     "namespaces",
@@ -79,8 +81,21 @@ def without_places(plain: Any) -> Any:
 
 def reason(plain: Any, message: str) -> str:
     """jsonargparse's message in a line."""
-    types = re.search(r"Subtypes: [\[(](.*)[\])]|Expected an? (.+?)\. Got value", message)
+    types = re.search(r"Subtypes: [\[(](.*)[\])]|Expected an? (.+?)\. Got value|Not of type (\w+):", message)
     if types is None:
         return "; ".join(line.strip() for line in message.splitlines() if not line.startswith("Parser key"))
-    names = re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", types[1] or types[2]).replace("typing.", "")
-    return f"{plain!r} is not of the type {names}"
+    names = re.sub(r"<class '(?:builtins\.)?([\w.]+)'>", r"\1", types[1] or types[2] or types[3])
+    for prefix, in_words in _IN_WORDS.items():
+        names = names.replace(prefix, in_words)
+    return f"{plain!r} is not of the type {names}{plain_word(plain) if 'bool' in names else ''}"
+
+
+_IN_WORDS = {
+    "jsonargparse.": "",
+    "typing.": "",
+    "NoneType": "null",
+    "PositiveInt": "int (at least 1)",
+    "NonNegativeInt": "int (at least 0)",
+    "PositiveFloat": "float (above 0)",
+    "NonNegativeFloat": "float (at least 0)",
+}

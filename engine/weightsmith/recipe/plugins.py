@@ -7,13 +7,13 @@ from dataclasses import fields
 from typing import Any
 
 from weightsmith import schedules
-from weightsmith.discovery import plugin_class
+from weightsmith.discovery import plugin_class, plugin_names
 from weightsmith.errors import ConfigurationError, WeightsmithError
 from weightsmith.importing import looked_up
 from weightsmith.plugin import Plugin
-from weightsmith.recipe.names import is_long_form, name_and_settings
+from weightsmith.recipe.names import indented, is_long_form, name_and_settings
 from weightsmith.recipe.text import Problems, located
-from weightsmith.spelling import nearest
+from weightsmith.spelling import closest, nearest
 
 __all__ = ["first_field", "from_plain"]
 
@@ -29,7 +29,8 @@ def from_plain(plain: Any) -> Plugin:
             they are known.
     """
     if not (isinstance(plain, str) or is_long_form(plain) or (isinstance(plain, Mapping) and len(plain) == 1)):
-        raise ConfigurationError(f"{plain!r} describes no plugin: write one class name, then its fields")
+        mend = indented(plain) or "write one class name, then its fields"
+        raise ConfigurationError(f"{plain!r} describes no plugin: {mend}")
     name, settings = name_and_settings(plain)
     with located(plain, name if isinstance(name, str) else None):
         cls = plugin_class(name)
@@ -79,7 +80,15 @@ def _value(plain: Any) -> Any:
             return looked_up(arguments)
         with located(plain, name):
             schedule = schedules.from_plain(name, arguments) if isinstance(name, str) else None
+            if schedule is None:
+                _refuse_misspelt_schedule(name)
         return schedule if schedule is not None else from_plain(plain)
-    raise ConfigurationError(
-        f"{dict(plain)!r} is no schedule, plugin or {{import: path}}: write one name, then its settings"
-    )
+    mend = indented(plain) or "write one name, then its settings"
+    raise ConfigurationError(f"{dict(plain)!r} is no schedule, plugin or {{import: path}}: {mend}")
+
+
+def _refuse_misspelt_schedule(name: Any) -> None:
+    """Raise where a schedule is nearer to a name than any plugin is."""
+    near = closest(str(name), [*schedules.NAMES, *plugin_names()])
+    if near in schedules.NAMES:
+        raise ConfigurationError(f"no schedule is called {name!r}: did you mean {near!r}?")

@@ -14,16 +14,18 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
+from torch.utils.data import Dataset
 
 from weightsmith.errors import ConfigurationError, RecipeError
 from weightsmith.plugin import Plugin
 from weightsmith.recipe.changes import change
 from weightsmith.recipe.components import Component, checked_arguments, component
 from weightsmith.recipe.hints import gives
-from weightsmith.recipe.names import shown
+from weightsmith.recipe.names import found as called
+from weightsmith.recipe.names import name_and_settings, shown
 from weightsmith.recipe.plugins import from_plain
 from weightsmith.recipe.text import Items, Problems, Section, located, place_of, read_yaml, written
-from weightsmith.spelling import nearest
+from weightsmith.spelling import closest, guess, nearest
 
 __all__ = ["PlacedPlugin", "Recipe", "RunSettings", "read_plugins", "read_recipe"]
 
@@ -38,6 +40,7 @@ class RunSettings:
         device: a torch device, such as cpu or cuda.
         precision: of the forward pass, by autocast.
         accumulate: micro-batches per update.
+        scheduler_steps: whether schedulers are stepped after each epoch, or after each update of their optimizers.
         nonfinite: what to do when a loss, a gradient or a weight is infinite or no number.
         averaged: validate the means of the average among the plugins, such as EMA, in place of the weights in training.
         one_batch: train and validate on the first batch alone, as often as there are batches, to see whether the model
@@ -53,6 +56,7 @@ class RunSettings:
     device: str = "cpu"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     accumulate: PositiveInt = 1
+    scheduler_steps: Literal["epoch", "update"] = "epoch"
     nonfinite: Literal["raise", "skip", "restore", "ignore"] = "raise"
     averaged: bool = False
     one_batch: bool = False
@@ -192,6 +196,7 @@ class _Reader:
             with self._problems.gathering(self._plain, key):
                 if key not in _ALL_KEYS:
                     raise ConfigurationError(f"a recipe has no {key!r}{nearest(str(key), _ALL_KEYS)}")
+        self._plain = _respelt(self._plain)
         settings = self._settings()
         named = self._plain.get("paths")
         with self._problems.gathering(self._plain, "paths"):
@@ -275,23 +280,56 @@ class _Reader:
             raise ConfigurationError("the recipe needs `loss:`, or a `step:` of its own")
         if {"step", "loss"} <= has:
             raise ConfigurationError("`loss:` is for the default step, and does nothing beside a `step:` of its own")
-        if set(optimizers) - {""} and models and set(optimizers) != set(models):
-            raise ConfigurationError(f"the optimizers are named {list(optimizers)}, the models {list(models)}")
-        if set(schedulers) - set(optimizers) and optimizers:
-            raise ConfigurationError(f"the schedulers are named {list(schedulers)}, the optimizers {list(optimizers)}")
+        if set(optimizers) - {""} and models:
+            self._refuse_other_names("optimizer", optimizers, "model", models)
+            self._refuse_other_names("model", models, "optimizer", optimizers)
+        if optimizers:
+            self._refuse_other_names("scheduler", schedulers, "optimizer", optimizers)
         if any(scheduler.target is ReduceLROnPlateau for scheduler in schedulers.values()):
             raise ConfigurationError("ReduceLROnPlateau needs a metric: step it in a script of your own")
         if not re.fullmatch(r"[^/\\]+", str(self._plain.get("name") or "x")) or self._plain.get("name") in (".", ".."):
             raise ConfigurationError("`name:` is that of a folder in `runs:`, without / and \\")
+        self._refuse_idle(has)
+
+    def _refuse_idle(self, has: set[str]) -> None:
+        """Raise where a setting would do nothing, for want of another."""
+        if self._plain.get("scheduler_steps") == "update" and not {"scheduler", "schedulers"} & has:
+            raise ConfigurationError("`scheduler_steps:` says when to step a `scheduler:`, and there is none")
         if len({"metrics", "validation"} & has) == 1:
             raise ConfigurationError("`metrics:` are measured on `validation:`: write both, or neither")
         if "validation" not in has and ("validation_step" in has or self._plain.get("averaged") is True):
             raise ConfigurationError("`validation_step:` and `averaged:` say how to validate: write `validation:` too")
 
+    def _refuse_other_names(self, key: str, named: Iterable[str], of: str, known: Iterable[str]) -> None:
+        """Raise, at its line, where what stands under a key has a name that none of the others has."""
+        several, names = self._plain.get(f"{key}s"), list(known)
+        for name in named:
+            if name not in names:
+                with located(several, name) if isinstance(several, Section) else located(self._plain, key):
+                    raise ConfigurationError(
+                        f"the {key}s are named {list(named)}, the {of}s {names}{guess(name, names)}"
+                    )
+
+
+def _respelt(plain: Section) -> Section:
+    """A recipe with the nearest keys in place of unknown ones, so that what they say is checked, and not missed."""
+    found = Section(plain, plain.place, plain.places)
+    for key in [key for key in plain if key not in _ALL_KEYS]:
+        near = closest(str(key), _ALL_KEYS)
+        if near is not None and near not in found:
+            found[near] = plain[key]
+            found.places[near] = plain.places[key]
+    return found
+
 
 def _batches(plain: Any) -> Component:
     """What gives batches, more than once."""
-    found = component(plain, Iterable)
+    try:
+        found = component(plain, Iterable)
+    except ConfigurationError:
+        with located(plain):
+            _refuse_dataset(plain)
+        raise
     if gives(found.target, Iterator):
         raise ConfigurationError(f"{shown(found.target)} gives an Iterator: {READ_ONCE}")
     return found
@@ -299,6 +337,14 @@ def _batches(plain: Any) -> Component:
 
 def _step(plain: Any) -> Component:
     return component(plain, called_with=("the trainer", "the batch"))
+
+
+def _refuse_dataset(plain: Any) -> None:
+    name, _ = name_and_settings(plain)
+    if gives(called(name, None), Dataset):
+        raise ConfigurationError(
+            f"{name} gives a dataset, not batches: wrap it, {{DataLoader: {{dataset: {{{name}: …}}, batch_size: 32}}}}"
+        )
 
 
 def _folders(path: Path, named: Iterable[str]) -> list[Path]:

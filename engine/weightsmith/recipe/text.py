@@ -126,11 +126,26 @@ def read_text(text: str, source: str) -> Any:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f":{mark.line + 1}" if mark is not None else ""
-        raise RecipeError([f"{source}{line}: it is no YAML: {error.problem or error.context}"]) from error
+        problem = str(error.problem or error.context)
+        hints = [hint for part, hint in _HINTS.items() if part in problem]
+        raise RecipeError([f"{source}{line}: it is no YAML: {'; '.join([problem, *hints])}"]) from error
     except yaml.YAMLError as error:
         raise RecipeError([f"{source}: it is no YAML: {error}"]) from error
     except RecursionError:
         raise RecipeError([f"{source}: it is nested too deeply"]) from None
+
+
+_LINES = "look at this line and the one before"
+_HINTS = {
+    "mapping values are not allowed here": f"{_LINES}: the indentation, a blank after each colon, quotes around a text "
+    "with a colon in it",
+    "could not find expected ':'": f"{_LINES}: a key needs a colon and a blank after it, `epochs: 1`",
+    "expected <block end>": f"{_LINES}: what belongs together is indented by as many blanks, and `-` has a blank after "
+    "it",
+    "found character '\\t'": "indent with blanks, not with tabs",
+    "but got": "a bracket of this line or of one before is not closed",
+}
+"""What to look at, by a part of what the parser says."""
 
 
 class _Loader(Reader, Scanner, Parser, Composer, BaseResolver):

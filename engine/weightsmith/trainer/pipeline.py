@@ -295,6 +295,10 @@ class UpdatePipeline(ResumableLoop):
                 idle[0],
             )
 
+    def _may_have_trained(self) -> bool:
+        """Whether this run has updated a weight; a step that does so by itself, as long as its first one has ended."""
+        return self.state.updates != self._updates_before or self.state.iteration > self._iterations_before + 1
+
     def _start(self) -> None:
         self._updates_before, self._iterations_before = dict(self.state.updates), self.state.iteration
         self._look_again()

@@ -262,7 +262,7 @@ class DurableRun(UpdatePipeline):
 
     def _save_crash(self, error: Exception) -> None:
         """Save what there is when the run breaks off, once it has trained."""
-        if self.run_dir is None or "was_saved" in vars(error) or self.state.iteration == self._iterations_before:
+        if self.run_dir is None or "was_saved" in vars(error) or not self._may_have_trained():
             return
         vars(error)["was_saved"] = True
         path = self.run_dir / "checkpoints" / "crash"

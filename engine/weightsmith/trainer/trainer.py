@@ -19,7 +19,7 @@ from weightsmith.attachments import Attachments
 from weightsmith.binding import Binding
 from weightsmith.debugging import WriteGuard
 from weightsmith.errors import ConfigurationError
-from weightsmith.evaluation import EvaluationStep, evaluator, pair
+from weightsmith.evaluation import EvaluationStep, evaluator, pair, scalars
 from weightsmith.events import WeightEvents
 from weightsmith.faults import blaming
 from weightsmith.files import write_tensors
@@ -122,6 +122,7 @@ class Trainer(DurableRun):
             nonfinite=nonfinite,
         )
         self.loss_fn = loss_fn
+        self._validated: list[str] = []
         self.debug = debug
         self._guard = WriteGuard(self.weights) if debug else None
         inventory(self.models, self.optimizers)  # refuses, by name, a weight that two optimizers hold
@@ -283,6 +284,12 @@ class Trainer(DurableRun):
         engine.run(data)
         return dict(engine.state.metrics)
 
+    @property
+    def awaited_metrics(self) -> list[str]:
+        """The names that ``state.metrics`` will have by :meth:`validate_on` and by what plugins say; handlers may put
+        others there."""
+        return [*self._validated, *(name for plugin in self.plugins for name in plugin.metrics_given())]
+
     def validate_on(
         self,
         data: Iterable[Any],
@@ -316,6 +323,7 @@ class Trainer(DurableRun):
                 Average, averaged if isinstance(averaged, Plugin) else None
             )  # refuses if there is none
         engine = evaluator(self, metrics, step)
+        self._validated += metrics
         average, said = averaged if isinstance(averaged, Average) else None, False
 
         def validate() -> None:
@@ -327,7 +335,7 @@ class Trainer(DurableRun):
             with self.averaged(average, statistics_from=statistics_from) if lends else contextlib.nullcontext():
                 engine.run(data)
             self.state.metrics.update(engine.state.metrics)
-            self.publish(_scalars(engine.state.metrics), step=self.state.epoch)
+            self.publish(scalars(engine.state.metrics), step=self.state.epoch)
 
         self.add_event_handler(Events.EPOCH_COMPLETED(every=every), validate)
         return engine
@@ -387,10 +395,3 @@ def supervised_step(trainer: Trainer, batch: Any) -> Tensor:
         return trainer.loss_fn(trainer.model(inputs), targets)  # type: ignore[misc]
 
     return trainer.update(loss)
-
-
-def _scalars(metrics: Mapping[str, Any]) -> dict[str, Measurement]:
-    numbers = {
-        n: value for n, value in metrics.items() if hasattr(value, "__float__") and getattr(value, "ndim", 0) == 0
-    }
-    return {f"metrics/{name}": float(value) for name, value in numbers.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import warnings
 from pathlib import Path
 
@@ -62,9 +63,14 @@ def report(run: Path, to: Path | None = None, where: str = "*") -> Path:
     return path
 
 
+_BARE = re.compile(r"run_\d+|\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(_\d+)?")
+"""What a folder is called by a number or by the date alone, which says nothing of what was run."""
+
+
 def _title(folder: Path) -> str:
+    """The run's name: its folder's, with those above it as far as a bare one needs them."""
     folder = folder.resolve()
-    return f"{folder.parent.name} / {folder.name}" if folder.name.startswith("run_") else folder.name
+    return f"{_title(folder.parent)} / {folder.name}" if _BARE.fullmatch(folder.name) else folder.name
 
 
 def _write(path: Path, data: bytes) -> None:
