@@ -14,7 +14,7 @@ from real_data import Digits
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear
 from torch.utils.data import DataLoader
-from weightsmith import Constraint, Initializer, Penalty, Plugin, Site, Trainer, WeightEditor
+from weightsmith import Constraint, Initializer, Penalty, Plugin, PluginContractError, Site, Trainer, WeightEditor
 from weightsmith.cli import Launch, script
 
 
@@ -128,6 +128,9 @@ def by_plugin(plugin: Plugin, batches: Iterable[Any], epochs: int) -> Tensor:
     return model[1].weight.detach()
 
 
+WATCHING = (w.WeightHistograms(), w.PluginEffect("epoch"), w.Losses(), w.TensorBoard(), w.Checkpoints())
+
+
 @script(epochs=3, runs=Path(__file__).parents[1] / "runs" / "customise_weights")
 def train(launch: Launch, tolerance: PositiveFloat = 1e-5) -> dict[str, Any]:
     """Train a small network on handwritten digits once with each plugin and once by hand, compare the weights, and then
@@ -151,12 +154,11 @@ def train(launch: Launch, tolerance: PositiveFloat = 1e-5) -> dict[str, Any]:
         is_equal = differences[name] <= tolerance
         print(f"{name:18} largest difference {differences[name]:.1e}: {'equal' if is_equal else 'DIFFERENT'}")
     if max(differences.values()) > tolerance:
-        raise SystemExit("a plugin did something else than the loop by hand")
+        raise PluginContractError("a plugin did something else than the loop by hand")
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    watching = (w.WeightHistograms(), w.PluginEffect("epoch"), w.Losses(), w.TensorBoard(), w.Checkpoints())
     shapers = [plugin for plugin, _ in PAIRS.values()]
-    trainer = launch.trainer(model, optimizer, nn.CrossEntropyLoss(), shaping=shapers, watching=watching)
+    trainer = launch.trainer(model, optimizer, nn.CrossEntropyLoss(), shaping=shapers, watching=WATCHING)
     trainer.validate_on(DataLoader(Digits("validation", launch.seed), batch_size=360), {"accuracy": Accuracy()})
     launch.train(trainer, batches)
     return {**trainer.state.metrics, "differences": differences, "run_dir": trainer.run_dir}

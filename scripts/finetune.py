@@ -86,9 +86,9 @@ def train(launch: Launch, keep: Keep = "consolidation", learning_rate: PositiveF
     Returns:
         The accuracy on the new digits and, with the old head, on the old ones, and the run's folder.
     """
+    model = FiveDigits()
     weights, importance = first_task(launch.runs, launch.seed)
     old_head = {name: tensor for name, tensor in read_tensors(weights).items() if name.startswith("head.")}
-    model = FiveDigits()
     adam = torch.optim.Adam(model.parameters(), lr=learning_rate)
     shapers = shaping(keep, weights, importance)
     trainer = launch.trainer(model, adam, nn.CrossEntropyLoss(), shaping=shapers, watching=WATCHING)

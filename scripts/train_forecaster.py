@@ -94,8 +94,12 @@ def train(
     @trainer.on(WeightEvents.GRADIENTS_COMPUTED)
     def note() -> None:
         weights = [weight for weight in model.parameters() if weight.grad is not None]
-        found["largest_gradient"] = max(found["largest_gradient"], float(get_total_norm([w.grad for w in weights])))
-        found["largest_weight"] = max(found["largest_weight"], *(float(w.abs().max()) for w in weights))
+        found["largest_gradient"] = max(
+            found["largest_gradient"], float(get_total_norm([weight.grad for weight in weights]))
+        )
+        found["largest_weight"] = max(
+            found["largest_weight"], *(float(weight.detach().abs().max()) for weight in weights)
+        )
 
     launch.train(trainer, DataLoader(Windows(name, "training"), batch_size=32, shuffle=True))
     found |= {"error": spread(name) * trainer.state.metrics["error"], "naive_error": spread(name) * naive_error(name)}

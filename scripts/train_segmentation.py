@@ -62,7 +62,7 @@ def noisy(images: Tensor) -> Tensor:
     return images + NOISE * torch.randn_like(images)
 
 
-def denoiser(path: Path, seed: int) -> str:
+def denoiser(path: Path, seed: int, epochs: int = 150) -> str:
     """The file of a U-Net that learnt to take noise away from all training slices; made if it is not there."""
     if not path.is_file():
         model = UNet(outputs=1)
@@ -73,7 +73,7 @@ def denoiser(path: Path, seed: int) -> str:
         adam = torch.optim.Adam(model.parameters(), lr=3e-3)
         start = w.KaimingNormal(where=matrices & ~named("head"))
         trainer = Trainer(model, adam, step=denoise, plugins=[start, w.ClipNorm(1.0)], seed=seed)
-        trainer.run(DataLoader(Slices("training"), batch_size=4, shuffle=True), max_epochs=150)
+        trainer.run(DataLoader(Slices("training"), batch_size=4, shuffle=True), max_epochs=epochs)
         path.parent.mkdir(parents=True, exist_ok=True)
         trainer.export(path)
     return str(path)
@@ -125,9 +125,9 @@ def train(launch: Launch, labelled: PositiveInt = 4, learning_rate: PositiveFloa
     Returns:
         Dice's coefficient of each tissue in the last epoch, and the run's folder.
     """
+    model = UNet()
     path = launch.runs / f"denoiser_{launch.seed}.safetensors"
     shapers = shaping(denoiser(path, launch.seed)) if launch.plugins is None else []
-    model = UNet()
     adam = torch.optim.Adam(model.parameters(), lr=learning_rate)
     scheduler = CosineAnnealingLR(adam, launch.epochs)
     trainer = launch.trainer(model, adam, step=step, shaping=shapers, watching=WATCHING, keep=[scheduler])

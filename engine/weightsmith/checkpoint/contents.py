@@ -80,7 +80,7 @@ def _facts(trainer: DurableRun) -> dict[str, Any]:
         "iteration": trainer.state.iteration,
         "epoch": trainer.state.epoch,
         "updates": dict(trainer.state.updates),
-        "saved_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "saved_at": datetime.now(UTC).isoformat(timespec="microseconds"),
         "settings": _settings(trainer),
         "plugins": {label: _described(plugin) for label, plugin in trainer._attachments.labels.items()},
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in packages}},

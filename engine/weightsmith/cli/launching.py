@@ -108,9 +108,14 @@ class Script:
         common = {each.name: each.default for each in fields(Launch) if each.name != "options"}
         self._common: dict[str, Any] = {**common, **defaults}
 
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The options that it has if none is given."""
+        return {**self._own, **self._common}
+
     def __call__(self, **options: Any) -> Any:
         """Train, with these options and the defaults of the others; what the function returns."""
-        options = {**self._own, **self._common, **options}
+        options = {**self.defaults, **options}
         manual_seed(options["seed"])
         launch = Launch(**{name: value for name, value in options.items() if name not in self._own}, options=options)
         return self._function(launch, **{name: options[name] for name in self._own})
