@@ -3,6 +3,8 @@
 # make bench   set up, and time the loop against a hand-written one and Ignite's, every constraint, penalty and gradient
 #              editor against the loop that people write by hand, and weight histograms against Ignite's (a quarter of
 #              an hour)
+# make measure train every script with its plugins and without, over five seeds, into docs/results.md (three quarters of an
+#              hour)
 # make durability  set up, and kill, damage, fill the disk, fuzz, and resume from everywhere, each with a figure at its end
 #              (a quarter of an hour)
 # make outside set up, and install a package of somebody else's beside the built wheel in a new virtual environment
@@ -13,7 +15,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test bench durability outside browser clean
+.PHONY: train test bench measure durability outside browser clean
 
 train: $(READY)
 	$(BIN)/python scripts/train_digits.py
@@ -29,6 +31,9 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/bench_loop.py
 	$(BIN)/python tests/benchmarks/bench_plugins.py
 	$(BIN)/python tests/benchmarks/bench_watching.py
+
+measure: $(READY)
+	$(BIN)/python -W ignore tests/benchmarks/measure_scripts.py
 
 durability: $(READY)
 	$(BIN)/python tests/durability/everywhere.py

@@ -33,7 +33,7 @@ class MnistNet(nn.Sequential):
         )
 
 
-def dense_model(path: Path, seed: int) -> MnistNet:
+def dense_model(path: Path, seed: int, epochs: int = 8) -> MnistNet:
     """A network that was trained as it is; trained now, if the file is not there."""
     model = MnistNet()
     if path.is_file():
@@ -41,7 +41,7 @@ def dense_model(path: Path, seed: int) -> MnistNet:
         return model
     adam = torch.optim.Adam(model.parameters(), lr=2e-3)
     trainer = Trainer(model, adam, nn.CrossEntropyLoss(), seed=seed)
-    trainer.run(DataLoader(Mnist("training", seed), batch_size=64, shuffle=True), max_epochs=8)
+    trainer.run(DataLoader(Mnist("training", seed), batch_size=64, shuffle=True), max_epochs=epochs)
     path.parent.mkdir(parents=True, exist_ok=True)
     trainer.export(path)
     return model

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -120,7 +121,8 @@ def test_its_recipe_trains(name, tmp_path, monkeypatch, capsys):
 def test_its_recipe_goes_on_from_what_the_script_made(name, runs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "path", list(sys.path))
     folder = name.removeprefix("train_")
-    importlib.import_module(name).train(epochs=1, runs=tmp_path / "runs" / folder, **SMALL[name])
+    importlib.import_module(name).train(epochs=1, runs=runs / name, **SMALL[name])
+    shutil.copytree(runs / name, tmp_path / "runs" / folder)
     monkeypatch.chdir(tmp_path)
     assert main(["train", str(SCRIPTS / f"{folder}.yaml"), "--set", "epochs=1"]) == 0
     assert "epoch 1/1  " in capsys.readouterr().out
@@ -226,7 +228,8 @@ def test_kept_is_the_first_tasks_accuracy_with_its_own_head(runs):
 
 def test_compression_is_measured_and_drawn(tmp_path, capsys):
     script = importlib.import_module("compress")
-    found = script.train(epochs=2, runs=tmp_path)
+    script.dense_model(tmp_path / "dense_0.safetensors", 0, epochs=1)
+    found = script.train(epochs=1, runs=tmp_path)
     assert found["pruned"]["zeros"] == pytest.approx(0.9, abs=1e-4)
     assert found["2:4"]["zeros"] == pytest.approx(0.5, abs=1e-3)
     assert found["pruned int8"]["bytes"] < found["int8"]["bytes"] < found["dense"]["bytes"] / 3
