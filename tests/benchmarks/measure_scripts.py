@@ -1,4 +1,5 @@
-"""Train each script with its plugins and without, over several seeds; write what that changed to docs/results.md.
+"""Train each script with its plugins and without, over several seeds; write what that changed to docs/results.md, and
+the most telling figures to the README.
 
 ``python tests/benchmarks/measure_scripts.py`` measures all (about an hour), with a name of :data:`STUDIES` behind it
 that one. What was measured is kept in ``runs/measured``, so the page can hold studies of different days.
@@ -21,7 +22,7 @@ from typing import Any
 from weightsmith import NonFiniteError
 
 ROOT = Path(__file__).parents[2]
-KEPT, PAGE = ROOT / "runs" / "measured", ROOT / "docs" / "results.md"
+KEPT, PAGE, README = ROOT / "runs" / "measured", ROOT / "docs" / "results.md", ROOT / "README.md"
 NONE: dict[str, Any] = {"plugins": Path("none")}
 
 
@@ -54,12 +55,14 @@ CELLS = {
     for label, options in {"unbounded": NONE, "bounded": {}}.items()
 }
 DICE = {name: (name.replace("_", " "), ".3f") for name in ("fluid", "grey_matter", "white_matter")}
+OWN, SHARED = "own decays, 0 and 0.003", "shared decay 0.003"
+RANDOM, DENOISER = "from random weights", "from the denoiser, clipped"
 STUDIES = {
     "gan": Study(
         "train_gan",
         {
-            "own decays, 0 and 0.003": {},
-            "shared decay 0.003": {"generator_decay": 3e-3},
+            OWN: {},
+            SHARED: {"generator_decay": 3e-3},
             "shared decay 0": {"discriminator_decay": 0.0},
             "no plugins": NONE,
         },
@@ -74,7 +77,7 @@ STUDIES = {
     "sunspots_fast": Study("train_forecaster", CELLS, FORECAST, {"name": "sunspots", "learning_rate": 10.0}),
     "segmentation": Study(
         "train_segmentation",
-        {"from random weights": NONE, "from the denoiser, clipped": {}},
+        {RANDOM: NONE, DENOISER: {}},
         DICE,
     ),
     "finetune": Study(
@@ -96,6 +99,45 @@ STUDIES = {
         },
     ),
 }
+TELLING = {
+    "GAN: Fréchet's distance; one decay for both, a decay for each": ("gan", SHARED, "distance", OWN, "distance"),
+    "GAN: the same; no decay at all, a decay for each": ("gan", "shared decay 0", "distance", OWN, "distance"),
+    **{
+        f"{label}: {cell}'s error": (study, f"{cell}, unbounded", "error", f"{cell}, bounded", "error")
+        for study, label in {
+            "sunspots": "sunspots",
+            "co2": "carbon dioxide, ppm",
+            "sunspots_fast": "sunspots, ten times the learning rate",
+        }.items()
+        for cell in ("LSTM", "GRU")
+    },
+    **{
+        f"segmentation: Dice of {heading}": ("segmentation", RANDOM, name, DENOISER, name)
+        for name, (heading, _) in DICE.items()
+    },
+    "fine-tuning, `L2SP`: old digits, kept": ("finetune", "nothing charged", "kept", "L2SP", "kept"),
+    "fine-tuning, `L2SP`: new digits": ("finetune", "nothing charged", "new", "L2SP", "new"),
+    "fine-tuning, `ElasticConsolidation`: old digits, kept": (
+        "finetune",
+        "nothing charged",
+        "kept",
+        "ElasticConsolidation",
+        "kept",
+    ),
+    "fine-tuning, `ElasticConsolidation`: new digits": (
+        "finetune",
+        "nothing charged",
+        "new",
+        "ElasticConsolidation",
+        "new",
+    ),
+    "90 % pruned: accuracy": ("compress", "", "dense/accuracy", "", "pruned/accuracy"),
+    "2:4: accuracy": ("compress", "", "dense/accuracy", "", "2:4/accuracy"),
+    "90 % pruned and 8 bits: accuracy": ("compress", "", "dense/accuracy", "", "pruned int8/accuracy"),
+    "90 % pruned and 8 bits: bytes, compressed": ("compress", "", "dense/bytes", "", "pruned int8/bytes"),
+}
+"""The README's rows: a study, and the variant and the figure without, and with."""
+
 SEEDS = range(5)
 
 
@@ -130,27 +172,47 @@ def table(study: Study, measured: Mapping[str, Sequence[Mapping[str, float]]]) -
     headings = [heading for heading, _ in study.figures.values()]
     lines = ["| " + " | ".join(["", *headings]) + " |", "|---" * (len(headings) + 1) + "|"]
     for variant, runs in measured.items():
-        ended = [run for run in runs if "diverged" not in run]
-        cells = [spread([run[name] for run in ended], form) for name, (_, form) in study.figures.items()]
-        if len(ended) < len(runs):
-            variant += f" ({len(runs) - len(ended)} of {len(runs)} diverged)"
-        lines.append("| " + " | ".join([variant, *cells]) + " |")
+        lines.append("| " + " | ".join([variant, *(cell(study, runs, name) for name in study.figures)]) + " |")
     return lines
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    if not values:
-        return "–"
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.fmean(values):{form}} ± {deviation:{form}}"
 
 
+def kept_of(name: str) -> dict[str, list[dict[str, float]]]:
+    """What was measured in a study; nothing if it was not."""
+    path = KEPT / f"{name}.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def telling() -> str:
+    """The README's table."""
+    lines = ["| mean ± standard deviation over 5 seeds | without | with |", "|---|---|---|"]
+    for label, (name, *pairs) in TELLING.items():
+        measured = kept_of(name)
+        if measured:
+            cells = [cell(STUDIES[name], measured[v], figure) for v, figure in (pairs[:2], pairs[2:])]
+            lines.append("| " + " | ".join([label, *cells]) + " |")
+    return "\n".join(lines)
+
+
+def cell(study: Study, runs: Sequence[Mapping[str, float]], figure: str) -> str:
+    """A figure over the runs that ended; and how many did not."""
+    ended = [run[figure] for run in runs if "diverged" not in run]
+    shown = [spread(ended, study.figures[figure][1])] if ended else []
+    return ", ".join(
+        [*shown, *([f"{len(runs) - len(ended)} of {len(runs)} diverge"] if len(ended) < len(runs) else [])]
+    )
+
+
 def page() -> str:
+    """The whole of what was measured."""
     lines = ["# What the plugins of the scripts change", "", "Made by `make measure`; means and standard deviations."]
     for name, study in STUDIES.items():
-        kept = KEPT / f"{name}.json"
-        if kept.is_file():
-            measured = json.loads(kept.read_text(encoding="utf-8"))
+        measured = kept_of(name)
+        if measured:
             seeds = {len(runs) for runs in measured.values()}
             seconds = [run["seconds"] for runs in measured.values() for run in runs]
             lines += ["", f"## {name}", "", *table(study, measured), ""]
@@ -160,12 +222,15 @@ def page() -> str:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], default=[])
+    parser.add_argument("studies", nargs="*", choices=[*STUDIES, []], default=[], help="which; all by default")
+    parser.add_argument("--page", action="store_true", help="measure nothing; write the pages from what was kept")
     parser.add_argument("--seeds", type=int, default=len(SEEDS))
     options = parser.parse_args()
     sys.path.insert(0, str(ROOT / "scripts"))
     KEPT.mkdir(parents=True, exist_ok=True)
-    for name in options.studies or STUDIES:
+    for name in () if options.page else options.studies or STUDIES:
         found = measure(STUDIES[name], range(options.seeds))
         (KEPT / f"{name}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
+    before, begin, rest = README.read_text(encoding="utf-8").partition("<!-- measured -->\n")
+    README.write_text(before + begin + telling() + "\n" + rest[rest.index("<!-- /measured -->") :], encoding="utf-8")
