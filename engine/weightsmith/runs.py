@@ -24,6 +24,7 @@ from weightsmith.values import bare
 
 __all__ = [
     "RunFolder",
+    "begun_options",
     "choose_run_dir",
     "new_run_dir",
     "provisional_run_dir",
@@ -147,16 +148,15 @@ class RunFolder:
     resumed: Path | None
 
     def begin(self, trainer: Trainer) -> None:
-        """Write down what a new run is configured to be, or put the trainer where the other one was saved.
+        """Write down what the run is configured to be; put the trainer where the other one was saved, if there is one.
 
         Raises:
             ConfigurationError: the other run began with other options, or with other plugins.
         """
-        if self.resumed is None:
-            save_configuration(self.folder, self.options, trainer.plugins)
-            return
-        refuse_other_options(self.folder, self.options, but=_MAY_CHANGE)
-        print(f"going on from {trainer.resume(self.resumed)}")
+        if self.resumed is not None:
+            refuse_other_options(self.folder, self.options, but=_MAY_CHANGE)
+            print(f"going on from {trainer.resume(self.resumed)}")
+        save_configuration(self.folder, self.options, trainer.plugins)
 
 
 @contextlib.contextmanager
@@ -183,6 +183,32 @@ def run_folder(parent: str | Path, resume: str | Path | None, options: Mapping[s
     yield RunFolder(folder, options, folder if is_auto else Path(resume))
 
 
+def begun_options(parent: str | Path, resume: str | Path | None) -> dict[str, Any]:
+    """The options that the run began with which is to go on, as plain values; none for a new run.
+
+    Args:
+        parent: the folder of all runs of the script.
+        resume: as for :func:`choose_run_dir`.
+
+    Raises:
+        ConfigurationError: what the run's folder says of them is damaged.
+    """
+    folder = None if resume is None else _newest(parent) if str(resume) == "auto" else run_of(Path(resume))
+    return {} if folder is None else _options_in(folder)
+
+
+def _options_in(folder: Path) -> dict[str, Any]:
+    """What :func:`save_configuration` wrote; nothing if it wrote nothing."""
+    path = folder / "config.yaml"
+    if not path.is_file():
+        return {}
+    found = read_yaml(path)
+    begun = found.get("options") if isinstance(found, dict) else None
+    if not isinstance(begun, dict):
+        raise ConfigurationError(f"{path} does not say with which options the run began: it is damaged")
+    return begun
+
+
 def refuse_other_options(folder: Path, options: Mapping[str, Any], *, but: Iterable[str] = ()) -> None:
     """Raise where options are others than those that the run in the folder began with: going on with it, they would do
     nothing.
@@ -195,13 +221,7 @@ def refuse_other_options(folder: Path, options: Mapping[str, Any], *, but: Itera
     Raises:
         ConfigurationError: the message names each, with both values.
     """
-    path = folder / "config.yaml"
-    if not path.is_file():
-        return
-    found = read_yaml(path)
-    begun = found.get("options") if isinstance(found, dict) else None
-    if not isinstance(begun, dict):
-        raise ConfigurationError(f"{path} does not say with which options the run began: it is damaged")
+    begun = _options_in(folder)
     now = read_text(written(_plain(options)), "options")
     others = [key for key in now if key not in but and key in begun and not _same(begun[key], now[key])]
     if others:
@@ -222,8 +242,9 @@ def save_configuration(folder: Path, options: Mapping[str, Any], plugins: Iterab
     """
     path = folder / "config.yaml"
     configuration = {"options": _plain(options), "plugins": [plugin.to_plain() for plugin in plugins]}
-    path.write_text(written(configuration), encoding="utf-8")
-    return path
+    new = folder / ".config.yaml"
+    new.write_text(written(configuration), encoding="utf-8")
+    return new.replace(path)
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:

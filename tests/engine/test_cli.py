@@ -265,7 +265,8 @@ def test_a_profile_lands_beside_the_events(run):
     code, output, _ = run("train", "shaping.yaml", "--profile", "--set", "epochs=5")
     assert code == 0
     (trace,) = runs()[0].glob("*.pt.trace.json")
-    assert "aten::addmm" in output
+    assert "Self CPU" in output
+    assert "aten::" in output  # which of them is among the longest depends on what else the machine does
     assert f"the trace is in {trace}" in output
 
 

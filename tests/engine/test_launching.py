@@ -100,6 +100,18 @@ def test_a_run_goes_on_and_ends_where_a_longer_one_ends():
         train(epochs=4, resume=str(runs()[0]), width=6)
 
 
+def test_a_run_goes_on_with_the_options_that_it_began_with():
+    Path("shaping.yaml").write_text("[Clamp: {low: -0.1, high: 0.1}]", encoding="utf-8")
+    assert train.main(["--width=7", "--epochs=2", "--seed=3", "--plugins=shaping.yaml"]) == 0
+    (run,) = runs()
+    assert train.main(["--resume", str(run), "--epochs=3"]) == 0
+    assert train(resume="auto")["trainer"].state.epoch == 3
+    assert train.main(["--resume=auto", "--width=6"]) == 2
+    (run / "config.yaml").write_text("options: {epochs: many}", encoding="utf-8")
+    with pytest.raises(ConfigurationError, match="began with options that the script does not take now"):
+        train(resume="auto")
+
+
 def test_several_runs_of_a_script_have_folders_of_their_own():
     launch = Launch(resume="auto", options={"seed": 0})
     assert launch.at("dense").runs == Path("runs/dense")

@@ -12,7 +12,7 @@ from typing import Any
 
 import docstring_parser
 from ignite.utils import manual_seed
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from weightsmith.cli.console import trained
@@ -20,7 +20,7 @@ from weightsmith.cli.guarding import guarded
 from weightsmith.errors import ConfigurationError
 from weightsmith.plugin import Plugin
 from weightsmith.recipe import read_plugins
-from weightsmith.runs import run_folder
+from weightsmith.runs import begun_options, run_folder
 from weightsmith.trainer import Trainer
 
 __all__ = ["Launch", "Script", "script"]
@@ -37,7 +37,7 @@ class Launch:
         plugins: a YAML file of plugins that shape the weights, in place of the script's own; ``none`` for none at all.
         runs: the folder in which each run gets a folder of its own.
         resume: ``auto`` goes on with the run in it that was saved last; or the folder of a run, or one of its
-            checkpoints.
+            checkpoints. What is not said anew is as that run began.
     """
 
     epochs: PositiveInt = 10
@@ -79,7 +79,7 @@ class Launch:
     def train(self, trainer: Trainer, batches: Iterable[Any]) -> None:
         """Train up to the epoch of the option ``epochs``, with a progress bar where somebody watches, and a line for
         each epoch; then say what came of it, where the run is, and how to view it."""
-        trained(trainer, batches, self.epochs, hint=f"{sys.argv[0]} --resume {trainer.run_dir}")
+        trained(trainer, batches, self.epochs, hint=f"python {sys.argv[0]} --resume {trainer.run_dir}")
 
     def at(self, name: str) -> Launch:
         """For one of several runs of a script: the same, in a folder of this name inside ``runs``.
@@ -113,22 +113,45 @@ class Script:
         """The options that it has if none is given."""
         return {**self._own, **self._common}
 
-    def __call__(self, **options: Any) -> Any:
-        """Train, with these options and the defaults of the others; what the function returns."""
-        options = {**self.defaults, **options}
+    def __call__(self, **given: Any) -> Any:
+        """Train, with the given options; the others are those that the run began with, if one goes on, or the defaults.
+
+        Returns:
+            What the function returns.
+        """
+        options = {**self.defaults, **given}
+        begun = begun_options(options["runs"], options["resume"])
+        options = {**self.defaults, **self._typed(begun), **given}
         manual_seed(options["seed"])
         launch = Launch(**{name: value for name, value in options.items() if name not in self._own}, options=options)
         return self._function(launch, **{name: options[name] for name in self._own})
 
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Train with the options of the command line; the process's exit code."""
+        given = vars(self._parser().parse_args(None if arguments is None else list(arguments), defaults=False))
+        return guarded(lambda: self(**given))
+
+    def _typed(self, begun: Mapping[str, Any]) -> dict[str, Any]:
+        """Options that stand in a run's folder, those of them that the script still has."""
+        known = {name: value for name, value in begun.items() if name in self.defaults and name not in _OF_THIS_CALL}
+        try:
+            return dict(vars(self._parser(exit_on_error=False).parse_object(known, defaults=False)))
+        except ArgumentError as error:
+            raise ConfigurationError(
+                f"the run began with options that the script does not take now: {error}"
+            ) from error
+
+    def _parser(self, **settings: Any) -> ArgumentParser:
         text = docstring_parser.parse(inspect.getdoc(self._function) or "").description
-        parser = ArgumentParser(description=text)
+        parser = ArgumentParser(description=text, **settings)
         parser.add_function_arguments(self._function, as_group=False, skip={self._first})
         parser.add_class_arguments(Launch, as_group=False, skip={"options"})
         parser.set_defaults(self._common)
-        options = vars(parser.parse_args(None if arguments is None else list(arguments)))
-        return guarded(lambda: self(**options))
+        return parser
+
+
+_OF_THIS_CALL = ("runs", "resume")
+"""Options that say nothing of the run."""
 
 
 def script(**defaults: Any) -> Callable[[Callable[..., Any]], Script]:
