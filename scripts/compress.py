@@ -3,6 +3,7 @@
 import copy
 import gzip
 import io
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -47,16 +48,17 @@ def dense_model(path: Path, seed: int, epochs: int = 8) -> MnistNet:
     return model
 
 
-def methods(sparsity: float, epochs: int) -> dict[str, list[Plugin]]:
+def methods(sparsities: Sequence[float], epochs: int) -> dict[str, list[Plugin]]:
     """What is done to the dense network. It is pruned little by little over the first half of the epochs (Zhu & Gupta
     (2017), arXiv:1710.01878), or to two of four consecutive inputs; it is trained with 8 bits."""
-    pruning = w.MagnitudePruning(cubic(0.0, sparsity, over=f"{max(1, epochs // 2)} epochs"))
+    half = f"{max(1, epochs // 2)} epochs"
+    prunings = {f"{share:.0%} pruned": w.MagnitudePruning(cubic(0.0, share, over=half)) for share in sparsities}
     return {
         "dense": [],
-        "pruned": [pruning],
+        **{name: [pruning] for name, pruning in prunings.items()},
         "2:4": [w.MagnitudePruning(0.5, scope="2:4", where=matrices & ~named("0"))],
         "int8": [w.FakeQuantize(8)],
-        "pruned int8": [pruning, w.FakeQuantize(8)],
+        **{f"{name}, int8": [pruning, w.FakeQuantize(8)] for name, pruning in list(prunings.items())[-1:]},
     }
 
 
@@ -64,27 +66,29 @@ WATCHING = (*(w.WeightHistograms(), w.Sparsity(), w.Losses(), w.TensorBoard()), 
 
 
 @script(epochs=10, runs=Path(__file__).parents[1] / "runs" / "compress")
-def train(launch: Launch, sparsity: PositiveFloat = 0.9, learning_rate: PositiveFloat = 1e-3) -> dict[str, Any]:
+def train(
+    launch: Launch, sparsities: tuple[PositiveFloat, ...] = (0.5, 0.97, 0.9), learning_rate: PositiveFloat = 1e-3
+) -> dict[str, Any]:
     """Prune, quantize, and both; each in a run of its own, from one dense network.
 
     Args:
         launch: the options that all scripts have; the plugins of a file are compared with the dense network.
-        sparsity: share of the weights that pruning sets to zero.
+        sparsities: shares of the weights that pruning sets to zero; the last is tried with 8 bits as well.
         learning_rate: Adam's step size, per update.
 
     Returns:
         For each method its accuracy, the share of zeros, and the bytes of the file; and the folder of the picture.
     """
     model = dense_model(launch.runs / f"dense_{launch.seed}.safetensors", launch.seed)
-    chosen = methods(sparsity, launch.epochs) if launch.plugins is None else {"dense": [], "yours": []}
+    chosen = methods(sparsities, launch.epochs) if launch.plugins is None else {"dense": [], "yours": []}
     found = {}
     for name, shapers in chosen.items():
         plugins = Path("none") if name == "dense" else launch.plugins
-        one = replace(launch.at(name.replace(":", "_of_").replace(" ", "_")), plugins=plugins)
+        one = replace(launch.at(re.sub(r"\W+", "_", name)), plugins=plugins)
         found[name] = compressed(one, copy.deepcopy(model), shapers, learning_rate)
-    print(f"{'':12} accuracy  zeros    bytes")
+    print(f"{'':16} accuracy  zeros    bytes")
     for name, numbers in found.items():
-        print(f"{name:12} {numbers['accuracy']:7.2%} {numbers['zeros']:6.1%} {numbers['bytes']:8,}")
+        print(f"{name:16} {numbers['accuracy']:7.2%} {numbers['zeros']:6.1%} {numbers['bytes']:8,}")
     print(f"the picture is {draw(found, launch.runs / 'compress.png')}")
     return {**found, "run_dir": launch.runs}
 
@@ -112,12 +116,14 @@ def stored(integers: nn.Module | None, trainer: Trainer) -> int:
 
 
 def draw(found: Mapping[str, Mapping[str, float]], path: Path) -> Path:
-    """Accuracy against size, into a picture."""
-    figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
+    """Accuracy against the share of zeros, and against size, into a picture."""
+    figure, both = plt.subplots(1, 2, figsize=(9, 4), sharey=True, layout="constrained")
     for name, numbers in found.items():
-        axes.scatter(numbers["bytes"] / 1000, 100 * numbers["accuracy"], label=f"{name}, {numbers['zeros']:.0%} zeros")
-    axes.set(xlabel="kB, compressed", ylabel="accuracy in %", xscale="log")
-    axes.legend()
+        for axes, across in zip(both, (100 * numbers["zeros"], numbers["bytes"] / 1000), strict=True):
+            axes.scatter(across, 100 * numbers["accuracy"], label=name)
+    both[0].set(xlabel="zeros in %", ylabel="accuracy in %")
+    both[1].set(xlabel="kB, compressed")
+    both[1].legend()
     figure.savefig(path, dpi=150)
     plt.close(figure)
     return path

@@ -90,7 +90,7 @@ STUDIES = {
         {"": {}},
         {
             f"{method}/{figure}": (f"{method}: {heading}", form)
-            for method in ("dense", "pruned", "2:4", "int8", "pruned int8")
+            for method in ("dense", "50% pruned", "90% pruned", "97% pruned", "2:4", "int8", "90% pruned, int8")
             for figure, heading, form in (
                 ("accuracy", "accuracy", ".2%"),
                 ("zeros", "zeros", ".1%"),
@@ -131,10 +131,11 @@ TELLING = {
         "ElasticConsolidation",
         "new",
     ),
-    "90 % pruned: accuracy": ("compress", "", "dense/accuracy", "", "pruned/accuracy"),
+    "90 % pruned: accuracy": ("compress", "", "dense/accuracy", "", "90% pruned/accuracy"),
+    "97 % pruned: accuracy": ("compress", "", "dense/accuracy", "", "97% pruned/accuracy"),
     "2:4: accuracy": ("compress", "", "dense/accuracy", "", "2:4/accuracy"),
-    "90 % pruned and 8 bits: accuracy": ("compress", "", "dense/accuracy", "", "pruned int8/accuracy"),
-    "90 % pruned and 8 bits: bytes, compressed": ("compress", "", "dense/bytes", "", "pruned int8/bytes"),
+    "90 % pruned and 8 bits: accuracy": ("compress", "", "dense/accuracy", "", "90% pruned, int8/accuracy"),
+    "90 % pruned and 8 bits: bytes, compressed": ("compress", "", "dense/bytes", "", "90% pruned, int8/bytes"),
 }
 """The README's rows: a study, and the variant and the figure without, and with."""
 

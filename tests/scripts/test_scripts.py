@@ -35,7 +35,7 @@ SHAPERS = {
         "consolidation", *(f"runs/finetune/{name}_0.safetensors" for name in ("first_task", "importance"))
     ),
     "customise_weights": lambda script: [plugin for plugin, _ in script.PAIRS.values()],
-    "compress": lambda script: script.methods(0.9, 10)["pruned int8"],
+    "compress": lambda script: script.methods([0.9], 10)["90% pruned, int8"],
 }
 
 
@@ -229,16 +229,16 @@ def test_kept_is_the_first_tasks_accuracy_with_its_own_head(runs):
 def test_compression_is_measured_and_drawn(tmp_path, capsys):
     script = importlib.import_module("compress")
     script.dense_model(tmp_path / "dense_0.safetensors", 0, epochs=1)
-    found = script.train(epochs=1, runs=tmp_path)
-    assert found["pruned"]["zeros"] == pytest.approx(0.9, abs=1e-4)
+    found = script.train(epochs=1, sparsities=(0.9,), runs=tmp_path)
+    assert found["90% pruned"]["zeros"] == pytest.approx(0.9, abs=1e-4)
     assert found["2:4"]["zeros"] == pytest.approx(0.5, abs=1e-3)
-    assert found["pruned int8"]["bytes"] < found["int8"]["bytes"] < found["dense"]["bytes"] / 3
-    assert found["pruned"]["bytes"] < found["dense"]["bytes"] / 5
+    assert found["90% pruned, int8"]["bytes"] < found["int8"]["bytes"] < found["dense"]["bytes"] / 3
+    assert found["90% pruned"]["bytes"] < found["dense"]["bytes"] / 5
     assert (tmp_path / "compress.png").stat().st_size > 10_000
-    assert "pruned int8" in capsys.readouterr().out
-    names = ["2_of_4", "dense", "int8", "pruned", "pruned_int8"]
+    assert "90% pruned, int8" in capsys.readouterr().out
+    names = ["2_4", "90_pruned", "90_pruned_int8", "dense", "int8"]
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == names
-    (run,) = (tmp_path / "2_of_4").iterdir()
+    (run,) = (tmp_path / "2_4").iterdir()
     kept = weights_of(run)["7.weight"].unflatten(1, (-1, 4)) != 0
     assert (kept.sum(dim=2) <= 2).all()
 
