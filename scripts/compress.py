@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import torch
 import weightsmith_plugins as w
 from ignite.metrics import Accuracy
-from jsonargparse.typing import PositiveFloat
+from jsonargparse.typing import PositiveFloat, PositiveInt
 from real_data import Mnist
 from torch import nn
 from torch.utils.data import DataLoader
@@ -40,6 +40,7 @@ def dense_model(path: Path, seed: int, epochs: int = 8) -> MnistNet:
     if path.is_file():
         load_plain_state_dict(model, read_tensors(str(path)))
         return model
+    print(f"the dense network is trained, for {path}")
     adam = torch.optim.Adam(model.parameters(), lr=2e-3)
     trainer = Trainer(model, adam, nn.CrossEntropyLoss(), seed=seed)
     trainer.run(DataLoader(Mnist("training", seed), batch_size=64, shuffle=True), max_epochs=epochs)
@@ -49,10 +50,10 @@ def dense_model(path: Path, seed: int, epochs: int = 8) -> MnistNet:
 
 
 def methods(sparsities: Sequence[float], epochs: int) -> dict[str, list[Plugin]]:
-    """What is done to the dense network. It is pruned little by little over the first half of the epochs (Zhu & Gupta
-    (2017), arXiv:1710.01878), or to two of four consecutive inputs; it is trained with 8 bits."""
-    half = f"{max(1, epochs // 2)} epochs"
-    prunings = {f"{share:.0%} pruned": w.MagnitudePruning(cubic(0.0, share, over=half)) for share in sparsities}
+    """What is done to the dense network. It is pruned little by little over so many epochs (Zhu & Gupta (2017),
+    arXiv:1710.01878), or to two of four consecutive inputs; it is trained with 8 bits."""
+    way = f"{epochs} epochs"
+    prunings = {f"{share:.0%} pruned": w.MagnitudePruning(cubic(0.0, share, over=way)) for share in sparsities}
     return {
         "dense": [],
         **{name: [pruning] for name, pruning in prunings.items()},
@@ -67,20 +68,25 @@ WATCHING = (*(w.WeightHistograms(), w.Sparsity(), w.Losses(), w.TensorBoard()), 
 
 @script(epochs=10, runs=Path(__file__).parents[1] / "runs" / "compress")
 def train(
-    launch: Launch, sparsities: tuple[PositiveFloat, ...] = (0.5, 0.97, 0.9), learning_rate: PositiveFloat = 1e-3
+    launch: Launch,
+    sparsities: tuple[PositiveFloat, ...] = (0.5, 0.97, 0.9),
+    pruning_epochs: PositiveInt = 5,
+    learning_rate: PositiveFloat = 1e-3,
 ) -> dict[str, Any]:
     """Prune, quantize, and both; each in a run of its own, from one dense network.
 
     Args:
         launch: the options that all scripts have; the plugins of a file are compared with the dense network.
         sparsities: shares of the weights that pruning sets to zero; the last is tried with 8 bits as well.
+        pruning_epochs: over which the shares grow.
         learning_rate: Adam's step size, per update.
 
     Returns:
         For each method its accuracy, the share of zeros, and the bytes of the file; and the folder of the picture.
     """
+    launch.at("dense")  # refuses to go on with one of several
     model = dense_model(launch.runs / f"dense_{launch.seed}.safetensors", launch.seed)
-    chosen = methods(sparsities, launch.epochs) if launch.plugins is None else {"dense": [], "yours": []}
+    chosen = methods(sparsities, pruning_epochs) if launch.plugins is None else {"dense": [], "yours": []}
     found = {}
     for name, shapers in chosen.items():
         plugins = Path("none") if name == "dense" else launch.plugins

@@ -155,6 +155,7 @@ def train(launch: Launch, tolerance: PositiveFloat = 1e-5) -> dict[str, Any]:
         print(f"{name:18} largest difference {differences[name]:.1e}: {'equal' if is_equal else 'DIFFERENT'}")
     if max(differences.values()) > tolerance:
         raise PluginContractError("a plugin did something else than the loop by hand")
+    torch.manual_seed(launch.seed)
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     shapers = [plugin for plugin, _ in PAIRS.values()]

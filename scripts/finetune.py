@@ -45,6 +45,7 @@ def first_task(folder: Path, seed: int) -> tuple[str, str]:
     """The files of a model that tells 0 to 4 apart, and of how much it needs each weight; made if there are none."""
     weights, importance = (folder / f"{name}_{seed}.safetensors" for name in ("first_task", "importance"))
     if not importance.is_file():
+        print(f"the first task is learnt, for {weights}")
         model = FiveDigits()
         adam = torch.optim.Adam(model.parameters(), lr=2e-3)
         trainer = Trainer(model, adam, nn.CrossEntropyLoss(), seed=seed)
@@ -78,7 +79,8 @@ def train(launch: Launch, keep: Keep = "consolidation", learning_rate: PositiveF
     """Learn the digits 5 to 9, from a model of 0 to 4.
 
     Args:
-        launch: the options that all scripts have.
+        launch: the options that all scripts have. (Other plugins take the place of Pretrained as well, and with none
+            nothing is kept.)
         keep: what is charged: by consolidation the distance from the start, for each weight as much as the first task
             needs it; by l2sp for each alike; or nothing.
         learning_rate: Adam's step size, per update.

@@ -8,6 +8,7 @@ import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.utils.data import TensorDataset
+from weightsmith import ConfigurationError
 
 __all__ = ["NOISE", "SEASONS", "TISSUES", "Digits", "Mnist", "Part", "Series", "Slices", "Windows", "series", "spread"]
 
@@ -108,6 +109,8 @@ class Slices(TensorDataset):
     either side are left out, for neighbours are alike; of the 29 others ``labelled`` are to train on, evenly spaced."""
 
     def __init__(self, part: Part, labelled: int = 29) -> None:
+        if not 1 <= labelled <= 29:
+            raise ConfigurationError(f"there are 29 slices to train on, so labelled is 1 to 29, not {labelled}")
         images, tissues = brain()
         noise = NOISE * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
         others = torch.tensor([*range(4, 18), *range(34, 49)])

@@ -8,6 +8,7 @@ import torch
 import weightsmith_plugins as w
 from ignite.metrics import MeanAbsoluteError
 from jsonargparse.typing import PositiveFloat
+from noting import Noted
 from real_data import SEASONS, Series, Windows, spread
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
@@ -74,7 +75,7 @@ def train(
 
     Args:
         launch: the options that all scripts have.
-        name: of the series.
+        name: which series.
         cell: of the recurrent layer.
         learning_rate: of stochastic gradient descent with momentum 0.9, per update.
         bound: largest weight by magnitude, but for those from step to step, which amplify nothing by more than 1; and
@@ -86,23 +87,27 @@ def train(
     """
     model = Forecaster(name, cell)
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9)
-    trainer = launch.trainer(model, optimizer, nn.MSELoss(), shaping=shaping(bound), watching=WATCHING)
+    noted = Noted()
+    trainer = launch.trainer(model, optimizer, nn.MSELoss(), shaping=shaping(bound), watching=WATCHING, keep=[noted])
     validation = DataLoader(Windows(name, "validation"), batch_size=500)
     trainer.validate_on(validation, {"error": MeanAbsoluteError(output_transform=flat)})
-    found = {"largest_weight": 0.0, "largest_gradient": 0.0}
 
     @trainer.on(WeightEvents.GRADIENTS_COMPUTED)
-    def note() -> None:
-        weights = [weight for weight in model.parameters() if weight.grad is not None]
-        found["largest_gradient"] = max(
-            found["largest_gradient"], float(get_total_norm([weight.grad for weight in weights]))
-        )
-        found["largest_weight"] = max(
-            found["largest_weight"], *(float(weight.detach().abs().max()) for weight in weights)
-        )
+    def note_gradient() -> None:
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        noted.note("gradient", get_total_norm(gradients))
+
+    @trainer.on(WeightEvents.UPDATE_COMPLETED)
+    def note_weight() -> None:
+        noted.note("weight", max(weight.detach().abs().max() for weight in model.parameters()))
 
     launch.train(trainer, DataLoader(Windows(name, "training"), batch_size=32, shuffle=True))
-    found |= {"error": spread(name) * trainer.state.metrics["error"], "naive_error": spread(name) * naive_error(name)}
+    found = {
+        "error": spread(name) * trainer.state.metrics["error"],
+        "naive_error": spread(name) * naive_error(name),
+        "largest_weight": max(noted["weight"]),
+        "largest_gradient": max(noted["gradient"]),
+    }
     print(f"mean absolute error {found['error']:.3f}; of saying the last season again: {found['naive_error']:.3f}")
     print(f"largest weight {found['largest_weight']:.3g}, largest gradient norm {found['largest_gradient']:.3g}")
     return {**found, "run_dir": trainer.run_dir}

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import weightsmith_plugins as w
 from ignite.engine import Events
 from ignite.metrics import FID
 from jsonargparse.typing import NonNegativeFloat, PositiveFloat
+from noting import Noted
 from real_data import Digits
 from torch import Tensor, nn
 from torch.nn.functional import relu
@@ -110,28 +112,29 @@ def train(
         learning_rate: Adam's step size for both, per update.
 
     Returns:
-        Fréchet's distance, a mean over the last ten epochs; the largest magnitude of each loss; and the run's folder.
+        Fréchet's distance to the digits that it was trained on, a mean over the last ten epochs; the largest magnitude
+        of each loss; and the run's folder.
     """
     digits = Digits("training", launch.seed)
     models = {"generator": Generator(), "discriminator": Discriminator()}
     adam = {
         name: torch.optim.Adam(each.parameters(), learning_rate, betas=(0.5, 0.999)) for name, each in models.items()
     }
-    shapers = shaping(generator_decay, discriminator_decay)
-    trainer = launch.trainer(models, adam, step=step, shaping=shapers, watching=WATCHING)
+    shapers, noted = shaping(generator_decay, discriminator_decay), Noted()
+    trainer = launch.trainer(models, adam, step=step, shaping=shapers, watching=WATCHING, keep=[noted])
+    print("a classifier of digits learns, whose features tell how far generated digits are from real ones")
     real = DataLoader(digits, batch_size=len(digits))
-    validation = trainer.validate_on(real, {"distance": distance()}, step=generated_and_real, every=2)
-    distances, largest = [], dict.fromkeys(models, 0.0)
-    validation.add_event_handler(Events.COMPLETED, lambda: distances.append(validation.state.metrics["distance"]))
+    validation = trainer.validate_on(real, {"distance": distance()}, step=generated_and_real)
+    validation.add_event_handler(Events.COMPLETED, lambda: noted.note("distance", validation.state.metrics["distance"]))
 
     @trainer.on(Events.ITERATION_COMPLETED)
-    def compare() -> None:
-        largest.update({name: max(largest[name], abs(float(loss))) for name, loss in trainer.state.losses.items()})
+    def note() -> None:
+        for name, loss in trainer.state.losses.items():
+            noted.note(name, abs(loss))
 
     launch.train(trainer, DataLoader(digits, batch_size=32, shuffle=True, drop_last=True))
-    last = distances[-5:]
-    found = {"distance": sum(last) / len(last)} if last else {}
-    return {**found, **{f"largest_{name}_loss": value for name, value in largest.items()}, "run_dir": trainer.run_dir}
+    largest = {f"largest_{name}_loss": max(noted[name]) for name in models}
+    return {"distance": fmean(noted["distance"][-10:]), **largest, "run_dir": trainer.run_dir}
 
 
 if __name__ == "__main__":

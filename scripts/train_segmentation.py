@@ -1,9 +1,10 @@
 """Segment slices of a brain MRI into tissues with a small U-Net, whose encoder learnt to take noise away before."""
 
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import weightsmith_plugins as w
@@ -13,12 +14,13 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from real_data import NOISE, TISSUES, Slices
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate, mse_loss
-from torch.optim.lr_scheduler import CosineAnnealingLR
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from weightsmith import Picture, Plugin, Trainer, matrices, named
 from weightsmith.cli import Launch, script
 from weightsmith.evaluation import evaluating
 
+Start = Literal["denoiser", "kaiming"]
 COLOURS = torch.tensor([[0, 0, 0], [60, 90, 200], [130, 130, 130], [240, 240, 240]], dtype=torch.uint8)
 WEIGHTS = (1.0, 5.0, 1.0, 1.0)
 """What an error costs in each tissue; there is little fluid."""
@@ -41,7 +43,7 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(width, outputs, kernel_size=1)
 
     def forward(self, images: Tensor) -> Tensor:
-        seen = [self.encoder[0](images)]
+        seen = [self.encoder[0](images / NOISE)]  # so that tissues differ by about 1
         for down in [*self.encoder][1:]:
             seen.append(down(nn.functional.max_pool2d(seen[-1], 2)))
         found = seen.pop()
@@ -65,6 +67,7 @@ def noisy(images: Tensor) -> Tensor:
 def denoiser(path: Path, seed: int, epochs: int = 150) -> str:
     """The file of a U-Net that learnt to take noise away from all training slices; made if it is not there."""
     if not path.is_file():
+        print(f"a U-Net learns to take noise away, for {path}")
         model = UNet(outputs=1)
 
         def denoise(trainer: Trainer, batch: tuple[Tensor, Tensor]) -> None:
@@ -96,9 +99,13 @@ class Predictions(Plugin):
         yield Events.EPOCH_COMPLETED(every=10), draw
 
 
-def shaping(path: str) -> list[Plugin]:
-    """All but the head starts from the denoiser; no update is large."""
-    return [w.Pretrained(path, where=["encoder", "decoder"]), w.ClipNorm(1.0)]
+def shaping(start: Start, path: str) -> list[Plugin]:
+    """All but the head starts from the denoiser, or as the denoiser itself once did; no update is large."""
+    starts = {
+        "denoiser": w.Pretrained(path, where=["encoder", "decoder"]),
+        "kaiming": w.KaimingNormal(where=matrices & ~named("head")),
+    }
+    return [starts[start], w.ClipNorm(1.0)]
 
 
 WATCHING = (
@@ -114,22 +121,27 @@ def dice(tissue: str) -> MetricsLambda:
 
 
 @script(epochs=150, runs=Path(__file__).parents[1] / "runs" / "segmentation")
-def train(launch: Launch, labelled: PositiveInt = 4, learning_rate: PositiveFloat = 1e-2) -> dict[str, Any]:
+def train(
+    launch: Launch, labelled: PositiveInt = 4, start: Start = "denoiser", learning_rate: PositiveFloat = 1e-2
+) -> dict[str, Any]:
     """Segment slices of a brain MRI into grey matter, white matter, fluid and background.
 
     Args:
         launch: the options that all scripts have.
         labelled: slices whose tissues are known in training, of 29.
+        start: of all but the head: from the denoiser, which is made first, or drawn by Kaiming's scheme. (With other
+            plugins they decide.)
         learning_rate: Adam's step size for the first update; it falls to 0 along a cosine, by epoch.
 
     Returns:
         Dice's coefficient of each tissue in the last epoch, and the run's folder.
     """
     model = UNet()
+    needs_denoiser = launch.plugins is None and start == "denoiser"
     path = launch.runs / f"denoiser_{launch.seed}.safetensors"
-    shapers = shaping(denoiser(path, launch.seed)) if launch.plugins is None else []
+    shapers = shaping(start, denoiser(path, launch.seed) if needs_denoiser else str(path))
     adam = torch.optim.Adam(model.parameters(), lr=learning_rate)
-    scheduler = CosineAnnealingLR(adam, launch.epochs)
+    scheduler = LambdaLR(adam, lambda epoch: (1 + math.cos(math.pi * epoch / launch.epochs)) / 2)
     trainer = launch.trainer(model, adam, step=step, shaping=shapers, watching=WATCHING, keep=[scheduler])
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: scheduler.step())
     metrics = {tissue: dice(tissue) for tissue in TISSUES[1:]}

@@ -52,11 +52,20 @@ FORECAST = {
 CELLS = {
     f"{cell}, {label}": {"cell": cell, **options}
     for cell in ("LSTM", "GRU")
-    for label, options in {"unbounded": NONE, "bounded": {}}.items()
+    for label, options in {
+        "unbounded": NONE,
+        "unbounded, a tenth of the learning rate": {**NONE, "learning_rate": 0.1},
+        "orthogonal start and clipping alone": {"plugins": Path(__file__).parent / "start_and_clipping.yaml"},
+        "bounded": {},
+    }.items()
 }
 DICE = {name: (name.replace("_", " "), ".3f") for name in ("fluid", "grey_matter", "white_matter")}
 OWN, SHARED = "own decays, 0 and 0.003", "shared decay 0.003"
-RANDOM, DENOISER = "from random weights", "from the denoiser, clipped"
+RANDOM, KAIMING, DENOISER = (
+    "as PyTorch draws weights",
+    "drawn by Kaiming's scheme, clipped",
+    "from the denoiser, clipped",
+)
 STUDIES = {
     "gan": Study(
         "train_gan",
@@ -74,10 +83,15 @@ STUDIES = {
     ),
     "sunspots": Study("train_forecaster", CELLS, FORECAST, {"name": "sunspots"}),
     "co2": Study("train_forecaster", CELLS, FORECAST, {"name": "co2"}),
-    "sunspots_fast": Study("train_forecaster", CELLS, FORECAST, {"name": "sunspots", "learning_rate": 10.0}),
+    "sunspots_fast": Study(
+        "train_forecaster",
+        {name: options for name, options in CELLS.items() if "tenth" not in name},
+        FORECAST,
+        {"name": "sunspots", "learning_rate": 10.0},
+    ),
     "segmentation": Study(
         "train_segmentation",
-        {RANDOM: NONE, DENOISER: {}},
+        {RANDOM: NONE, KAIMING: {"start": "kaiming"}, DENOISER: {}},
         DICE,
     ),
     "finetune": Study(
@@ -112,8 +126,9 @@ TELLING = {
         for cell in ("LSTM", "GRU")
     },
     **{
-        f"segmentation: Dice of {heading}": ("segmentation", RANDOM, name, DENOISER, name)
+        f"segmentation: Dice of {heading}; {without}, from a denoiser": ("segmentation", variant, name, DENOISER, name)
         for name, (heading, _) in DICE.items()
+        for without, variant in {"from PyTorch's start": RANDOM, "from Kaiming's": KAIMING}.items()
     },
     "fine-tuning, `L2SP`: old digits, kept": ("finetune", "nothing charged", "kept", "L2SP", "kept"),
     "fine-tuning, `L2SP`: new digits": ("finetune", "nothing charged", "new", "L2SP", "new"),
@@ -178,8 +193,8 @@ def table(study: Study, measured: Mapping[str, Sequence[Mapping[str, float]]]) -
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values):{form}} ± {deviation:{form}}"
+    mean = f"{statistics.fmean(values):{form}}"
+    return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
 
 
 def kept_of(name: str) -> dict[str, list[dict[str, float]]]:

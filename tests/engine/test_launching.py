@@ -68,7 +68,7 @@ def test_help_explains_its_own_options_and_those_of_all_scripts(capsys):
     assert "--strength STRENGTH charge per squared weight. (type: PositiveFloat, default: 0.001)" in text
     assert "--epochs EPOCHS passes over the training data. (type: PositiveInt, default: 2)" in text
     for option in inspect.signature(Launch).parameters:
-        assert ("--" + option in text) == (option != "options")
+        assert ("--" + option in text) == (option not in ("options", "several_in"))
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,29 @@ def test_several_runs_of_a_script_have_folders_of_their_own():
     assert launch.at("dense").runs == Path("runs/dense")
     with pytest.raises(ConfigurationError, match="resume takes auto, not runs/x"):
         Launch(resume="runs/x").at("dense")
+
+
+def test_what_could_be_no_script_is_refused():
+    def seeded(launch, seed=3): ...
+
+    def alone(): ...
+
+    for function, defaults, message in [
+        (seeded, {}, "are options that all scripts have"),
+        (alone, {}, "its first parameter is the Launch, and there is none"),
+        (lambda launch: None, {"epoch": 3}, r"not of \['epoch'\]"),
+    ]:
+        with pytest.raises(ConfigurationError, match=message):
+            script(**defaults)(function)
+
+
+def test_options_that_are_missing_or_unknown_are_refused():
+    needy = script()(lambda launch, needed: needed)
+    assert needy(needed=3) == 3
+    with pytest.raises(ConfigurationError, match="needs the options needed"):
+        needy()
+    with pytest.raises(ConfigurationError, match="takes no option 'widht': did you mean 'width'"):
+        train(widht=3)
 
 
 def test_numbers_of_a_class_of_their_own_become_plain_in_plugins():

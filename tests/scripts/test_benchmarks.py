@@ -42,7 +42,7 @@ def test_what_scripts_return_is_what_is_measured_and_told(monkeypatch, tmp_path)
     (tmp_path / "sunspots_fast.json").write_text(json.dumps(measured), encoding="utf-8")
     telling = measuring.telling().splitlines()
     bounded = measured["GRU, bounded"][0]["error"]
-    assert telling[-1].endswith(f"| 1 of 1 diverge | {bounded:.2f} ± 0.00 |")
+    assert telling[-1].endswith(f"| 1 of 1 diverge | {bounded:.2f} |")
     assert len(telling) == 4
     assert measuring.spread([1.0, 2.0, 3.0], ".1f") == "2.0 ± 1.0"
 

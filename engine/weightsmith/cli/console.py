@@ -87,7 +87,8 @@ class Console:
         state, seconds = self._trainer.state, time.perf_counter() - self._begun
         updates = sum(state.updates.values()) - self._updates_before
         since = f"since epoch {self._epochs_before + 1}, " if self._epochs_before else ""
-        print(f"\n{updates} updates in {seconds:.1f} s, {since}up to epoch {state.epoch}")
+        done = f"{updates} updates in {seconds:.1f} s, {since}up to epoch {state.epoch}"
+        print(f"\n{done if updates else f'0 updates: there was nothing left to train after epoch {state.epoch}'}")
         for name, values in self._best.items():
             print(f"  {name} {values[-1][0]:.4g}  ({since}{_extremes(values)})")
         print(f"the run is in {run_dir}")

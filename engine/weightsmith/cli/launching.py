@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -21,6 +22,7 @@ from weightsmith.errors import ConfigurationError
 from weightsmith.plugin import Plugin
 from weightsmith.recipe import read_plugins
 from weightsmith.runs import begun_options, run_folder
+from weightsmith.spelling import nearest
 from weightsmith.trainer import Trainer
 
 __all__ = ["Launch", "Script", "script"]
@@ -47,6 +49,7 @@ class Launch:
     runs: Path = Path("runs")
     resume: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # all of the script's, its own ones too
+    several_in: Path | None = None  # of one of several runs: the folder of all
 
     def trainer(
         self, *arguments: Any, shaping: Sequence[Plugin], watching: Sequence[Plugin] = (), **keywords: Any
@@ -79,7 +82,9 @@ class Launch:
     def train(self, trainer: Trainer, batches: Iterable[Any]) -> None:
         """Train up to the epoch of the option ``epochs``, with a progress bar where somebody watches, and a line for
         each epoch; then say what came of it, where the run is, and how to view it."""
-        trained(trainer, batches, self.epochs, hint=f"python {sys.argv[0]} --resume {trainer.run_dir}")
+        again = ["--resume", "auto", "--runs", self.several_in] if self.several_in else ["--resume", trainer.run_dir]
+        hint = shlex.join(map(str, [sys.executable, sys.argv[0], *again]))
+        trained(trainer, batches, self.epochs, hint=hint)
 
     def at(self, name: str) -> Launch:
         """For one of several runs of a script: the same, in a folder of this name inside ``runs``.
@@ -89,7 +94,8 @@ class Launch:
         """
         if self.resume not in (None, "auto"):
             raise ConfigurationError(f"the script does several runs, so --resume takes auto, not {self.resume}")
-        return replace(self, runs=self.runs / name, options={**self.options, "of_several": name})
+        options = {**self.options, "of_several": name}
+        return replace(self, runs=self.runs / name, several_in=self.several_in or self.runs, options=options)
 
     def _shapers(self, own: Sequence[Plugin]) -> Sequence[Plugin]:
         if self.plugins is None:
@@ -98,30 +104,56 @@ class Launch:
 
 
 class Script:
-    """A function that trains, as a command, and to call from Python with the same options by keyword."""
+    """A function that trains, as a command, and to call from Python with the same options by keyword.
+
+    Raises:
+        ConfigurationError: the function has no parameter for the Launch, or one called as an option that all scripts
+            have; or defaults are given of options that there are not.
+    """
+
+    __name__: str
 
     def __init__(self, function: Callable[..., Any], defaults: Mapping[str, Any]) -> None:
         functools.update_wrapper(self, function)
         self._function = function
-        first, *own = inspect.signature(function).parameters.values()
-        self._first, self._own = first.name, {each.name: each.default for each in own}
-        common = {each.name: each.default for each in fields(Launch) if each.name != "options"}
-        self._common: dict[str, Any] = {**common, **defaults}
+        parameters = list(inspect.signature(function).parameters.values())
+        common: dict[str, Any] = {each.name: each.default for each in fields(Launch) if each.name not in _INNER}
+        problems = {
+            "its first parameter is the Launch, and there is none": not parameters,
+            f"{[*common]} are options that all scripts have": any(each.name in common for each in parameters),
+            f"of the options {[*common]} defaults can be given, not of {[*defaults]}": not defaults.keys()
+            <= common.keys(),
+        }
+        for problem in [problem for problem, is_there in problems.items() if is_there]:
+            raise ConfigurationError(f"{function.__qualname__} is no training script: {problem}")
+        self._first, *own = [each.name for each in parameters]
+        self._own = own
+        self._common = {**common, **defaults}
+        self._own_defaults = {each.name: each.default for each in parameters[1:] if each.default is not each.empty}
 
     @property
     def defaults(self) -> dict[str, Any]:
         """The options that it has if none is given."""
-        return {**self._own, **self._common}
+        return {**self._own_defaults, **self._common}
 
     def __call__(self, **given: Any) -> Any:
         """Train, with the given options; the others are those that the run began with, if one goes on, or the defaults.
 
         Returns:
             What the function returns.
+
+        Raises:
+            ConfigurationError: there is no such option, or one without a default is not given.
         """
+        known = [*self._own, *self._common]
+        for name in [name for name in given if name not in known]:
+            raise ConfigurationError(f"{self.__name__} takes no option {name!r}{nearest(name, known)}")
         options = {**self.defaults, **given}
         begun = begun_options(options["runs"], options["resume"])
         options = {**self.defaults, **self._typed(begun), **given}
+        missing = [name for name in self._own if name not in options]
+        if missing:
+            raise ConfigurationError(f"{self.__name__} needs the options {', '.join(missing)}")
         manual_seed(options["seed"])
         launch = Launch(**{name: value for name, value in options.items() if name not in self._own}, options=options)
         return self._function(launch, **{name: options[name] for name in self._own})
@@ -144,11 +176,14 @@ class Script:
     def _parser(self, **settings: Any) -> ArgumentParser:
         text = docstring_parser.parse(inspect.getdoc(self._function) or "").description
         parser = ArgumentParser(description=text, **settings)
-        parser.add_function_arguments(self._function, as_group=False, skip={self._first})
-        parser.add_class_arguments(Launch, as_group=False, skip={"options"})
+        parser.add_function_arguments(self._function, as_group=False, fail_untyped=False, skip={self._first})
+        parser.add_class_arguments(Launch, as_group=False, skip=set(_INNER))
         parser.set_defaults(self._common)
         return parser
 
+
+_INNER = ("options", "several_in")
+"""Fields of a Launch that are no options."""
 
 _OF_THIS_CALL = ("runs", "resume")
 """Options that say nothing of the run."""

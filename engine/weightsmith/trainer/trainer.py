@@ -281,7 +281,8 @@ class Trainer(DurableRun):
             step: ``step(trainer, batch)`` gives what the metrics take; default ``(model(inputs), targets)``.
         """
         engine = evaluator(self, metrics, step)
-        engine.run(data)
+        with torch.random.fork_rng(devices=[]):
+            engine.run(data)
         return dict(engine.state.metrics)
 
     @property
@@ -332,7 +333,8 @@ class Trainer(DurableRun):
             if averaged and not lends and not said:
                 said = True
                 logger.warning("validate_on: there is no mean yet, so the weights in training are evaluated")
-            with self.averaged(average, statistics_from=statistics_from) if lends else contextlib.nullcontext():
+            lent = self.averaged(average, statistics_from=statistics_from) if lends else contextlib.nullcontext()
+            with lent, torch.random.fork_rng(devices=[]):  # training draws the same with and without validation
                 engine.run(data)
             self.state.metrics.update(engine.state.metrics)
             self.publish(scalars(engine.state.metrics), step=self.state.epoch)
