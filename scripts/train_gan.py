@@ -44,8 +44,8 @@ class Discriminator(nn.Sequential):
         )
 
     def forward(self, digits: Tensor) -> Tensor:
-        spread: Tensor = super().forward(20 * (digits - 0.5))  # layers that amplify by at most 1 need far inputs
-        return spread
+        said: Tensor = super().forward(20 * (digits - 0.5))  # layers that amplify by at most 1 need far inputs
+        return said
 
 
 def step(trainer: Trainer, batch: Sequence[Tensor]) -> None:

@@ -167,7 +167,7 @@ def measure(study: Study, seeds: Sequence[int]) -> dict[str, list[dict[str, floa
                 begun = time.perf_counter()
                 try:
                     with contextlib.redirect_stdout(io.StringIO()):
-                        found = flat(train(seed=seed, runs=Path(runs), **study.options, **options))
+                        found = by_path(train(seed=seed, runs=Path(runs), **study.options, **options))
                     figures = {name: float(found[name]) for name in study.figures}
                 except NonFiniteError as error:
                     figures = {"diverged": 1.0}
@@ -178,7 +178,8 @@ def measure(study: Study, seeds: Sequence[int]) -> dict[str, list[dict[str, floa
     return measured
 
 
-def flat(found: Mapping[str, Any]) -> dict[str, Any]:
+def by_path(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What a script returns, with what stands in a mapping under ``name/figure``."""
     inner = {f"{k}/{n}": v for k, value in found.items() if isinstance(value, Mapping) for n, v in value.items()}
     return {**found, **inner}
 
@@ -192,7 +193,7 @@ def table(study: Study, measured: Mapping[str, Sequence[Mapping[str, float]]]) -
     return lines
 
 
-def spread(values: Sequence[float], form: str) -> str:
+def shown(values: Sequence[float], form: str) -> str:
     mean = f"{statistics.fmean(values):{form}}"
     return f"{mean} ± {statistics.stdev(values):{form}}" if len(values) > 1 else mean
 
@@ -217,10 +218,10 @@ def telling() -> str:
 def cell(study: Study, runs: Sequence[Mapping[str, float]], figure: str) -> str:
     """A figure over the runs that ended; and how many did not."""
     ended = [run[figure] for run in runs if "diverged" not in run]
-    shown = [spread(ended, study.figures[figure][1])] if ended else []
-    return ", ".join(
-        [*shown, *([f"{len(runs) - len(ended)} of {len(runs)} diverge"] if len(ended) < len(runs) else [])]
-    )
+    parts = [shown(ended, study.figures[figure][1])] if ended else []
+    if len(ended) < len(runs):
+        parts.append(f"{len(runs) - len(ended)} of {len(runs)} diverge")
+    return ", ".join(parts)
 
 
 def page() -> str:

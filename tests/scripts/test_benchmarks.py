@@ -44,7 +44,7 @@ def test_what_scripts_return_is_what_is_measured_and_told(monkeypatch, tmp_path)
     bounded = measured["GRU, bounded"][0]["error"]
     assert telling[-1].endswith(f"| 1 of 1 diverge | {bounded:.2f} |")
     assert len(telling) == 4
-    assert measuring.spread([1.0, 2.0, 3.0], ".1f") == "2.0 ± 1.0"
+    assert measuring.shown([1.0, 2.0, 3.0], ".1f") == "2.0 ± 1.0"
 
 
 def test_every_telling_figure_is_measured(monkeypatch):
