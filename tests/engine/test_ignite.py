@@ -14,6 +14,7 @@ from ignite.handlers import (
 )
 from ignite.metrics import MeanSquaredError, RunningAverage
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from weightsmith import Trainer, WeightEvents
 from weightsmith_plugins import EMA, L2, Centralize, Decay, MaxNorm, NonNegative, Perturb
 
@@ -48,6 +49,24 @@ def test_early_stopping_on_the_evaluator():
     assert isinstance(evaluator, Engine)
     assert trainer.state.epoch == 3
     assert trainer.state.updates == {"optimizer": 6}
+
+
+def test_validation_draws_nothing_from_what_training_draws_from():
+    """A loader draws a seed whenever it is gone through, and a handler of an evaluation may draw as well."""
+    inputs, targets = (torch.cat(parts) for parts in zip(*batches(8), strict=True))
+
+    def trained(validations):
+        trainer = make_trainer()
+        shuffled = DataLoader(TensorDataset(inputs, targets), batch_size=4, shuffle=True)
+        for number in range(validations):
+            evaluator = trainer.validate_on(DataLoader(TensorDataset(inputs, targets), batch_size=8, shuffle=True), {})
+            evaluator.add_event_handler(Events.COMPLETED, lambda number=number: torch.randn(number + 1))
+        trainer.run(shuffled, max_epochs=3)
+        return trainer.model[0].weight.detach()
+
+    free = trained(0)
+    assert torch.equal(trained(1), free)
+    assert torch.equal(trained(2), free)
 
 
 def test_validation_measures_the_model_of_that_epoch_and_leaves_it_training():

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import doctest
 import importlib
 import shlex
 import shutil
@@ -166,6 +167,17 @@ def test_the_hint_after_a_stop_goes_on_with_the_run_and_its_options(tmp_path, st
     subprocess.run([*command, "--runs", str(tmp_path)], check=True, timeout=120, capture_output=True)
     (run,) = tmp_path.iterdir()
     assert_same_weights(run, train(**options)["run_dir"])
+
+
+def test_what_is_noted_goes_with_a_run():
+    noting = importlib.import_module("noting")
+    assert doctest.testmod(noting).attempted == 3
+    noted, other = noting.Noted(), noting.Noted(old=[9.0])
+    noted.note("loss", torch.tensor(0.5))
+    noted.note("loss", 0.25)
+    other.load_state_dict(noted.state_dict())
+    noted.note("loss", 1.0)
+    assert other == {"loss": [0.5, 0.25]}
 
 
 def test_other_plugins_take_the_place_of_the_scripts_own(tmp_path):
