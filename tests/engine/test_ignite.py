@@ -58,9 +58,9 @@ def test_validation_draws_nothing_from_what_training_draws_from():
     def trained(validations):
         trainer = make_trainer()
         shuffled = DataLoader(TensorDataset(inputs, targets), batch_size=4, shuffle=True)
-        for number in range(validations):
+        for _ in range(validations):
             evaluator = trainer.validate_on(DataLoader(TensorDataset(inputs, targets), batch_size=8, shuffle=True), {})
-            evaluator.add_event_handler(Events.COMPLETED, lambda number=number: torch.randn(number + 1))
+            evaluator.add_event_handler(Events.COMPLETED, lambda _: torch.randn(1))
         trainer.run(shuffled, max_epochs=3)
         return trainer.model[0].weight.detach()
 
