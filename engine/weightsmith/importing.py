@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import sysconfig
 from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,15 @@ def looked_up(path: str) -> Any:
     return found
 
 
+_INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib"))
+"""Folders of what is installed: a module of that name from elsewhere is its source, tried out."""
+
+
 def _refuse_another_of_its_name(module: str) -> None:
     held = getattr(sys.modules.get(module), "__file__", None)
     spec = None if module == "__main__" else PathFinder.find_spec(module)
-    if held and spec is not None and spec.origin and Path(held).resolve() != Path(spec.origin).resolve():
+    if not held or spec is None or not spec.origin:
+        return
+    now = Path(spec.origin).resolve()
+    if Path(held).resolve() != now and not any(now.is_relative_to(folder) for folder in _INSTALLED):
         raise ConfigurationError(f"another module {module!r} than {spec.origin} was imported before, from {held}")

@@ -1,13 +1,15 @@
 """Plugins that installed distributions announce: found, named, and no harm to each other."""
 
+import importlib
 import sys
 import textwrap
 from importlib import metadata
 
 import pytest
 import weightsmith_plugins
-from weightsmith import ConfigurationError
+from weightsmith import ConfigurationError, importing
 from weightsmith.discovery import Registry, plugin_class, registry
+from weightsmith.recipe import from_plain
 
 EDITOR = """
 from weightsmith import WeightEditor
@@ -119,3 +121,20 @@ def test_a_module_without_plugins_is_a_failure():
 def test_names_that_mean_no_plugin(name, message):
     with pytest.raises(ConfigurationError, match=message):
         plugin_class(name)
+
+
+def test_the_source_of_what_is_installed_may_be_tried_out(tmp_path, monkeypatch):
+    text = "from weightsmith_plugins import L2 as Tried\n"
+    for folder in ("installed", "source"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "tried_out.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path / "source"))
+    module = importlib.import_module("tried_out")
+    monkeypatch.setitem(sys.modules, "tried_out", module)
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "installed"), *sys.path])
+    with pytest.raises(ConfigurationError, match="another module 'tried_out'"):
+        from_plain("tried_out.Tried")
+    monkeypatch.setattr(importing, "_INSTALLED", ((tmp_path / "installed").resolve(),))
+    with pytest.raises(ConfigurationError, match="needs strength"):
+        from_plain("tried_out.Tried")
+    assert type(from_plain({"tried_out.Tried": 0.5})) is module.Tried
