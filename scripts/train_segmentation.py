@@ -122,7 +122,7 @@ def dice(tissue: str) -> MetricsLambda:
 
 @script(epochs=150, runs=Path(__file__).parents[1] / "runs" / "segmentation")
 def train(
-    launch: Launch, labelled: PositiveInt = 4, start: Start = "denoiser", learning_rate: PositiveFloat = 1e-2
+    launch: Launch, labelled: PositiveInt = 4, start: Start = "denoiser", learning_rate: PositiveFloat = 3e-3
 ) -> dict[str, Any]:
     """Segment slices of a brain MRI into grey matter, white matter, fluid and background.
 
