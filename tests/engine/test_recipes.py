@@ -490,6 +490,11 @@ def test_a_loss_may_be_a_function_with_some_of_its_arguments(pieces):
         ("epochs: 3", "epochs: null", "recipe.yaml:9: epochs: null is no value for it"),
         ("seed: 5", "seed: 5000000000", "recipe.yaml:10: seed 5000000000 is more than NumPy takes"),
         ("seed: 5", "step: pieces.step", "`loss:` is for the default step"),
+        (
+            "{pieces.points: {count: 64}}\n    batch_size: 16\n    shuffle: true",
+            "{TensorDataset: []}",
+            "the batches raise IndexError",
+        ),
         ("seed: 5", "averaged: true", "`averaged:` say how to validate: write `validation:` too"),
         ("seed: 5", "validation_step: pieces.step", "say how to validate"),
         ("seed: 5", "validation: null\nmetrics: {a: Accuracy}", "write both, or neither"),

@@ -58,8 +58,8 @@ def test_the_configuration_beside_the_events_describes_the_run(run, script):
     assert configuration["options"]["epochs"] == 4
     assert configuration["options"]["max_norm"] == 1.5
     plugins = [from_plain(plain) for plain in configuration["plugins"]]
-    assert script.MaxNorm(1.5, where=["conv1.weight", "conv2.weight", "hidden.weight"]) in plugins
-    assert script.Perturb(script.linear(1e-3, 0.0), where="hidden.weight") in plugins
+    assert script.w.MaxNorm(1.5, where=["conv1.weight", "conv2.weight", "hidden.weight"]) in plugins
+    assert script.w.Perturb(script.linear(1e-3, 0.0), where="hidden.weight") in plugins
 
 
 def test_tensorboard_reads_every_weight_over_the_epochs(run, script):

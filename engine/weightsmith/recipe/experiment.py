@@ -120,6 +120,7 @@ def _built_batches(recipe: Recipe, key: str, described: Component) -> Iterable[A
     with located(recipe.plain, key):
         if isinstance(batches, Iterator) and iter(batches) is batches:
             raise ConfigurationError(f"{shown(described.target)} gave an Iterator: {READ_ONCE}")
+        _length(batches)  # refuses what cannot tell it
     return batches
 
 
@@ -128,6 +129,10 @@ def _length(batches: Any) -> int | None:
         return len(batches)
     except TypeError:
         return None
+    except Exception as error:  # whatever somebody's data raise
+        raise ConfigurationError(
+            f"asked for their length, the batches raise {type(error).__name__}: {error}"
+        ) from error
 
 
 def _first(batches: Iterable[Any]) -> Any:
