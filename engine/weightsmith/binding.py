@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
@@ -16,8 +16,9 @@ from weightsmith.optimizers import forget, join, leave, momenta
 from weightsmith.parametrization import Map, Parametrized, refuse_remove, register, remembering, remove
 from weightsmith.schedules import Progress
 from weightsmith.selection import select
+from weightsmith.shards import follow, gather, own_part, put_back, spread
 from weightsmith.site import Site
-from weightsmith.targets import Target, Targets
+from weightsmith.targets import Target, Targets, gathered
 from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight, is_lazy, raw_weights
 
@@ -108,10 +109,12 @@ class Binding:
         if known is not None:
             known.site._follow(weight, optimizer)
             return Target(weight, known.site)
-        effective = self.plugin.sees_effective_weights
-        target = Target(weight, Site(weight, self._state, optimizer, self._seed(), effective=effective))
+        effective, handling = self.plugin.sees_effective_weights, self.plugin.handling
+        site = Site(weight, self._state, optimizer, self._seed(), effective=effective, sharding=handling)
+        target = Target(weight, site)
         if weight.raw[0].numel():
-            seen = self.plugin._seen(target).detach()
+            is_whole = target.part is None and not target.site._is_scattered
+            seen = self.plugin._seen(target).detach() if is_whole else torch.empty(target.site.shape, device="meta")
             for plugin in [*self.plugin._extremes()] or [self.current()]:
                 plugin.refuse_misfit(seen, target.site)
         return target
@@ -152,6 +155,36 @@ class Binding:
         """The weights to act on now: those of the optimizer in progress, else all; none that is frozen or empty."""
         found = self._by_optimizer[self._state.optimizer]
         return found if self.plugin.acts_on_frozen else found.trained
+
+    def rounds(self, targets: Targets | None = None, *, writes: Iterable[str] | None = None) -> Iterable[Targets]:
+        """The weights to act on, in turns: those at hand together; then those sharded ones that the plugin needs whole,
+        one after another, each gathered on every process. What is written to one is written back before the next.
+
+        Args:
+            targets: default :meth:`targets`.
+            writes: what is written back, ``"weight"`` or ``"gradient"``. Default what the plugin says that it writes.
+        """
+        targets = self.targets() if targets is None else targets
+        return (
+            (targets,) if targets.are_whole else self._rounds(targets, self.plugin.writes if writes is None else writes)
+        )
+
+    def _rounds(self, targets: Targets, writes: Iterable[str]) -> Iterator[Targets]:
+        at_hand = targets.at_hand if self.plugin.handling == "joint" else targets.at_hand.filled
+        if at_hand:
+            yield at_hand
+        for target in targets.scattered:
+            with gathered(target, writes) as whole:
+                yield Targets([whole])
+
+    def each(self, targets: Targets | None = None) -> Iterator[Target]:
+        """The weights one by one, to be looked at: as :meth:`rounds`, with those of which nothing is here, so that all
+        processes may ask something of each other."""
+        targets = self.targets() if targets is None else targets
+        yield from targets.at_hand
+        for target in targets.scattered:
+            with gathered(target, ()) as whole:
+                yield whole
 
     def all_targets(self) -> Targets:
         """All its weights, those of other optimizers, frozen and empty ones included."""
@@ -229,6 +262,8 @@ class Binding:
             parametrized = Parametrized(self, site, *self._maps, parameters)
             registration = Registration(weight, parametrized, weight.trainable, tuple(weight.module._parameters))
             register(weight, parametrized)
+            self.trainer._replicas.mistrust_wrappers()
+            follow(self.trainer.models.values(), weight.raw[0], *_home_of_raw(weight))
             self._parametrized[weight.name] = registration
             if parameters:
                 optimizer, group = self._home(weight)
@@ -244,12 +279,16 @@ class Binding:
             return {}
         plugin: Any = self.current()
         with torch.no_grad():
-            added = plugin.parameters(target.weight.effective_units().detach(), target.site)
+            added = plugin.parameters(self._whole(target.weight), target.site)
         if not (isinstance(added, dict) and all(isinstance(value, Tensor) for value in added.values())):
             raise PluginContractError(
                 f"{type(plugin).__name__}.parameters returned {added!r}: return a dict of name to tensor"
             )
         return added
+
+    @staticmethod
+    def _whole(weight: Weight) -> Tensor:
+        return unit_view(gather(weight.effective().detach()), weight.layout)
 
     def _home(self, weight: Weight) -> tuple[Optimizer, int]:
         """The optimizer, and its group, for what is trained besides a weight."""
@@ -285,28 +324,39 @@ class Binding:
             for optimizer in self.trainer.optimizers.values():
                 leave(optimizer, parametrized.parameters())
             remove(weight, order)
+            self.trainer._replicas.mistrust_wrappers()
             weight.raw[0].requires_grad_(was_trained)
+            follow(self.trainer.models.values(), weight.raw[0], weight.module, weight.leaf)
         self._parametrized.clear()
 
     def forget_moments(self, target: Target, where: Tensor | None = None) -> None:
         """Clean what the optimizer remembers of a weight, such as momentum: all of it, or the elements in ``where``."""
         if target.weight.optimizer is None:
             return
-        for parameter in target.weight.raw:
-            elements = None if where is None else where.expand(target.tensor.shape).reshape(parameter.shape)
+        elements = None if where is None else where.expand(target.tensor.shape)
+        for parameter in self._targets[target.weight.name].weight.raw:
+            if elements is not None and target.part is None:
+                elements = own_part(spread(elements.reshape(parameter.shape), parameter))
             forget(self.trainer.optimizers[target.weight.optimizer], parameter, elements)
 
-    def momenta(self, target: Target) -> list[Tensor]:
-        """The optimizer's momentum of a weight, as the plugin sees the weight; written in place. Empty if there is none
+    def edit_momenta(self, target: Target, edit: Callable[[Tensor], Tensor]) -> None:
+        """Replace the optimizer's momentum of a weight, seen as the plugin sees the weight; nothing if there is none
         (yet)."""
         if target.weight.optimizer is None:
-            return []
-        found = momenta(self.trainer.optimizers[target.weight.optimizer], target.weight.parameter)
-        return [unit_view(momentum, target.weight.layout) for momentum in found]
+            return
+        parameter = self._targets[target.weight.name].weight.parameter
+        for momentum in momenta(self.trainer.optimizers[target.weight.optimizer], parameter):
+            if target.part is not None:
+                own_part(momentum).copy_(edit(own_part(momentum)))
+            else:
+                edited = edit(unit_view(gather(momentum), target.weight.layout))
+                put_back(momentum, edited.reshape(momentum.shape))
 
     def begin(self) -> None:
         """Let the plugin begin to remember the weights as they are now."""
-        self.current()._prepare(self.targets())
+        plugin = self.current()
+        for targets in self.rounds(writes=()):
+            plugin._prepare(targets)
 
     def publish(self, values: dict[str, Measurement]) -> None:
         """Hand measurements to the sinks, at the count of the plugin's event."""
@@ -341,7 +391,7 @@ class Binding:
         sites = {name: target.site for name, target in self._targets.items()}
         generators = {name: site._generator_state() for name, site in sites.items()}
         return {
-            "memory": {name: dict(site._memory) for name, site in sites.items() if site._memory},
+            "memory": {name: site._entries() for name, site in sites.items() if site._memory},
             "generators": {name: state for name, state in generators.items() if state is not None},
             "notes": self.notes,
         }
@@ -355,12 +405,17 @@ class Binding:
         for name, target in self._targets.items():
             device, site = target.weight.raw[0].device, target.site
             site._forget()
-            site._begin({key: value.to(device) for key, value in memories.get(name, {}).items()})
+            site._begin({key: site._here(value).to(device) for key, value in memories.get(name, {}).items()})
             site._restore_generator(generators.get(name))
 
 
 def _raw_names(weights: Sequence[Weight]) -> frozenset[str]:
     return frozenset(weight.name for weight in raw_weights(weights))
+
+
+def _home_of_raw(weight: Weight) -> tuple[nn.Module, str]:
+    """Where a parametrized weight's raw parameter stands."""
+    return weight.module.parametrizations[weight.leaf], "original"  # type: ignore[index, return-value]
 
 
 _START = frozenset({WeightEvents.INITIALIZING, WeightEvents.WEIGHTS_EDITED})

@@ -57,6 +57,10 @@ class NonFiniteError(WeightsmithError, ArithmeticError):
     """A loss, a gradient or a weight is infinite or no number; the message names the update and the first weight."""
 
 
+class ReplicaDriftError(WeightsmithError, RuntimeError):
+    """Processes that should hold copies of a weight hold different ones; the message names the first weight."""
+
+
 class GoBack(BaseException):
     """Inside the engine: the run is to go back to its last good checkpoint."""
 

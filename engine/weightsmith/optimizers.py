@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from weightsmith.shards import own_part
+
 __all__ = ["forget", "held_by", "join", "leave", "momenta"]
 
 
@@ -37,7 +39,8 @@ def leave(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> None:
 
 def forget(optimizer: Optimizer, parameter: nn.Parameter, where: Tensor | None = None) -> None:
     """Clean what an optimizer remembers of a parameter, such as momentum: all of it, or the elements in ``where``, a
-    boolean of its shape. A memory that is not kept element by element (Adafactor's factors) goes as a whole."""
+    boolean of its shape; of a sharded one, of its part's. A memory that is not kept element by element (Adafactor's
+    factors) goes as a whole."""
     state = optimizer.state.get(parameter, {})
     moments = {name: value for name, value in state.items() if isinstance(value, Tensor) and value.ndim}
     is_elementwise = all(value.shape == parameter.shape for value in moments.values())
@@ -50,7 +53,7 @@ def forget(optimizer: Optimizer, parameter: nn.Parameter, where: Tensor | None =
         return
     for name, value in moments.items():
         if name in _MOMENTS:
-            value.masked_fill_(where, 0)
+            own_part(value).masked_fill_(where, 0)
 
 
 def momenta(optimizer: Optimizer, parameter: nn.Parameter) -> list[Tensor]:

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from weightsmith.errors import ConfigurationError, PluginContractError
 from weightsmith.faults import blaming
+from weightsmith.shards import gather, is_sharded, put_back, spread
 from weightsmith.site import Site
 from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight
@@ -53,9 +54,13 @@ class Parametrized(nn.Module):
         return getattr(self.binding.plugin, "keeps_zeros", False)
 
     def forward(self, raw: Tensor) -> Tensor:
+        if is_sharded(raw):  # outside the forward pass of a sharded layer, which has the whole
+            return spread(self(gather(raw)), raw)
         return self._mapped(self._forward, raw, remember=self.remembering)[0]
 
     def right_inverse(self, value: Tensor) -> Tensor:
+        if is_sharded(value):
+            return spread(self.right_inverse(gather(value)), value)
         tensor, entries = self._mapped(self._right_inverse, value)
         with torch.no_grad():
             for name, entry in entries.items():
@@ -109,7 +114,12 @@ def remove(weight: Weight, order: Sequence[str]) -> None:
     """Undo :func:`register`; the layer keeps the value that it computed with, and its parameters their ``order``, which
     an optimizer made later goes by."""
     with torch.no_grad():
-        parametrize.remove_parametrizations(weight.module, weight.leaf, leave_parametrized=True)
+        if is_sharded(weight.raw[0]):  # torch would give it another memory, of which the sharding does not know
+            whole = gather(getattr(weight.module, weight.leaf))
+            parametrize.remove_parametrizations(weight.module, weight.leaf, leave_parametrized=False)
+            put_back(weight.raw[0], whole)
+        else:
+            parametrize.remove_parametrizations(weight.module, weight.leaf, leave_parametrized=True)
     parameters = weight.module._parameters
     for name in [*order, *(name for name in parameters if name not in order)]:
         if name in parameters:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,11 @@ from torch.optim import Optimizer
 
 from weightsmith.errors import PluginContractError
 from weightsmith.events import TrainingState
+from weightsmith.shards import is_sharded, own_part, part_of
 from weightsmith.tensors import gates, row_length, unit_dims, unit_view
 from weightsmith.weights import Weight
 
-__all__ = ["Site"]
+__all__ = ["Sharding", "Site"]
 
 
 class Site:
@@ -40,6 +41,7 @@ class Site:
         seed: str,
         *,
         effective: bool = True,
+        sharding: Sharding = "joint",
     ) -> None:
         self._weight = weight
         self._state = state
@@ -50,12 +52,24 @@ class Site:
         self._seeded_at: int | None = None
         self._seed = f"{seed}|{weight.name}"
         self._parameters: Mapping[str, Tensor] = {}
-        seen = (
-            weight.effective_units() if weight.parametrized and effective else unit_view(weight.raw[0], weight.layout)
-        )
+        self._effective = effective
+        self._sharding = sharding
+        is_computed = weight.parametrized and effective
+        seen = weight.effective_units() if is_computed else unit_view(_outline(weight.raw[0]), weight.layout)
+        self._shape = seen.shape
         self.__dict__["unit_dims"] = unit_dims(seen.ndim, weight.layout)
         self._row_length = row_length(seen, self.unit_dims)
+        self._settle_part()
         self.__dict__["gates"] = gates(weight.layout, weight.leaf)
+
+    def _settle_part(self) -> None:
+        """Find the part of a sharded weight on which the plugin may act as it lies; else the weight is scattered."""
+        is_computed = self._weight.parametrized and self._effective
+        part = None if is_computed else part_of(self._weight.raw[0])
+        has_whole_units = part is not None and part.axis not in self.unit_dims and self._shape == part.shape
+        may_act = self._sharding in ("values", "joint") or (self._sharding == "units" and has_whole_units)
+        self._part = part if may_act else None
+        self._is_scattered = self._part is None and any(map(is_sharded, self._weight.raw))
 
     @classmethod
     def alone(cls, weight: Tensor, module: nn.Module | None = None, *, name: str = "weight", seed: int = 0) -> Site:
@@ -102,7 +116,33 @@ class Site:
     def gradient(self) -> Tensor | None:
         """The weight's gradient, if it has one now."""
         grad = self._weight.raw[0].grad
-        return None if grad is None else unit_view(grad, self._weight.layout)
+        if grad is None or self._part is not None:
+            return None if grad is None else own_part(grad)
+        return unit_view(grad, self._weight.layout)
+
+    # ---------------------------------------------------------------- sharded weights
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the whole weight, as plugins see it."""
+        return self._shape
+
+    def part(self, whole: Tensor) -> Tensor:
+        """What of a tensor of the whole weight's :attr:`shape` belongs to the part in hand: all of it, unless the
+        weight is sharded and its plugin acts on parts."""
+        return whole if self._part is None else self._part.of(whole.reshape(self._part.shape))
+
+    def whole(self, part: Tensor) -> Tensor:
+        """The whole of a tensor that has the shape of the part in hand; an all-gather, where there are other parts."""
+        return part if self._part is None else self._part.gather(part).reshape(self._shape)
+
+    def total(self, here: Tensor) -> Tensor:
+        """The sum of a tensor over all parts of the weight: an all-reduce; itself, if the whole weight is in hand."""
+        return here if self._part is None else self._part.total(here)
+
+    def most(self, here: Tensor) -> Tensor:
+        """As :meth:`total`, the largest, element by element."""
+        return here if self._part is None else self._part.most(here)
 
     @property
     def state(self) -> Mapping[str, Tensor]:
@@ -164,6 +204,28 @@ class Site:
         """Remember nothing any more."""
         self._memory.clear()
 
+    def _entries(self) -> dict[str, Tensor]:
+        """What is remembered, to be saved: what follows the part in hand, as the part of something whole."""
+        part = self._part
+        return {
+            key: entry if part is None or not self._follows(entry, part.size) else part.joined(entry)
+            for key, entry in self._memory.items()
+        }
+
+    def _here(self, entry: Tensor) -> Tensor:
+        """What of an entry that was saved belongs here: the part in hand, if it was saved as something whole."""
+        part = self._part
+        if is_sharded(entry):
+            return own_part(entry)
+        if part is None or not self._follows(entry, part.shape[part.axis]):
+            return entry
+        return entry.narrow(part.axis, part.start, part.size)
+
+    def _follows(self, entry: Tensor, size: int) -> bool:
+        """Whether an entry has the axes of the weight, and so many indices along that which is sharded."""
+        part = self._part
+        return part is not None and entry.ndim == len(part.shape) and entry.shape[part.axis] == size
+
     def _remember(self, entries: Mapping[str, Tensor]) -> None:
         """Keep what a method returned beside its result, in place where it fits."""
         unknown = sorted(entries.keys() - self._memory.keys())
@@ -183,6 +245,7 @@ class Site:
         self._weight = weight
         self._optimizer = optimizer
         self._group = _group_of(weight, optimizer)
+        self._settle_part()
 
     def __setattr__(self, name: str, value: object) -> None:
         if name.startswith("_"):
@@ -205,6 +268,16 @@ class _Memory(dict[str, Tensor]):
     def __missing__(self, key: str) -> Tensor:
         there = f"it remembers {', '.join(self)}" if self else "it remembers nothing"
         raise PluginContractError(f"site.state has no {key!r}, for init did not return it: {there}")
+
+
+Sharding: TypeAlias = Literal["gather", "units", "values", "joint"]
+"""What a plugin needs of a sharded weight: all of it; or the part at hand, since it treats every unit, or every value,
+on its own; or since it asks for what it needs of the other parts itself."""
+
+
+def _outline(tensor: Tensor) -> Tensor:
+    """A tensor of this shape, for what looks at shapes alone."""
+    return torch.empty(tensor.shape, device="meta") if is_sharded(tensor) else tensor
 
 
 def _group_of(weight: Weight, optimizer: Optimizer | None) -> int:

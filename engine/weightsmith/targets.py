@@ -2,42 +2,70 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 from operator import attrgetter
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from weightsmith.errors import UnsupportedWeightError
+from weightsmith.shards import Part, gather, is_sharded, own_part, put_back
 from weightsmith.site import Site
 from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight
 
-__all__ = ["Target", "Targets"]
+__all__ = ["Target", "Targets", "gathered"]
 
 
 class Target:
-    """One weight in a plugin's hands."""
+    """One weight in a plugin's hands. Of a sharded one it is the part that this process holds."""
 
-    __slots__ = ("_first", "_layout", "site", "weight")
+    __slots__ = ("_first", "_is_sharded", "_layout", "site", "weight")
 
     def __init__(self, weight: Weight, site: Site) -> None:
         self.weight = weight
         self.site = site
         self._first = weight.raw[0]
-        self._layout = weight.layout if unit_view(self._first, weight.layout) is not self._first else None
+        self._is_sharded = is_sharded(self._first)
+        is_as_it_is = self._is_sharded or unit_view(self._first, weight.layout) is self._first
+        self._layout = None if is_as_it_is else weight.layout
 
     @property
     def tensor(self) -> Tensor:
         """The raw parameter, every unit an index of one axis; written in place."""
+        if self._is_sharded:
+            return own_part(self._first)
         return self._first if self._layout is None else self.weight.units()
 
     @property
     def gradient(self) -> Tensor | None:
         """The raw parameter's gradient, seen alike."""
         gradient = self._first.grad
-        return gradient if gradient is None or self._layout is None else unit_view(gradient, self._layout)
+        if gradient is None or (self._layout is None and not self._is_sharded):
+            return gradient
+        return own_part(gradient) if self._is_sharded else unit_view(gradient, self._layout)
+
+    @property
+    def effective(self) -> Tensor:
+        """What the layer computes with, seen alike. Of a sharded weight that a parametrization computes it is the
+        whole: then every process must ask."""
+        if self._is_sharded and not self.weight.parametrized:
+            return self.tensor
+        return self.weight.effective_units()
+
+    @property
+    def part(self) -> Part | None:
+        """Which part of the weight is in hand; ``None``: all of it."""
+        return self.site._part
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether this process holds nothing of it."""
+        return not (own_part(self._first) if self._is_sharded else self._first).numel()
 
     def __iter__(self) -> Iterator[Any]:
         yield self.weight
@@ -62,7 +90,7 @@ class Targets(tuple[Target, ...]):
 
     @cached_property
     def _are_raw(self) -> bool:
-        return all(target._layout is None for target in self)
+        return all(target._layout is None and not target._is_sharded for target in self)
 
     @cached_property
     def plain(self) -> Targets:
@@ -101,6 +129,26 @@ class Targets(tuple[Target, ...]):
             return self
         return self._only(target for target in self if target.is_trained)
 
+    @cached_property
+    def are_whole(self) -> bool:
+        """Whether none is sharded."""
+        return not any(target.site._is_scattered or target.part is not None for target in self)
+
+    @cached_property
+    def filled(self) -> Targets:
+        """Those of which this process holds something."""
+        return self._only(target for target in self if not target.is_empty)
+
+    @cached_property
+    def at_hand(self) -> Targets:
+        """Those on which the plugin acts as they lie: all but those of :attr:`scattered`."""
+        return self._only(target for target in self if not target.site._is_scattered)
+
+    @cached_property
+    def scattered(self) -> Targets:
+        """Those sharded ones that the plugin needs whole."""
+        return Targets(target for target in self if target.site._is_scattered)
+
     def with_gradients(self) -> tuple[Targets, list[Tensor]]:
         """Those that have a gradient, and their gradients, as :attr:`gradients`."""
         found = self.gradients
@@ -117,6 +165,48 @@ class Targets(tuple[Target, ...]):
     def _only(self, some: Iterable[Target]) -> Targets:
         chosen = Targets(some)
         return self if len(chosen) == len(self) else chosen
+
+
+@contextlib.contextmanager
+def gathered(target: Target, writes: Iterable[str]) -> Iterator[Target]:
+    """A scattered weight as a whole, for a while: what is written to it is written back at the end, each process its
+    own part. Every process must take part.
+
+    Args:
+        target: the weight.
+        writes: what to write back: ``"weight"``, ``"gradient"``.
+    """
+    weight, site = target.weight, target.site
+    wholes = tuple(_stand_in(raw) for raw in weight.raw)
+    site._weight = replace(weight, raw=wholes, is_gathered=True)
+    try:
+        yield Target(site._weight, site)
+        with torch.no_grad():
+            for raw, whole in zip(weight.raw, wholes, strict=True):
+                if "weight" in writes and whole is not raw:
+                    put_back(raw, whole)
+                if "gradient" in writes and whole is not raw:
+                    _put_gradient_back(raw, whole.grad)
+    finally:
+        site._weight = weight
+
+
+def _stand_in(raw: Any) -> Any:
+    """A parameter with the whole value and the whole gradient of a sharded one."""
+    if not is_sharded(raw):
+        return raw
+    whole = torch.nn.Parameter(gather(raw.detach()), requires_grad=raw.requires_grad)
+    whole.grad = None if raw.grad is None else gather(raw.grad.detach())
+    return whole
+
+
+def _put_gradient_back(raw: Any, gradient: Tensor | None) -> None:
+    if gradient is None:
+        raw.grad = None
+    else:
+        if raw.grad is None:
+            raw.grad = torch.zeros_like(raw)
+        put_back(raw.grad, gradient)
 
 
 _is_trained = attrgetter("requires_grad")

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from weightsmith.errors import ConfigurationError, ConflictError
 from weightsmith.optimizers import held_by
+from weightsmith.shards import gather, is_sharded
 from weightsmith.tensors import unit_view
 
 __all__ = ["Weight", "inventory", "persistent_buffers", "raw_weights"]
@@ -37,6 +38,7 @@ class Weight:
         holders: for each raw parameter, the name of the optimizer that holds it, or ``None``.
         is_part: whether it is one of several parameters from which a weight is computed.
         is_added: whether it is a parameter that a parametrization adds, whose axes are its own.
+        is_gathered: whether ``raw`` are whole copies, for a while, of what the module holds in parts.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Weight:
     holders: tuple[str | None, ...] = ()
     is_part: bool = False
     is_added: bool = False
+    is_gathered: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -88,7 +91,8 @@ class Weight:
         """What the layer computes with: the parameter itself, or the value of its parametrization (with its graph).
 
         Looking changes nothing: torch's spectral normalisation, which turns its power iteration by one whenever it is
-        computed in training mode, is asked in evaluation mode.
+        computed in training mode, is asked in evaluation mode. Of sharded parameters, the whole value is computed, on
+        every process.
         """
         if not self.parametrized:
             return self.parameter
@@ -96,11 +100,28 @@ class Weight:
         try:
             for part in training:
                 part.training = False
-            value: Tensor = getattr(self.module, self.leaf)
+            value: Tensor = self._computed() if self._is_apart() else getattr(self.module, self.leaf)
         finally:
             for part in training:
                 part.training = True
         return value
+
+    def _is_apart(self) -> bool:
+        """Whether the module does not hold the whole of the parameters that stand in the weight's place."""
+        return self.is_gathered or any(map(is_sharded, self.raw))
+
+    def _computed(self) -> Tensor:
+        """What the parametrizations give for the whole parameters, as torch computes it."""
+        first, *rest = self.parametrizations
+        value: Tensor = first(*(gather(raw) for raw in self._originals()))
+        for part in rest:
+            value = part(value)
+        return value
+
+    def _originals(self) -> list[Tensor]:
+        """The parameters that stand in the weight's place, without those that parametrizations add."""
+        pairs = zip(self.raw, self.endings, strict=True)
+        return [raw for raw, ending in pairs if not ending or ending.startswith(".original")]
 
     def effective_units(self) -> Tensor:
         """The effective weight, as its plugins see it (:func:`~weightsmith.tensors.unit_view`)."""
@@ -109,7 +130,13 @@ class Weight:
     def assign(self, units: Tensor) -> None:
         """Give the effective weight a value, in the shape of :meth:`effective_units`; torch sends that of a
         parametrized weight through the right inverses."""
-        if self.parametrized:
+        if self.is_gathered and self.parametrized:
+            value: Any = units.reshape(self.effective().shape)
+            for part in reversed(self.parametrizations):
+                value = part.right_inverse(value)  # type: ignore[operator]
+            for original, given in zip(self._originals(), [value] if isinstance(value, Tensor) else value, strict=True):
+                original.copy_(given)
+        elif self.parametrized:
             setattr(self.module, self.leaf, units.reshape(self.effective().shape))
         else:
             self.units().copy_(units)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -10,8 +11,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from weightsmith.distributed import any_process
 from weightsmith.errors import ConfigurationError
 from weightsmith.optimizers import held_by
+from weightsmith.replicas import Replicas
+from weightsmith.shards import is_sharded
 from weightsmith.tensors import divide_
 
 __all__ = ["Window", "Windows"]
@@ -28,13 +32,22 @@ class Window:
         evaluates_repeatedly: whether the optimizer calls its closure several times a step, as LBFGS does.
     """
 
-    def __init__(self, name: str, optimizer: Optimizer, scaler: torch.amp.GradScaler | None, *, alone: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        optimizer: Optimizer,
+        scaler: torch.amp.GradScaler | None,
+        *,
+        others: Sequence[Tensor],
+        replicas: Replicas,
+    ) -> None:
         self.name = name
         self.optimizer = optimizer
         self.scaler = scaler
         self.microbatches = 0
         self.evaluates_repeatedly = _needs_closure(optimizer)
-        self._alone = alone
+        self._others = others
+        self._replicas = replicas
 
     def gradients(self) -> list[Tensor]:
         return [p.grad for p in held_by(self.optimizer) if p.grad is not None]
@@ -70,8 +83,13 @@ class Window:
             self.clear()
         # A half-precision loss would overflow under the scaler's first scale, 65,536.
         scaled = loss if self.scaler is None else self.scaler.scale(loss.float())
-        # An optimizer that holds every trainable weight needs no fence around them, which would cost 6 µs a step.
-        torch.autograd.backward(scaled, inputs=None if self._alone else self._trained())
+        if not self._others:  # no fence is needed around all trainable weights, which would cost 6 µs a step
+            scaled.backward()  # type: ignore[no-untyped-call]
+        elif any(map(is_sharded, self._others)):  # which stand in the graph as other tensors
+            with _keeping_gradients(self._others):
+                scaled.backward()  # type: ignore[no-untyped-call]
+        else:
+            torch.autograd.backward(scaled, inputs=self._trained())
         self.microbatches += 1
 
     def refuse_loss(self, loss: Tensor) -> None:
@@ -86,18 +104,21 @@ class Window:
                 f"the loss given to optimizer {self.name!r} has shape {tuple(loss.shape)}, and must be one number: "
                 "take its mean, as torch's losses do with reduction='mean'"
             )
-        if not self._alone and not self._trained():
+        if self._others and not self._trained():
             raise ConfigurationError(f"optimizer {self.name!r} holds no trainable weight: all are frozen")
 
     def _trained(self) -> list[Tensor]:
         return [p for p in held_by(self.optimizer) if p.requires_grad]
 
     def close(self) -> bool:
-        """End the window: the mean over its micro-batches, unscaled. False if the scaler says to skip this update."""
+        """End the window: the mean over all processes and over its micro-batches, unscaled. False if the scaler says to
+        skip this update."""
         count, self.microbatches = self.microbatches, 0
+        self._replicas.average_gradients(held_by(self.optimizer))
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
-            if any(found.item() for found in self._infinities().values()):
+            if any_process(any(found.item() for found in self._infinities().values())):
+                self._note_infinity()
                 self.scaler.update()
                 return False
         if count > 1:
@@ -114,6 +135,11 @@ class Window:
             self.scaler.update()
         else:  # an update without gradients teaches the scaler nothing
             self._renew_scaler()
+
+    def _note_infinity(self) -> None:
+        """Let the scaler know of one that another process met, in its part of a weight."""
+        for found in self._infinities().values():
+            found.fill_(1.0)
 
     def _renew_scaler(self) -> None:
         """A scaler remembers that it unscaled until it is updated; a new one with the same state does not."""
@@ -132,6 +158,19 @@ class Window:
         return found
 
 
+@contextlib.contextmanager
+def _keeping_gradients(parameters: Sequence[Tensor]) -> Iterator[None]:
+    """Let a backward pass change nothing about these parameters' gradients."""
+    kept = [parameter.grad for parameter in parameters]
+    for parameter in parameters:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in zip(parameters, kept, strict=True):
+            parameter.grad = gradient
+
+
 def _needs_closure(optimizer: Optimizer) -> bool:
     parameters = inspect.signature(type(optimizer).step).parameters
     return "closure" in parameters and parameters["closure"].default is inspect.Parameter.empty
@@ -143,6 +182,7 @@ class Windows:
     Args:
         optimizers: the optimizers, by name.
         parameters: all parameters of the models.
+        replicas: what averages gradients over processes.
         device: where the gradient scalers live.
         scaled: whether to scale gradients (float16).
         accumulate: micro-batches per window.
@@ -156,6 +196,7 @@ class Windows:
         optimizers: Mapping[str, Optimizer],
         parameters: Sequence[Tensor],
         device: torch.device,
+        replicas: Replicas,
         *,
         scaled: bool,
         accumulate: int,
@@ -164,8 +205,9 @@ class Windows:
         for name, optimizer in optimizers.items():
             scaler = torch.amp.GradScaler(device.type) if scaled else None
             held = set(map(id, held_by(optimizer)))
-            alone = len(optimizers) == 1 and all(id(parameter) in held for parameter in parameters)
-            window = Window(name, optimizer, scaler, alone=alone)
+            others = [parameter for parameter in parameters if id(parameter) not in held]
+            others += [p for other, each in optimizers.items() if other != name for p in held_by(each)]
+            window = Window(name, optimizer, scaler, others=others, replicas=replicas)
             if scaled and any(parameter.dtype == torch.float16 for parameter in held_by(optimizer)):
                 raise ConfigurationError(
                     f"optimizer {name!r} holds float16 weights, whose gradients a scaler cannot unscale: keep the "
@@ -180,6 +222,11 @@ class Windows:
 
     def __iter__(self) -> Iterator[Window]:
         return iter(self._windows.values())
+
+    def ends_with_next(self, accumulate: int) -> bool:
+        """Whether there is one window alone, which the next micro-batch ends."""
+        windows = list(self)
+        return len(windows) == 1 and windows[0].microbatches + 1 == accumulate and not windows[0]._others
 
     def named(self, name: str | None) -> Window:
         """The window of an optimizer, or of the only one.

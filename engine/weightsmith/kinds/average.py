@@ -45,9 +45,9 @@ class Average(WeightPlugin, abstract=True):
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
-        targets = binding.targets()
-        self._prepare(targets)
-        self.average_all_([site.state["mean"] for site in targets.sites], targets.tensors, targets.sites)
+        for targets in binding.rounds():
+            self._prepare(targets)
+            self.average_all_([site.state["mean"] for site in targets.sites], targets.tensors, targets.sites)
 
     def __call__(self, mean: Tensor, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The new mean, outside a trainer."""

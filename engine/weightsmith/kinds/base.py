@@ -16,7 +16,7 @@ from weightsmith.events import WeightEvents
 from weightsmith.plugin import Plugin, Subscription
 from weightsmith.schedules import Progress, Span, parse_span
 from weightsmith.selection import Selector, Where, everything, selector
-from weightsmith.site import Site
+from weightsmith.site import Sharding, Site
 from weightsmith.targets import Target
 from weightsmith.tensors import row_groups, stack_rows, unstack_rows
 from weightsmith.weights import Weight
@@ -61,6 +61,11 @@ class WeightPlugin(Plugin, abstract=True):
     unitwise: ClassVar[bool] = False
     """Whether the method treats every unit on its own, and asks nothing of its site but ``unit_dims``: then many small
     weights may be handed to it as the rows of one matrix."""
+    sharding: ClassVar[Sharding] = "gather"
+    """What it needs of a sharded weight. ``"gather"``: all of it; then the weights are gathered one at a time, and its
+    method need know nothing of it. ``"units"`` or ``"values"``: it treats every unit (as one that is ``unitwise`` does)
+    or every value on its own, so that each process acts on its part, and nothing is sent. ``"joint"``: it acts on
+    parts, and asks ``site.total`` and the like for what spans them; every process must then ask alike."""
     weight_argument: ClassVar[int] = 0
     """Which argument of the kind's method is the weight."""
 
@@ -72,7 +77,7 @@ class WeightPlugin(Plugin, abstract=True):
 
     @abstractmethod
     def act(self, binding: Binding) -> None:
-        """Do the kind's work on ``binding.targets()``."""
+        """Do the kind's work on ``binding.rounds()``."""
 
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
         """What to remember of this weight, before the first use.
@@ -100,6 +105,11 @@ class WeightPlugin(Plugin, abstract=True):
             raise UnsupportedWeightError(
                 f"{self!r}: weight {site.name!r} has shape {tuple(weight.shape)}: {problem}; leave it out with `where`"
             )
+
+    @property
+    def handling(self) -> Sharding:
+        """:attr:`sharding`, as it is with these settings."""
+        return "units" if self.unitwise and self.sharding == "gather" else self.sharding
 
     @property
     def writes(self) -> frozenset[str]:
@@ -183,7 +193,7 @@ class WeightPlugin(Plugin, abstract=True):
 
     def _seen(self, target: Target) -> Tensor:
         """The weight as the plugin sees it."""
-        return target.weight.effective_units() if self.sees_effective_weights else target.weight.units()
+        return target.effective if self.sees_effective_weights else target.tensor
 
     @property
     def remembers(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import field
@@ -116,7 +117,7 @@ class Constraint(WeightPlugin, abstract=True):
     def _without_padding(self, weight: Tensor, site: Site) -> Tensor:
         """The units that stand for something: an embedding's vector of padding is none, and is left alone."""
         padding = _padding(site)
-        if padding is None or self.remembers:
+        if padding is None or self.remembers or not 0 <= padding < len(weight):
             return weight
         return torch.cat([weight[:padding], weight[padding + 1 :]])
 
@@ -127,14 +128,19 @@ class Constraint(WeightPlugin, abstract=True):
         """Write back what :meth:`_without_paddings` copied."""
         for target, weight in zip(targets, weights, strict=True):
             padding = _padding(target.site)
-            if weight is not target.tensor and padding is not None:
+            if padding is not None and 0 <= padding < len(target.tensor):
                 target.tensor[:padding] = weight[:padding]
                 target.tensor[padding + 1 :] = weight[padding:]
 
     def measured_violation(self, weight: Tensor, site: Site) -> float:
-        """:meth:`violation`, but 0.0 for a weight that is inside to within the tolerance."""
+        """:meth:`violation`, but 0.0 for a weight that is inside to within the tolerance; of a sharded one, of all
+        parts: every process must ask."""
         weight = self._without_padding(weight, site)
-        return 0.0 if self.holds(weight, site) else float(self.violation(weight, site))
+        is_outside = torch.tensor(0 if self.holds(weight, site) else 1, device=weight.device)
+        if not site.most(is_outside):
+            return 0.0
+        measured = self.violation(weight, site) if weight.numel() else weight.new_zeros(())
+        return float(site.most(measured))
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
@@ -165,17 +171,19 @@ class Constraint(WeightPlugin, abstract=True):
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
-        targets = binding.targets()
-        self._prepare(targets)
         padded = [] if self.remembers else binding.once(_padded)
-        weights = self._without_paddings(targets) if padded else targets.tensors
-        self.project_all_(weights, targets.sites)
-        if padded:
-            self._restore_paddings(targets, weights)
-        if self.momentum == "tangent":
-            for target in targets:
-                for momentum in binding.momenta(target):  # the optimizer moves the weight against it
-                    momentum.copy_(-self.tangent(-momentum, target.tensor, target.site))
+        for targets in binding.rounds():
+            self._prepare(targets)
+            weights = self._without_paddings(targets) if padded else targets.tensors
+            self.project_all_(weights, targets.sites)
+            if padded:
+                self._restore_paddings(targets, weights)
+            for target in targets if self.momentum == "tangent" else ():
+                binding.edit_momenta(target, functools.partial(self._without_outward, target))
+
+    def _without_outward(self, target: Target, momentum: Tensor) -> Tensor:
+        """A momentum, against which the optimizer moves the weight, without the part that leaves the set."""
+        return -self.tangent(-momentum, target.tensor, target.site)
 
     @torch.no_grad()
     def enforce(self, binding: Binding, targets: Sequence[Target]) -> None:
@@ -183,15 +191,15 @@ class Constraint(WeightPlugin, abstract=True):
         now. Neither the plugin's memory nor the optimizer's changes."""
         if not binding.is_in_force():
             return
-        sites = [site for _, site in targets]
-        memories = [{name: entry.clone() for name, entry in site.state.items()} for site in sites]
-        self._prepare(targets)
-        try:
-            self.project_all_([target.tensor for target in targets], sites)
-        finally:
-            for site, memory in zip(sites, memories, strict=True):
-                site._forget()
-                site._begin(memory)
+        for some in binding.rounds(Targets(targets)):
+            memories = [{name: entry.clone() for name, entry in site.state.items()} for site in some.sites]
+            self._prepare(some)
+            try:
+                self.project_all_(some.tensors, some.sites)
+            finally:
+                for site, memory in zip(some.sites, memories, strict=True):
+                    site._forget()
+                    site._begin(memory)
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The projected weight, outside a trainer; differentiable where the projection is."""
@@ -200,7 +208,9 @@ class Constraint(WeightPlugin, abstract=True):
 
 
 def _padding(site: Site) -> int | None:
-    return site.module.padding_idx if isinstance(site.module, nn.Embedding) else None
+    """The index of the padding among those in hand, which may be below 0 or beyond them; ``None`` if there is none."""
+    padding = site.module.padding_idx if isinstance(site.module, nn.Embedding) else None
+    return padding if padding is None or site._part is None else padding - site._part.start
 
 
 def _padded(weights: Sequence[Weight]) -> list[Weight]:

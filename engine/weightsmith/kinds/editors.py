@@ -41,9 +41,10 @@ class GradientEditor(WeightPlugin, abstract=True):
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
-        targets, gradients = binding.targets().with_gradients()
-        self._prepare(targets)
-        self.edit_all_(gradients, targets.tensors, targets.sites)
+        for some in binding.rounds():
+            targets, gradients = some.with_gradients()
+            self._prepare(targets)
+            self.edit_all_(gradients, targets.tensors, targets.sites)
 
     def __call__(self, gradient: Tensor, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The edited gradient, outside a trainer."""
@@ -73,11 +74,11 @@ class WeightEditor(WeightPlugin, abstract=True):
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
-        targets = binding.targets()
-        self._prepare(targets)
-        weights, found = targets.tensors, targets.gradients
-        gradients = [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
-        self.edit_all_(weights, gradients, targets.sites)
+        for targets in binding.rounds():
+            self._prepare(targets)
+            weights, found = targets.tensors, targets.gradients
+            gradients = [torch.zeros_like(w) if g is None else g for g, w in zip(found, weights, strict=True)]
+            self.edit_all_(weights, gradients, targets.sites)
 
     def __call__(self, weight: Tensor, gradient: Tensor | None = None, *, site: Site | None = None) -> Tensor:
         """The edited weight, outside a trainer."""

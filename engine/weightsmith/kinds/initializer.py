@@ -57,13 +57,13 @@ class Initializer(WeightPlugin, abstract=True):
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
-        targets = binding.targets()
-        self._prepare(targets)
-        drawn = [t.weight.effective_units().clone() if t.weight.parametrized else t.tensor for t in targets]
-        self.draw_all_(drawn, [t.site for t in targets])
-        for (weight, _), value in zip(targets, drawn, strict=True):
-            if weight.parametrized:
-                weight.assign(value)
+        for targets in binding.rounds():
+            self._prepare(targets)
+            drawn = [t.effective.clone() if t.weight.parametrized else t.tensor for t in targets]
+            self.draw_all_(drawn, [t.site for t in targets])
+            for (weight, _), value in zip(targets, drawn, strict=True):
+                if weight.parametrized:
+                    weight.assign(value)
 
     def __call__(self, weight: Tensor, *, site: Site | None = None) -> Tensor:
         """The drawn weight, outside a trainer."""

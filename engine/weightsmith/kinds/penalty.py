@@ -100,12 +100,12 @@ class Penalty(WeightPlugin, abstract=True):
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
-        targets = binding.targets()
-        self._prepare(targets)
-        if self.mode == "loss":
-            self._add_gradients(targets)
-        elif self.mode == "proximal" or binding.is_first_evaluation():
-            self._shrink(targets)
+        for targets in binding.rounds():
+            self._prepare(targets)
+            if self.mode == "loss":
+                self._add_gradients(targets)
+            elif self.mode == "proximal" or binding.is_first_evaluation():
+                self._shrink(targets)
 
     def _add_gradients(self, targets: Targets) -> None:
         plain = targets.plain

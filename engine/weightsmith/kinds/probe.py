@@ -15,6 +15,7 @@ from weightsmith.errors import PluginContractError
 from weightsmith.kinds.base import WeightPlugin
 from weightsmith.measurements import Measurement, is_measurement
 from weightsmith.site import Site
+from weightsmith.targets import Targets
 from weightsmith.weights import Weight, raw_weights
 
 __all__ = ["Probe", "tag"]
@@ -45,13 +46,12 @@ class Probe(WeightPlugin, abstract=True):
         """What it measures of all its weights now, by tag; inside an update, of that optimizer's."""
         values: dict[str, Measurement] = {}
         optimizer = binding.trainer.state.optimizer
-        for weight, site in binding.all_targets():
-            if optimizer is not None and weight.optimizer != optimizer:
-                continue
-            seen = weight.effective_units() if self.sees_effective_weights else weight.units()
-            values |= self._measured_of("", weight, seen, site)
-            for part in raw_weights([weight]) if self.measures_raw and weight.parametrized else []:
-                values |= self._measured_of("raw_", part, part.units(), site)
+        every = binding.all_targets()
+        theirs = every if optimizer is None else Targets(t for t in every if t.weight.optimizer == optimizer)
+        for target in binding.each(theirs):
+            values |= self._measured_of("", target.weight, self._seen(target), target.site)
+            for part in raw_weights([target.weight]) if self.measures_raw and target.weight.parametrized else []:
+                values |= self._measured_of("raw_", part, part.units(), target.site)
         return values
 
     def _measured_of(self, prefix: str, weight: Weight, seen: Tensor, site: Site) -> dict[str, Measurement]:

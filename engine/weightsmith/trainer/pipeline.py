@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from weightsmith.errors import ConfigurationError
 from weightsmith.events import TrainingState, WeightEvents
 from weightsmith.finiteness import FinitenessWatch, NonFinite
+from weightsmith.replicas import Replicas
 from weightsmith.trainer.loop import ResumableLoop
 from weightsmith.window import Window, Windows
 
@@ -62,8 +63,9 @@ class UpdatePipeline(ResumableLoop):
         self._updates_before: dict[str, int] = {}
         self._iterations_before = 0
         parameters = [p for model in self.models.values() for p in model.parameters()]
+        self._replicas = Replicas(self.models, self.optimizers)
         self._windows = Windows(
-            self.optimizers, parameters, device, scaled=precision == "float16", accumulate=accumulate
+            self.optimizers, parameters, device, self._replicas, scaled=precision == "float16", accumulate=accumulate
         )
         self._finiteness = FinitenessWatch(nonfinite, self)
         self._follow_the_run()
@@ -269,6 +271,7 @@ class UpdatePipeline(ResumableLoop):
         for end in (Events.TERMINATE_SINGLE_EPOCH, Events.EPOCH_COMPLETED, Events.TERMINATE, Events.COMPLETED):
             self.add_event_handler(end, lambda *_, **__: self._flush())
         self.add_event_handler(Events.EPOCH_COMPLETED, self._finiteness.look_at_weights)
+        self.add_event_handler(Events.EPOCH_COMPLETED, self._replicas.refuse_drift)
         self.add_event_handler(Events.COMPLETED, self._warn_if_idle)
 
     def _look_again(self) -> None:
@@ -312,6 +315,7 @@ class UpdatePipeline(ResumableLoop):
         for model in self.models.values():
             if not model.training:  # cheaper than model.train(), which walks every module
                 model.train()
+        self._replicas.begin_iteration(ends_window=self._windows.ends_with_next(self.accumulate))
         with self._autocast():
             return self._step(self, batch)
 

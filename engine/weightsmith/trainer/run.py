@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from weightsmith.attachments import Attachments
 from weightsmith.checkpoint import collect, find, read, restore, saved_in, write
+from weightsmith.distributed import from_first
 from weightsmith.errors import ConfigurationError, GoBack, NonFiniteError, RunStopped
 from weightsmith.finiteness import Restore, first_nonfinite, scale_learning_rates
 from weightsmith.measurements import Published
@@ -52,7 +53,7 @@ class DurableRun(UpdatePipeline):
     ) -> None:
         super().__init__(models, optimizers, step, **options)
         self.run_dir = None if run_dir is None else Path(run_dir)
-        self.seed = torch.initial_seed() if seed is None else seed
+        self.seed = from_first(torch.initial_seed()) if seed is None else seed
         self.has_own_seed = seed is not None
         self.keep = kept(keep)
         self.logger.addFilter(_is_no_stop)

@@ -224,10 +224,11 @@ class Trainer(DurableRun):
         measured: dict[tuple[Constraint, str], float] = {}
         for binding in self._attachments.bindings(Constraint):
             plugin = binding.current()
-            for weight, site in binding.all_targets():
+            for target in binding.each(binding.all_targets()):
+                weight, site = target
                 with blaming(plugin, f"asked for its violation, weight {weight.name!r}"):
                     key: Any = (binding.plugin, weight.name)
-                    measured[key] = plugin.measured_violation(weight.effective_units(), site)
+                    measured[key] = plugin.measured_violation(target.effective, site)
         return measured
 
     def penalty_costs(self) -> dict[Penalty, Tensor]:
@@ -243,9 +244,10 @@ class Trainer(DurableRun):
     def _costs(self) -> Iterator[tuple[Binding, Tensor]]:
         for binding in self._attachments.bindings(Penalty):
             penalty, charges = binding.current(), []
-            for weight, site in binding.targets():
+            for target in binding.each():
+                weight, site = target
                 with torch.no_grad(), blaming(binding.plugin, f"asked for its cost, weight {weight.name!r}"):
-                    charges.append(penalty._ask(penalty.cost, weight.effective_units(), site=site))
+                    charges.append(site.total(penalty._ask(penalty.cost, target.effective, site=site)))
             if charges:
                 yield binding, torch.stack(charges).sum()
 

@@ -1,0 +1,201 @@
+"""Models of which every process holds a copy: begun alike, given one gradient, and seen to stay alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
+
+from weightsmith.distributed import is_distributed, world_size
+from weightsmith.errors import ReplicaDriftError
+from weightsmith.optimizers import held_by
+from weightsmith.shards import is_sharded
+
+__all__ = ["Replicas", "drifted"]
+
+_BUCKET = 25 * 2**20
+"""Bytes that travel in one message, as in ``DistributedDataParallel``."""
+
+
+class Replicas:
+    """Keeps the copies of a run's models alike; those weights left aside that are sharded.
+
+    Gradients are averaged when an accumulation window closes: by ``DistributedDataParallel`` itself, during its last
+    backward pass, where it wraps the only model; else here, after it. The running statistics of batch norm are averaged
+    with them.
+
+    Args:
+        models: the models, by name.
+        optimizers: the optimizers, by name.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> None:
+        self._models = models
+        self._optimizers = optimizers
+        self._is_needed = is_distributed()
+        self._wrapped = [model for model in models.values() if isinstance(model, DistributedDataParallel)]
+        self._known = [_trained(model) for model in self._wrapped]
+        self._is_wrapping_all = len(models) == 1
+        """Whether a wrapper sees all that is trained as it is trained."""
+        self._passed = False
+        """Whether a forward pass, since it was last asked, went through what the wrapper synchronises."""
+        for model in self._wrapped:
+            model.register_forward_pre_hook(self._note_pass)
+        if self._is_needed:
+            self._begin_alike()
+
+    def _begin_alike(self) -> None:
+        """Give every copy the values of the first."""
+        with torch.no_grad():
+            for tensor in _copies(self._models.values()):
+                dist.broadcast(tensor, src=0)
+
+    def _note_pass(self, module: Any, _: Any) -> None:
+        self._passed = self._passed or bool(module.require_backward_grad_sync)
+
+    def mistrust_wrappers(self) -> None:
+        """From now on, average all gradients here: a layer computes with another function of its weight than when the
+        model was wrapped."""
+        self._is_wrapping_all = False
+
+    def begin_iteration(self, *, ends_window: bool) -> None:
+        """Before a step: whether the backward pass to come ends the window of the only optimizer."""
+        if not self._wrapped:
+            return
+        self._passed = False
+        fits = self._is_wrapping_all and self._known == [_trained(model) for model in self._wrapped]
+        for model in self._wrapped:
+            model.require_backward_grad_sync = ends_window and fits
+
+    def average_gradients(self, parameters: Sequence[Tensor]) -> None:
+        """Give every copy the mean of all copies' gradients. A weight that no copy has a gradient of keeps none."""
+        if not self._is_needed or self._passed:
+            return
+        whole = [parameter for parameter in parameters if parameter.requires_grad and not is_sharded(parameter)]
+        statistics = list(_running_statistics(self._models.values()))
+        if not whole and not statistics:
+            return
+        device = (whole or statistics)[0].device
+        flags = torch.tensor([float(parameter.grad is not None) for parameter in whole], device=device)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in whole]
+        _average([*gradients, *statistics, flags])
+        for parameter, gradient, share in zip(whole, gradients, flags.tolist(), strict=True):
+            parameter.grad = gradient if share else None
+
+    def refuse_drift(self) -> None:
+        """At the end of an epoch, raise where the copies are not alike any more.
+
+        Raises:
+            ReplicaDriftError: they are not; names the first weight.
+        """
+        if not self._is_needed:
+            return
+        names = drifted(self._models, self._optimizers)
+        if names:
+            others = f", nor are {len(names) - 1} others" if names[1:] else ""
+            raise ReplicaDriftError(
+                f"{names[0]} is not the same on all processes{others}: each acts on its own numbers. A handler or "
+                "plugin that draws random numbers of its own, or looks at its batch, must do so alike on all of them "
+                "(site.generator does)"
+            )
+
+
+def drifted(models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> list[str]:
+    """What differs between processes that should hold copies: weights, and what optimizers remember of them; in words.
+
+    Each tensor is summed up in two whole numbers, of which the largest and the least over all processes are compared:
+    32 bytes a tensor, and one pass over what is in memory.
+    """
+    found = dict(_named(models, optimizers))
+    if not found or not is_distributed():
+        return []
+    sums = torch.stack([checksum(tensor) for tensor in found.values()])
+    extremes = torch.cat([sums, -sums])
+    dist.all_reduce(extremes, dist.ReduceOp.MAX)
+    most, least = extremes.chunk(2)
+    differs = (most != -least).any(dim=1).tolist()
+    return [name for name, is_other in zip(found, differs, strict=True) if is_other]
+
+
+def checksum(tensor: Tensor) -> Tensor:
+    """Two whole numbers that are alike for tensors that are alike bit for bit, and else hardly ever: the sum of the
+    bits of all values, and their sum weighted by place.
+
+    >>> one = torch.tensor([1.0, 2.0])
+    >>> torch.equal(checksum(one), checksum(one.clone())), torch.equal(checksum(one), checksum(one.flip(0)))
+    (True, False)
+    """
+    values = torch.view_as_real(tensor.detach()) if tensor.is_complex() else tensor.detach()
+    bits = values.contiguous().reshape(-1).view(_WHOLE[values.itemsize])
+    found = torch.zeros(2, dtype=torch.int64, device=tensor.device)
+    for number, block in enumerate(torch.split(bits, _BLOCK)):
+        wide = block.long()
+        places = torch.arange(1, len(block) + 1, device=tensor.device) + number * _BLOCK
+        found += torch.stack([wide.sum(), wide.dot(places)])
+    return found
+
+
+_WHOLE = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+_BLOCK = 2**20
+
+
+def _named(models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> Iterator[tuple[str, Tensor]]:
+    for name, model in models.items():
+        for key, weight in model.named_parameters():
+            if not is_sharded(weight):
+                yield f"the weight {f'{name}.{key}' if name else key!r}", weight
+    for name, optimizer in optimizers.items():
+        for place, held in enumerate(held_by(optimizer)):
+            for key, value in optimizer.state.get(held, {}).items():
+                if isinstance(value, Tensor) and not is_sharded(value):
+                    yield f"{key!r}, which the optimizer {name!r} remembers of its parameter {place},", value
+
+
+def _average(tensors: Sequence[Tensor]) -> None:
+    """The means over the processes, in place: in few large messages."""
+    for bucket in _buckets(tensors):
+        flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
+        dist.all_reduce(flat)
+        flat.div_(world_size())
+        for tensor, part in zip(bucket, torch.split(flat, [tensor.numel() for tensor in bucket]), strict=True):
+            tensor.copy_(part.view(tensor.shape))
+
+
+def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    kinds: dict[object, list[Tensor]] = {}
+    for tensor in tensors:
+        kinds.setdefault((tensor.dtype, tensor.device), []).append(tensor)
+    for alike in kinds.values():
+        bucket: list[Tensor] = []
+        for tensor in alike:
+            if bucket and sum(each.nbytes for each in bucket) + tensor.nbytes > _BUCKET:
+                yield bucket
+                bucket = []
+            bucket.append(tensor)
+        yield bucket
+
+
+def _trained(model: nn.Module) -> frozenset[int]:
+    return frozenset(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
+
+
+def _copies(models: Iterable[nn.Module]) -> Iterator[Tensor]:
+    for model in models:
+        for tensor in (*model.parameters(), *model.buffers()):
+            if not is_sharded(tensor):
+                yield tensor.detach()
+
+
+def _running_statistics(models: Iterable[nn.Module]) -> Iterator[Tensor]:
+    for model in models:
+        for module in model.modules():
+            if isinstance(module, _NormBase) and module.training and module.running_mean is not None:
+                yield module.running_mean
+                if module.running_var is not None:
+                    yield module.running_var
