@@ -109,8 +109,8 @@ class Binding:
         if known is not None:
             known.site._follow(weight, optimizer)
             return Target(weight, known.site)
-        effective, handling = self.plugin.sees_effective_weights, self.plugin.handling
-        site = Site(weight, self._state, optimizer, self._seed(), effective=effective, sharding=handling)
+        effective = self.plugin.sees_effective_weights and not self.plugin.masks_raw
+        site = Site(weight, self._state, optimizer, self._seed(), effective=effective, sharding=self.plugin.handling)
         target = Target(weight, site)
         if weight.raw[0].numel():
             is_whole = target.part is None and not target.site._is_scattered
@@ -170,7 +170,7 @@ class Binding:
         )
 
     def _rounds(self, targets: Targets, writes: Iterable[str]) -> Iterator[Targets]:
-        at_hand = targets.at_hand if self.plugin.handling == "joint" else targets.at_hand.filled
+        at_hand = targets.at_hand if self.plugin.acts_jointly else targets.at_hand.filled
         if at_hand:
             yield at_hand
         for target in targets.scattered:

@@ -11,7 +11,16 @@ import ignite.distributed as idist
 import torch
 import torch.distributed as dist
 
-__all__ = ["any_process", "from_first", "gathered_objects", "is_distributed", "is_first", "rank", "world_size"]
+__all__ = [
+    "any_process",
+    "from_first",
+    "gathered_objects",
+    "is_distributed",
+    "is_first",
+    "rank",
+    "total_over_processes",
+    "world_size",
+]
 
 T = TypeVar("T")
 
@@ -53,6 +62,15 @@ def gathered_objects(value: T) -> list[T]:
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def total_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes, in a new tensor; itself, if there are no others."""
+    if not is_distributed():
+        return tensor
+    summed = tensor.to(idist.device(), copy=True)
+    dist.all_reduce(summed)
+    return summed.to(tensor.device)
 
 
 def any_process(flag: bool) -> bool:
