@@ -23,7 +23,7 @@ def plan_rows(attachments: Sequence[Attachment], epochs: int | None, epoch_lengt
     rows = []
     for attachment in attachments:
         binding = attachment.binding
-        events = ["FORWARD"] if binding is not None and binding.to_parametrize() else []
+        events = ["FORWARD"] if binding is not None and binding.layers.weights() else []
         events += [handler.event for _, handler in attachment.handlers]
         rows += [(event, attachment) for event in events]
     position = {id(attachment): i for i, attachment in enumerate(attachments)}

@@ -152,7 +152,7 @@ class Constraint(WeightPlugin, abstract=True):
         if self.mode == "project":
             yield self.at or self.event, binding.run
             return
-        binding.parametrize(_project_forward, _keep)
+        binding.layers.compute_with(_project_forward, _keep)
 
     def refuse(self, weights: Sequence[Weight]) -> None:
         if self.momentum == "tangent" and (self.mode == "forward" or type(self).tangent is Constraint.tangent):
