@@ -203,8 +203,9 @@ class Binding:
         """Clean what the optimizer remembers of a weight, such as momentum: all of it, or the elements in ``where``."""
         if target.weight.optimizer is None:
             return
+        shape = target.site.shape if target.part is None else target.tensor.shape
         for parameter in self.at_home(target).weight.raw:
-            elements = None if where is None else where.expand(target.tensor.shape)
+            elements = None if where is None else where.expand(shape)
             if elements is not None and target.part is None:
                 elements = own_part(spread(elements.reshape(parameter.shape), parameter))
             forget(self.trainer.optimizers[target.weight.optimizer], parameter, elements)

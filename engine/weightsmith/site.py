@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -58,7 +59,7 @@ class Site:
         seen = weight.effective_units() if is_computed else unit_view(_outline(weight.raw[0]), weight.layout)
         self._shape = seen.shape
         self.__dict__["unit_dims"] = unit_dims(seen.ndim, weight.layout)
-        self._row_length = row_length(seen, self.unit_dims)
+        self._whole_row_length = row_length(seen, self.unit_dims)
         self._settle_part()
         self.__dict__["gates"] = gates(weight.layout, weight.leaf)
 
@@ -70,6 +71,10 @@ class Site:
         may_act = has_whole_units if self._sharding in ("units", "joint units") else self._sharding != "gather"
         self._part = part if may_act else None
         self._is_scattered = self._part is None and any(map(is_sharded, self._weight.raw))
+        self._row_length = self._whole_row_length
+        if self._part is not None:
+            is_plain = self._shape == self._part.shape
+            self._row_length = row_length(own_part(self._weight.raw[0]), self.unit_dims) if is_plain else 0
 
     @classmethod
     def alone(cls, weight: Tensor, module: nn.Module | None = None, *, name: str = "weight", seed: int = 0) -> Site:
@@ -222,6 +227,8 @@ class Site:
         part = self._part
         if is_sharded(entry):
             return own_part(entry)
+        if entry.numel() == math.prod(self._shape):  # however its axes were seen when it was saved
+            entry = entry.reshape(self._shape if part is None else part.shape)
         if part is None or not self._follows(entry, part.shape[part.axis]):
             return entry
         return entry.narrow(part.axis, part.start, part.size)

@@ -15,7 +15,7 @@ from weightsmith.evaluation import evaluating
 from weightsmith.importing import looked_up
 from weightsmith.shards import gather
 from weightsmith.targets import Target
-from weightsmith.tensors import unit_view
+from weightsmith.tensors import accurate_dtype, unit_view
 from weightsmith.weights import Weight
 
 from weightsmith_plugins.initializers.structured import Orthogonal
@@ -71,7 +71,8 @@ class LSUV(Initializer):
         weight, site = target
         layers = _layers(model, weight)
         for _ in range(self.max_passes):
-            variance = self._variance(torch.cat([out.flatten().float() for _, out in _outputs(layers, model, inputs)]))
+            outputs = [out.flatten().to(accurate_dtype(out.dtype)) for _, out in _outputs(layers, model, inputs)]
+            variance = self._variance(torch.cat(outputs))
             if not variance > 0:
                 raise ConfigurationError(f"{self!r}: the outputs of the layer with weight {site.name!r} do not vary")
             if (variance - 1).abs() <= self.tolerance:
