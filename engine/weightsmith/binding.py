@@ -161,7 +161,7 @@ class Binding:
         if at_hand:
             yield at_hand
         for target in targets.scattered:
-            with gathered(target, writes) as whole:
+            with gathered(target, writes, self.plugin.gradient_need) as whole:
                 yield Targets([whole])
 
     def each(self, targets: Targets | None = None) -> Iterator[Target]:
@@ -170,7 +170,7 @@ class Binding:
         targets = self.targets() if targets is None else targets
         yield from targets.at_hand
         for target in targets.scattered:
-            with gathered(target, ()) as whole:
+            with gathered(target) as whole:
                 yield whole
 
     def all_targets(self) -> Targets:

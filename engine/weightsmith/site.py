@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from weightsmith.errors import PluginContractError
 from weightsmith.events import TrainingState
-from weightsmith.shards import is_sharded, own_part, part_of
+from weightsmith.shards import gather, is_sharded, own_part, part_of
 from weightsmith.tensors import gates, row_length, unit_dims, unit_view
 from weightsmith.weights import Weight
 
@@ -45,6 +45,7 @@ class Site:
         sharding: Sharding = "joint",
     ) -> None:
         self._weight = weight
+        self._home: Weight | None = None  # while the weight is gathered, as it lies
         self._state = state
         self._optimizer = optimizer
         self._group = _group_of(weight, optimizer)
@@ -59,16 +60,21 @@ class Site:
         seen = weight.effective_units() if is_computed else unit_view(_outline(weight.raw[0]), weight.layout)
         self._shape = seen.shape
         self.__dict__["unit_dims"] = unit_dims(seen.ndim, weight.layout)
+        self.__dict__["gates"] = gates(weight.layout, weight.leaf)
         self._whole_row_length = row_length(seen, self.unit_dims)
         self._settle_part()
-        self.__dict__["gates"] = gates(weight.layout, weight.leaf)
 
     def _settle_part(self) -> None:
         """Find the part of a sharded weight on which the plugin may act as it lies; else the weight is scattered."""
         is_computed = self._weight.parametrized and self._effective
         part = None if is_computed else part_of(self._weight.raw[0])
         has_whole_units = part is not None and part.axis not in self.unit_dims and self._shape == part.shape
-        may_act = has_whole_units if self._sharding in ("units", "joint units") else self._sharding != "gather"
+        may_act = {
+            "gather": False,
+            "units": has_whole_units,
+            "joint units": has_whole_units,
+            "joint rows": has_whole_units and self.gates == 1,
+        }.get(self._sharding, True)
         self._part = part if may_act else None
         self._is_scattered = self._part is None and any(map(is_sharded, self._weight.raw))
         self._row_length = self._whole_row_length
@@ -121,6 +127,8 @@ class Site:
     def gradient(self) -> Tensor | None:
         """The weight's gradient, if it has one now."""
         grad = self._weight.raw[0].grad
+        if grad is None and self._home is not None and self._home.raw[0].grad is not None:
+            grad = gather(self._home.raw[0].grad)  # only now: most plugins do not ask
         if grad is None or self._part is not None:
             return None if grad is None else own_part(grad)
         return unit_view(grad, self._weight.layout)
@@ -282,9 +290,10 @@ class _Memory(dict[str, Tensor]):
         raise PluginContractError(f"site.state has no {key!r}, for init did not return it: {there}")
 
 
-Sharding: TypeAlias = Literal["gather", "units", "values", "joint", "joint units"]
+Sharding: TypeAlias = Literal["gather", "units", "values", "joint", "joint units", "joint rows"]
 """What a plugin needs of a sharded weight: all of it; or the part at hand, since it treats every unit, or every value,
-on its own; or since it asks for what it needs of the other parts, or of the other whole units, itself."""
+on its own; or since it asks for what it needs of the other parts, of the other whole units, or of the other rows of a
+single matrix, itself."""
 
 
 def _outline(tensor: Tensor) -> Tensor:

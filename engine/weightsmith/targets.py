@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property
 from operator import attrgetter
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
@@ -171,45 +171,57 @@ class Targets(tuple[Target, ...]):
         return self if len(chosen) == len(self) else chosen
 
 
+GradientNeed: TypeAlias = Literal["none", "given", "added"]
+"""What of a gathered weight's gradient is wanted: nothing, unless somebody asks its site; the gradient, which may be
+written; or room to add to it."""
+
+
 @contextlib.contextmanager
-def gathered(target: Target, writes: Iterable[str]) -> Iterator[Target]:
+def gathered(target: Target, writes: Iterable[str] = (), gradient: GradientNeed = "none") -> Iterator[Target]:
     """A scattered weight as a whole, for a while: what is written to it is written back at the end, each process its
     own part. Every process must take part.
 
     Args:
         target: the weight.
         writes: what to write back: ``"weight"``, ``"gradient"``.
+        gradient: what of its gradient is wanted.
     """
     weight, site = target.weight, target.site
-    wholes = tuple(_stand_in(raw) for raw in weight.raw)
-    site._weight = replace(weight, raw=wholes, is_gathered=True)
+    pairs = [(raw, _stand_in(raw, gradient)) for raw in weight.raw]
+    site._weight, site._home = replace(weight, raw=tuple(whole for _, whole in pairs), is_gathered=True), weight
     try:
         yield Target(site._weight, site)
         with torch.no_grad():
-            for raw, whole in zip(weight.raw, wholes, strict=True):
-                if "weight" in writes and whole is not raw:
+            for raw, whole in [(raw, whole) for raw, whole in pairs if whole is not raw]:
+                if "weight" in writes:
                     put_back(raw, whole)
-                if "gradient" in writes and whole is not raw:
-                    _put_gradient_back(raw, whole.grad)
+                if "gradient" in writes:
+                    _put_gradient_back(raw, whole.grad, adds=gradient == "added")
     finally:
-        site._weight = weight
+        site._weight, site._home = weight, None
 
 
-def _stand_in(raw: Any) -> Any:
-    """A parameter with the whole value and the whole gradient of a sharded one."""
+def _stand_in(raw: Any, gradient: GradientNeed) -> Any:
+    """A parameter with the whole value of a sharded one."""
     if not is_sharded(raw):
         return raw
     whole = torch.nn.Parameter(gather(raw.detach()), requires_grad=raw.requires_grad)
-    whole.grad = None if raw.grad is None else gather(raw.grad.detach())
+    if gradient == "added":
+        whole.grad = torch.zeros_like(whole)
+    elif gradient == "given" and raw.grad is not None:
+        whole.grad = gather(raw.grad.detach())
     return whole
 
 
-def _put_gradient_back(raw: Any, gradient: Tensor | None) -> None:
+def _put_gradient_back(raw: Any, gradient: Tensor | None, *, adds: bool) -> None:
     if gradient is None:
         raw.grad = None
+        return
+    if raw.grad is None:
+        raw.grad = torch.zeros_like(raw)
+    if adds:
+        own_part(raw.grad).add_(own_part(spread(gradient, raw)))
     else:
-        if raw.grad is None:
-            raw.grad = torch.zeros_like(raw)
         put_back(raw.grad, gradient)
 
 

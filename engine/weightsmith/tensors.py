@@ -7,7 +7,7 @@ of one LSTM cell, the vector of one embedded token). A transposed convolution ke
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -108,11 +108,13 @@ def unit_matrices(weight: Tensor, dims: tuple[int, ...], gates: int = 1) -> Tens
     >>> unit_matrices(torch.empty(6, 3, 5, 5), (1, 2, 3)).shape
     torch.Size([1, 6, 75])
     """
+    size = math.prod(weight.shape[axis] for axis in dims)
     if dims and dims == tuple(range(1, weight.ndim)):
-        return weight.reshape(gates, weight.shape[0] // gates, -1)
+        return weight.reshape(gates, weight.shape[0] // gates, size)
     outside = [axis for axis in range(weight.ndim) if axis not in dims]
-    rows = math.prod(weight.shape[axis] for axis in outside)
-    return weight.permute([*outside, *dims]).reshape(gates if outside else 1, -1, weight.numel() // rows)
+    parts = gates if outside else 1
+    rows = math.prod(weight.shape[axis] for axis in outside) // parts
+    return weight.permute([*outside, *dims]).reshape(parts, rows, size)
 
 
 def from_unit_matrices(matrices: Tensor, like: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -201,19 +203,26 @@ def accurate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def top_singular_vectors(matrices: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def top_singular_vectors(
+    matrices: Tensor, right: Tensor, total: Callable[[Tensor], Tensor] = torch.clone
+) -> tuple[Tensor, Tensor, Tensor]:
     """The left and right singular vectors of σ₁, and σ₁, one step of power iteration (v ← WᵀWv / ‖WᵀWv‖) on from
     ``right``.
+
+    Args:
+        matrices: shape ``(…, rows, columns)``; or, of one matrix, the rows that are in hand.
+        right: shape ``(…, columns)``.
+        total: adds up what the processes that hold the other rows have. The left vector is then in hand for these rows.
 
     >>> top_singular_vectors(torch.diag(torch.tensor([3.0, 1.0])), torch.tensor([1.0, 0.0]))
     (tensor([1., 0.]), tensor([1., 0.]), tensor([3.]))
     """
     right = right.to(matrices.dtype)
-    turned = (matrices.mT @ (matrices @ right.unsqueeze(-1))).squeeze(-1)
+    turned = total((matrices.mT @ (matrices @ right.unsqueeze(-1))).squeeze(-1))
     length = torch.linalg.vector_norm(turned, dim=-1, keepdim=True)
     right = torch.where(length > 0, turned / length, right)
     image = (matrices @ right.unsqueeze(-1)).squeeze(-1)
-    largest = torch.linalg.vector_norm(image, dim=-1, keepdim=True)
+    largest = total(image.square().sum(dim=-1, keepdim=True)).sqrt()
     return (image / largest).nan_to_num_(0.0), right, largest
 
 

@@ -17,7 +17,7 @@ from weightsmith.plugin import Plugin, Subscription
 from weightsmith.schedules import Progress, Span, parse_span
 from weightsmith.selection import Selector, Where, everything, selector
 from weightsmith.site import Sharding, Site
-from weightsmith.targets import Target
+from weightsmith.targets import GradientNeed, Target
 from weightsmith.tensors import row_groups, stack_rows, unstack_rows
 from weightsmith.weights import Weight
 
@@ -64,9 +64,9 @@ class WeightPlugin(Plugin, abstract=True):
     sharding: ClassVar[Sharding] = "gather"
     """What it needs of a sharded weight. ``"gather"``: all of it; then the weights are gathered one at a time, and its
     method need know nothing of it. ``"units"`` or ``"values"``: it treats every unit (as one that is ``unitwise`` does)
-    or every value on its own, so that each process acts on its part, and nothing is sent. ``"joint"`` or ``"joint
-    units"``: it acts on parts, or on whole units, and asks ``site.total`` and the like for what spans them; every
-    process must then ask alike."""
+    or every value on its own, so that each process acts on its part, and nothing is sent. ``"joint"``, ``"joint
+    units"`` or ``"joint rows"``: it acts on parts, on whole units, or on rows of single matrices, and asks
+    ``site.total`` and the like for what spans them; every process must then ask alike, even one that has nothing."""
     masks_raw: ClassVar[bool] = False
     """Whether it acts on the raw parameters of the weights that it selects: to keep zeros, which their layers keep."""
     weight_argument: ClassVar[int] = 0
@@ -115,9 +115,14 @@ class WeightPlugin(Plugin, abstract=True):
         return "units" if self.unitwise and self.sharding == "gather" else self.sharding
 
     @property
+    def gradient_need(self) -> GradientNeed:
+        """What it needs of the gradient of a sharded weight that is gathered for it."""
+        return "given" if self.uses_gradients else "none"
+
+    @property
     def acts_jointly(self) -> bool:
         """Whether the processes that hold parts of a weight ask each other for something when it acts."""
-        return self.handling in ("joint", "joint units")
+        return self.handling.startswith("joint")
 
     @property
     def writes(self) -> frozenset[str]:

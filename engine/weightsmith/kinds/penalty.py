@@ -18,7 +18,7 @@ from weightsmith.kinds.base import WeightPlugin, copy_to
 from weightsmith.plugin import Subscription
 from weightsmith.selection import Selector, matrices
 from weightsmith.site import Site
-from weightsmith.targets import Target, Targets
+from weightsmith.targets import GradientNeed, Target, Targets
 from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight
 
@@ -56,9 +56,19 @@ class Penalty(WeightPlugin, abstract=True):
     def writes(self) -> frozenset[str]:
         return frozenset({"gradient" if self.mode == "loss" else "weight"})
 
+    @property
+    def gradient_need(self) -> GradientNeed:
+        return "added" if self.mode == "loss" else "none"
+
     @abstractmethod
     def cost(self, weight: Tensor, site: Site) -> Tensor:
-        """What the weight is charged; 0-d."""
+        """What the weight is charged; 0-d. Of a part of a sharded one, what the part adds to the sum; with joint
+        ``sharding``, what the whole is charged."""
+
+    def charge(self, target: Target) -> Tensor:
+        """The cost of a whole weight, of which a part may be in hand: then every process must ask."""
+        cost: Tensor = self._ask(self.cost, target.effective, site=target.site)
+        return cost if self.acts_jointly else target.site.total(cost)
 
     def gradient(self, weight: Tensor, site: Site) -> Tensor:
         """The gradient of the cost; by default found by autograd. Override with the closed form where there is one."""

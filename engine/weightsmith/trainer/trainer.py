@@ -244,9 +244,8 @@ class Trainer(DurableRun):
         for binding in self._attachments.bindings(Penalty):
             penalty, charges = binding.current(), []
             for target in binding.each():
-                weight, site = target
-                with torch.no_grad(), blaming(binding.plugin, f"asked for its cost, weight {weight.name!r}"):
-                    charges.append(site.total(penalty._ask(penalty.cost, target.effective, site=site)))
+                with torch.no_grad(), blaming(binding.plugin, f"asked for its cost, weight {target.weight.name!r}"):
+                    charges.append(penalty.charge(target))
             if charges:
                 yield binding, torch.stack(charges).sum()
 

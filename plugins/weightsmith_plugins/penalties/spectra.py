@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from weightsmith import Penalty, Site
+from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype, from_unit_matrices, top_singular_vectors, unit_matrices
 
 from weightsmith_plugins.penalties.sizes import require_non_negative
@@ -88,24 +91,26 @@ class SpectralPenalty(Penalty):
     tensor(8.)
     """
 
+    sharding: ClassVar[Sharding] = "joint rows"
+
     strength: float
 
     def validate(self) -> None:
         require_non_negative(self, "strength", self.strength)
 
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
-        _, _, right = torch.linalg.svd(_matrices(weight, site), full_matrices=False)
+        _, _, right = torch.linalg.svd(_matrices(site.whole(weight), site), full_matrices=False)
         return {"direction": right[..., 0, :]}
 
     def cost(self, weight: Tensor, site: Site) -> Tensor:
         matrices = _matrices(weight, site)
-        left, right, _ = top_singular_vectors(matrices.detach(), site.state["direction"])
-        top = (left.unsqueeze(-2) @ matrices @ right.unsqueeze(-1)).squeeze()
+        left, right, _ = top_singular_vectors(matrices.detach(), site.state["direction"], site.total)
+        top = site.total((left.unsqueeze(-2) @ matrices @ right.unsqueeze(-1)).squeeze())
         return (self.strength * top.square().sum()).to(weight.dtype)
 
     def gradient(self, weight: Tensor, site: Site) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         matrices = _matrices(weight, site)
-        left, right, largest = top_singular_vectors(matrices, site.state["direction"])
+        left, right, largest = top_singular_vectors(matrices, site.state["direction"], site.total)
         slope = (2 * self.strength) * (largest * left).unsqueeze(-1) * right.unsqueeze(-2)
         return from_unit_matrices(slope, weight, site.unit_dims), {"direction": right}
 

@@ -111,6 +111,7 @@ class KeepZeros(Pruning):
     tensor([[3., 0.]])
     """
 
+    sharding: ClassVar[Sharding] = "joint"
     remembers_start: ClassVar[bool] = True
 
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from weightsmith import ConfigurationError, Site
 from weightsmith.joint import largest_of_all, size_of
 from weightsmith.ranking import largest
+from weightsmith.site import Sharding
 from weightsmith.targets import Target, Targets
 from weightsmith.tensors import joined
 
@@ -34,6 +35,7 @@ class RigL(Pruning):
     tensor(4.)
     """
 
+    sharding: ClassVar[Sharding] = "joint"
     uses_gradients: ClassVar[bool] = True
     remembers_start: ClassVar[bool] = True
 
