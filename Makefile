@@ -7,6 +7,8 @@
 #              hour)
 # make durability  set up, and kill, damage, fill the disk, fuzz, and resume from everywhere, each with a figure at its end
 #              (a quarter of an hour)
+# make distributed  set up, and compare every plugin on several processes with one, and count what it sends, into
+#              docs/distributed.md (a quarter of an hour)
 # make outside set up, and install a package of somebody else's beside the built wheel in a new virtual environment
 # make browser look at a run's pages of TensorBoard in headless Chromium (Debian's package chromium), into pictures/
 
@@ -15,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test bench measure durability outside browser clean
+.PHONY: train test bench measure durability distributed outside browser clean
 
 train: $(READY)
 	$(BIN)/python scripts/train_digits.py
@@ -43,6 +45,10 @@ durability: $(READY)
 	$(BIN)/python tests/durability/damage.py
 	$(BIN)/python tests/durability/fuzz.py
 	$(BIN)/python tests/durability/soak.py
+
+distributed: $(READY)
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/distributed/agreement.py --page
+	OMP_NUM_THREADS=1 $(BIN)/python -W ignore tests/distributed/sent.py --page
 
 outside: $(READY)
 	$(BIN)/python tests/packaging/outside.py

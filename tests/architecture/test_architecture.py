@@ -34,6 +34,7 @@ PUBLIC = [
     "PluginContractError",
     "PluginDefinitionError",
     "RecipeError",
+    "ReplicaDriftError",
     "Probe",
     "Progress",
     "Schedule",

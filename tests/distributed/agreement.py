@@ -27,12 +27,12 @@ from weightsmith.shards import gather  # noqa: E402
 from weightsmith.testing.scenes import measured  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
+import tables  # noqa: E402
 from worlds import together  # noqa: E402
 
 WORLDS = ("copies:2", "copies:4", "shards:2", "shards:4")
 BATCH = 8
 SHARED = ("weights", "memory")
-PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
 
 
 class Mixed(nn.Module):
@@ -182,6 +182,8 @@ def main():
                     table.setdefault(case.replace(str(folder), "…"), {})[f"{kind} {dtype}"] = row
     for case, found in table.items():
         print(case, json.dumps(found))
+    if options.page:
+        tables.put("agreement", tables.agreement(table, options.worlds))
 
 
 if __name__ == "__main__":

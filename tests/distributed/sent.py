@@ -28,6 +28,7 @@ from weightsmith.shards import own_part  # noqa: E402
 from weightsmith_plugins import SharpnessAware  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
+import tables  # noqa: E402
 from agreement import cases, network, parallel  # noqa: E402
 from worlds import together  # noqa: E402
 
@@ -153,15 +154,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=[], help="plugin classes")
     parser.add_argument("--worlds", nargs="*", default=WORLDS)
+    parser.add_argument("--page", action="store_true", help="write the table into docs/distributed.md")
     options = parser.parse_args()
+    table = {}
     with tempfile.TemporaryDirectory() as folder:
         for world in options.worlds:
             how, size = world.split(":")
             found = together(int(size), all_counted, folder, how, options.only, WIDTHS)[0]
-            for width in WIDTHS:
-                print(json.dumps({"world": world, "case": "", "width": width, **found[f"|{width}"]}))
-            for case, width, sent in beyond(found):
-                print(json.dumps({"world": world, "case": case.replace(folder, "…"), "width": width, **sent}))
+            table |= {(world, "", str(width)): found[f"|{width}"] for width in WIDTHS}
+            table |= {(world, case.replace(folder, "…"), width): sent for case, width, sent in beyond(found)}
+    for (world, case, width), sent in table.items():
+        print(json.dumps({"world": world, "case": case, "width": width, **sent}))
+    if options.page:
+        tables.put("sent", tables.sent(table, WIDTHS))
 
 
 if __name__ == "__main__":
