@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from weightsmith import Plugin, Trainer, cubic, load_plain_state_dict, matrices, named, plain_state_dict
 from weightsmith.cli import Launch, script
+from weightsmith.distributed import on_first, share
 from weightsmith.files import read_tensors
 
 
@@ -43,7 +44,7 @@ def dense_model(path: Path, seed: int, epochs: int = 8) -> MnistNet:
     print(f"the dense network is trained, for {path}")
     adam = torch.optim.Adam(model.parameters(), lr=2e-3)
     trainer = Trainer(model, adam, nn.CrossEntropyLoss(), seed=seed)
-    trainer.run(DataLoader(Mnist("training", seed), batch_size=64, shuffle=True), max_epochs=epochs)
+    trainer.run(share(DataLoader(Mnist("training", seed), batch_size=64, shuffle=True)), max_epochs=epochs)
     path.parent.mkdir(parents=True, exist_ok=True)
     trainer.export(path)
     return model
@@ -95,16 +96,17 @@ def train(
     print(f"{'':16} accuracy  zeros    bytes")
     for name, numbers in found.items():
         print(f"{name:16} {numbers['accuracy']:7.2%} {numbers['zeros']:6.1%} {numbers['bytes']:8,}")
-    print(f"the picture is {draw(found, launch.runs / 'compress.png')}")
+    print(f"the picture is {on_first(lambda: draw(found, launch.runs / 'compress.png'))}")
     return {**found, "run_dir": launch.runs}
 
 
 def compressed(launch: Launch, model: nn.Module, shapers: Sequence[Plugin], learning_rate: float) -> dict[str, float]:
     """Go on training the dense network with these plugins, and measure what came of it."""
+    model = launch.parallel(model)
     adam = torch.optim.Adam(model.parameters(), lr=learning_rate)
     trainer = launch.trainer(model, adam, nn.CrossEntropyLoss(), shaping=shapers, watching=WATCHING)
-    training = DataLoader(Mnist("training", launch.seed), batch_size=64, shuffle=True)
-    validation = DataLoader(Mnist("validation", launch.seed), batch_size=500)
+    training = launch.share(DataLoader(Mnist("training", launch.seed), batch_size=64, shuffle=True))
+    validation = launch.share(DataLoader(Mnist("validation", launch.seed), batch_size=500), even=False)
     trainer.validate_on(validation, {"accuracy": Accuracy()})
     launch.train(trainer, training)
     zeros = w.sparsity_report(trainer).total

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from weightsmith.errors import ConfigurationError
+from weightsmith.shards import gather
 from weightsmith.weights import Weight, inventory, persistent_buffers
 
 __all__ = ["load_plain_state_dict", "plain_state_dict"]
@@ -15,7 +16,8 @@ __all__ = ["load_plain_state_dict", "plain_state_dict"]
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """The state dict that the model would have if nothing in it were parametrized: each weight as its layer computes
-    with it, under its own name. A plain model of the same architecture loads it and computes the same.
+    with it, under its own name. A plain model of the same architecture loads it and computes the same. Weights that are
+    sharded are whole there: every process must ask.
 
     >>> layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(2, 3))
     >>> list(layer.state_dict())
@@ -25,7 +27,7 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """
     with torch.no_grad():
         weights = {
-            name: weight.effective().detach() if weight.parametrized else weight.parameter.detach()
+            name: gather(weight.effective().detach() if weight.parametrized else weight.parameter.detach())
             for weight in inventory({"": model}, {})
             for name in weight.names
         }

@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from weightsmith.distributed import warn_of_same_batch
 from weightsmith.errors import ConfigurationError
 from weightsmith.events import TrainingState, WeightEvents
 from weightsmith.finiteness import FinitenessWatch, NonFinite
@@ -315,6 +316,8 @@ class UpdatePipeline(ResumableLoop):
         for model in self.models.values():
             if not model.training:  # cheaper than model.train(), which walks every module
                 model.train()
+        if self.state.iteration == self._iterations_before + 1:
+            warn_of_same_batch(batch)
         self._replicas.begin_iteration(ends_window=self._windows.ends_with_next(self.accumulate))
         with self._autocast():
             return self._step(self, batch)

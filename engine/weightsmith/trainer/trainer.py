@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from weightsmith.attachments import Attachments
 from weightsmith.binding import Binding
 from weightsmith.debugging import WriteGuard
+from weightsmith.distributed import on_first, own_seed
 from weightsmith.errors import ConfigurationError
 from weightsmith.evaluation import EvaluationStep, evaluator, pair, scalars
 from weightsmith.events import WeightEvents
@@ -108,7 +109,7 @@ class Trainer(DurableRun):
         optimizers = named(optimizer, Optimizer, "optimizer", "optimizer")
         refuse_misfits(models, optimizers, loss_fn, step, precision, accumulate)
         if seed is not None:
-            manual_seed(seed)
+            manual_seed(own_seed(seed))
         super().__init__(
             models,
             optimizers,
@@ -322,12 +323,11 @@ class Trainer(DurableRun):
             handler added after this call: it finds this validation's numbers in ``trainer.state.metrics``.
         """
         if averaged:
-            self._attachments.the(
-                Average, averaged if isinstance(averaged, Plugin) else None
-            )  # refuses if there is none
-        engine = evaluator(self, metrics, step)
+            # Refuses if there is none.
+            self._attachments.the(Average, averaged if isinstance(averaged, Plugin) else None)
+        engine, average = evaluator(self, metrics, step), averaged if isinstance(averaged, Average) else None
         self._validated += metrics
-        average, said = averaged if isinstance(averaged, Average) else None, False
+        said = False
 
         def validate() -> None:
             nonlocal said
@@ -362,7 +362,7 @@ class Trainer(DurableRun):
         with self.averaged(average) if averaged else contextlib.nullcontext():
             states = {name: plain_state_dict(model) for name, model in self.models.items()}
             tensors = {f"{n}.{key}" if n else key: value for n, state in states.items() for key, value in state.items()}
-            write_tensors(path, tensors)
+            on_first(lambda: write_tensors(path, tensors))
         return list(tensors)
 
     @contextlib.contextmanager
