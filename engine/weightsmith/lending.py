@@ -13,7 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError
 from weightsmith.faults import blaming
-from weightsmith.targets import Target
+from weightsmith.targets import Target, Targets
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
@@ -44,8 +44,9 @@ def lending(trainer: Trainer, average: Binding, constraints: Iterable[Binding]) 
     with _keeping_buffers(trainer):
         try:
             with torch.no_grad():
-                for target in targets:
-                    target.tensor.copy_(target.site.state["mean"])
+                for some in average.rounds(Targets(targets), writes=["weight"]):
+                    for target in some:
+                        target.tensor.copy_(target.site.state["mean"])
             for constraint in constraints:
                 _enforce(constraint, targets)
             trainer._forget_casts()
