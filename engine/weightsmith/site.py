@@ -67,7 +67,7 @@ class Site:
         is_computed = self._weight.parametrized and self._effective
         part = None if is_computed else part_of(self._weight.raw[0])
         has_whole_units = part is not None and part.axis not in self.unit_dims and self._shape == part.shape
-        may_act = self._sharding in ("values", "joint") or (self._sharding == "units" and has_whole_units)
+        may_act = has_whole_units if self._sharding in ("units", "joint units") else self._sharding != "gather"
         self._part = part if may_act else None
         self._is_scattered = self._part is None and any(map(is_sharded, self._weight.raw))
 
@@ -126,6 +126,11 @@ class Site:
     def shape(self) -> torch.Size:
         """The shape of the whole weight, as plugins see it."""
         return self._shape
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole weight is in hand, rather than a part of it."""
+        return self._part is None
 
     def part(self, whole: Tensor) -> Tensor:
         """What of a tensor of the whole weight's :attr:`shape` belongs to the part in hand: all of it, unless the
@@ -270,9 +275,9 @@ class _Memory(dict[str, Tensor]):
         raise PluginContractError(f"site.state has no {key!r}, for init did not return it: {there}")
 
 
-Sharding: TypeAlias = Literal["gather", "units", "values", "joint"]
+Sharding: TypeAlias = Literal["gather", "units", "values", "joint", "joint units"]
 """What a plugin needs of a sharded weight: all of it; or the part at hand, since it treats every unit, or every value,
-on its own; or since it asks for what it needs of the other parts itself."""
+on its own; or since it asks for what it needs of the other parts, or of the other whole units, itself."""
 
 
 def _outline(tensor: Tensor) -> Tensor:

@@ -52,11 +52,10 @@ def trained(case, how, updates, run_dir):
     model = parallel(network(case), how)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
-    batches = [torch.randn(BATCH, *case.inputs[1:], generator=generator) for _ in range(3)]
+    batches = [torch.randn(BATCH, *case.inputs[1:], generator=generator)[rank() :: world_size()] for _ in range(3)]
 
     def step(trainer, batch):
-        share = batch[rank() :: world_size()]
-        return trainer.update(lambda: model(share).square().mean())
+        return trainer.update(lambda: model(batch).square().mean())
 
     trainer = Trainer(model, optimizer, step=step, plugins=[case.plugin], seed=0, run_dir=run_dir)
     trainer.run(batches, max_iters=updates)

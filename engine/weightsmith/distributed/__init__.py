@@ -15,6 +15,7 @@ from weightsmith.distributed.processes import (
     on_first,
     own_seed,
     rank,
+    total_over_processes,
     world_size,
 )
 from weightsmith.distributed.restarts import Job, is_restarted, this_job
@@ -38,6 +39,7 @@ __all__ = [
     "rank",
     "share",
     "this_job",
+    "total_over_processes",
     "warn_of_same_batch",
     "world_size",
 ]
