@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from weightsmith import Plugin, Trainer, cubic, load_plain_state_dict, matrices, named, plain_state_dict
 from weightsmith.cli import Launch, script
-from weightsmith.distributed import on_first, share
+from weightsmith.distributed import first_does, share
 from weightsmith.files import read_tensors
 
 
@@ -96,7 +96,7 @@ def train(
     print(f"{'':16} accuracy  zeros    bytes")
     for name, numbers in found.items():
         print(f"{name:16} {numbers['accuracy']:7.2%} {numbers['zeros']:6.1%} {numbers['bytes']:8,}")
-    print(f"the picture is {on_first(lambda: draw(found, launch.runs / 'compress.png'))}")
+    print(f"the picture is {first_does(lambda: draw(found, launch.runs / 'compress.png'))}")
     return {**found, "run_dir": launch.runs}
 
 

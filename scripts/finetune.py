@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from train_digits import DigitNet
 from weightsmith import Plugin, Trainer, named
 from weightsmith.cli import Launch, script
-from weightsmith.distributed import on_first, share
+from weightsmith.distributed import first_does, share
 from weightsmith.files import read_tensors, write_tensors
 
 Keep = Literal["consolidation", "l2sp", "nothing"]
@@ -57,7 +57,7 @@ def first_task(folder: Path, seed: int) -> tuple[str, str]:
         trainer.export(weights)
         every_digit = DataLoader(SomeDigits(0, "training", seed), batch_size=32)
         needed = w.fisher_information(model, every_digit, nn.CrossEntropyLoss())
-        on_first(lambda: write_tensors(importance, needed))
+        first_does(lambda: write_tensors(importance, needed))
     return str(weights), str(importance)
 
 

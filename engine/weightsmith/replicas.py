@@ -17,7 +17,7 @@ from weightsmith.errors import ReplicaDriftError
 from weightsmith.optimizers import held_by
 from weightsmith.shards import is_sharded
 
-__all__ = ["Replicas", "drifted"]
+__all__ = ["Replicas", "drifted", "inside"]
 
 _BUCKET = 25 * 2**20
 """Bytes that travel in one message, as in ``DistributedDataParallel``."""
@@ -179,6 +179,11 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
                 bucket = []
             bucket.append(tensor)
         yield bucket
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """The model that ``DistributedDataParallel`` wraps, under whose names it is saved; another as it is."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _trained(model: nn.Module) -> frozenset[int]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoint import read_manifest, saved_in
-from weightsmith.distributed import is_first, is_restarted, on_first, this_job
+from weightsmith.distributed import first_does, is_first, is_restarted, this_job
 from weightsmith.errors import ConfigurationError, WeightsmithError
 from weightsmith.plugin import Plugin
 from weightsmith.recipe import read_text, read_yaml, written
@@ -46,7 +46,7 @@ def new_run_dir(parent: str | Path) -> Path:
     Raises:
         ConfigurationError: the folder cannot be made.
     """
-    return on_first(lambda: _made_run_dir(parent))
+    return first_does(lambda: _made_run_dir(parent))
 
 
 def _made_run_dir(parent: str | Path) -> Path:
@@ -81,7 +81,7 @@ def begun_by_this_job(parent: str | Path, resume: str | Path | None = None) -> P
         parent: the folder of all runs of the script.
         resume: the run, or the checkpoint, that it was to go on with, if it is none of those in ``parent``.
     """
-    return on_first(lambda: _begun_by_this_job(parent, resume)) if is_restarted() else None
+    return first_does(lambda: _begun_by_this_job(parent, resume)) if is_restarted() else None
 
 
 def _begun_by_this_job(parent: str | Path, resume: str | Path | None) -> Path | None:
@@ -135,7 +135,7 @@ def choose_run_dir(parent: str | Path, resume: str | Path | None = None) -> tupl
     if resume is None:
         return new_run_dir(parent), False
     if str(resume) == "auto":
-        newest = on_first(lambda: _newest(parent))
+        newest = first_does(lambda: _newest(parent))
         if newest is not None:
             return newest, True
         logger.warning("there is no saved run in %s: a new one begins", parent)
@@ -196,11 +196,11 @@ class RunFolder:
             ConfigurationError: the other run began with other options, or with other plugins.
         """
         if self.resumed is not None:
-            on_first(lambda: refuse_other_options(self.folder, self.options, but=_MAY_CHANGE))
+            first_does(lambda: refuse_other_options(self.folder, self.options, but=_MAY_CHANGE))
             checkpoint = trainer.resume(self.resumed)
             if is_first():
                 print(f"going on from {checkpoint}")
-        on_first(lambda: self._write_down(trainer.plugins))
+        first_does(lambda: self._write_down(trainer.plugins))
 
     def _write_down(self, plugins: Iterable[Plugin]) -> None:
         save_configuration(self.folder, self.options, plugins)
@@ -225,7 +225,7 @@ def run_folder(parent: str | Path, resume: str | Path | None, options: Mapping[s
         yield RunFolder(begun, options, begun)
         return
     is_auto = str(resume) == "auto"
-    if resume is None or (is_auto and on_first(lambda: _newest(parent)) is None):
+    if resume is None or (is_auto and first_does(lambda: _newest(parent)) is None):
         if is_auto:
             logger.warning("there is no saved run in %s: a new one begins", parent)
         with provisional_run_dir(parent) as folder:
@@ -245,7 +245,7 @@ def begun_options(parent: str | Path, resume: str | Path | None) -> dict[str, An
     Raises:
         ConfigurationError: what the run's folder says of them is damaged.
     """
-    return {} if resume is None else on_first(lambda: _begun_options(parent, resume))
+    return {} if resume is None else first_does(lambda: _begun_options(parent, resume))
 
 
 def _begun_options(parent: str | Path, resume: str | Path) -> dict[str, Any]:

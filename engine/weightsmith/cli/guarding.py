@@ -38,7 +38,7 @@ def guarded(work: Callable[[], Any]) -> int:
         print(stopped, *getattr(stopped, "__notes__", ()), sep="\n", file=sys.stderr)
         return int(stopped.code or 0)
     except WeightsmithError as error:
-        if "is_of_first" not in vars(error):  # which tells it
+        if not _is_of_first(error):  # which tells it
             lines = str(error).splitlines() if isinstance(error, ConfigurationError) else [str(error)]
             print(*(f"{_speaker()}error: {line}" for line in lines), sep="\n", file=sys.stderr)
             print(*(f"  {note}\n" for note in getattr(error, "__notes__", ())), sep="", end="", file=sys.stderr)
@@ -65,6 +65,11 @@ def _first_alone_printing() -> Iterator[None]:
         return
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
         yield
+
+
+def _is_of_first(error: Exception) -> bool:
+    """Whether this process raises what the first one raised."""
+    return bool(launched_rank()) and "raised on process 0" in getattr(error, "__notes__", ())
 
 
 def _speaker() -> str:

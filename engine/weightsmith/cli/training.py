@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from weightsmith.cli.console import command, profiled, trained
-from weightsmith.distributed import is_first, joined, on_first
+from weightsmith.distributed import first_does, is_first, joined
 from weightsmith.errors import ConfigurationError
 from weightsmith.recipe import Experiment, Recipe, prepare, read_recipe
 from weightsmith.runs import begun_by_this_job, provisional_run_dir
@@ -45,7 +45,7 @@ def train(
             return None
         with provisional_run_dir(_parent(found)) as run_dir:
             experiment = prepare(found, run_dir)
-            on_first(lambda: (run_dir / RECIPE).write_text(found.resolved(experiment.seed), encoding="utf-8"))
+            first_does(lambda: (run_dir / RECIPE).write_text(found.resolved(experiment.seed), encoding="utf-8"))
         length = experiment.epoch_length
         planned = None if length is None else length * found.settings.epochs
         with profiled(experiment.trainer, run_dir, planned) if profile else contextlib.nullcontext():
@@ -80,7 +80,7 @@ def _go_on(run: Path, changes: Sequence[str]) -> None:
     if experiment.recipe.settings.epochs < done:
         raise ConfigurationError(f"the run in {run} is in epoch {done} already: give more epochs than that")
     if changes:
-        on_first(lambda: _write_recipe(experiment, run))
+        first_does(lambda: _write_recipe(experiment, run))
     if is_first():
         print(f"going on from {checkpoint}")
     _run(experiment)

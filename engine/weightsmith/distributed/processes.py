@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import pickle
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -11,18 +11,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from weightsmith.errors import ConfigurationError, WeightsmithError
-
 __all__ = [
+    "LateMaximum",
     "any_process",
+    "first_does",
     "from_first",
     "gathered_objects",
+    "in_common",
     "is_distributed",
     "is_first",
     "mean",
-    "on_first",
-    "own_seed",
     "rank",
+    "told_by_any",
     "total_over_processes",
     "world_size",
 ]
@@ -60,41 +60,6 @@ def from_first(value: T) -> T:
     return found
 
 
-def on_first(work: Callable[[], T]) -> T:
-    """What the first process makes of it, on every one; what it raises there is raised on every one. For whatever reads
-    or writes files that they share.
-
-    Raises:
-        ConfigurationError, WeightsmithError, RuntimeError: on the others, as the first raised one of the first two, or
-            anything else. (There it is what it is.)
-    """
-    if not is_distributed():
-        return work()
-    found, error = None, None
-    if is_first():
-        try:
-            found = work()
-        except Exception as raised:  # whatever it is: the others wait to hear of it
-            error = raised
-    found, told = from_first((found, None if error is None else _told(error)))
-    if error is not None:
-        raise error
-    if told is not None:
-        kind, message = told
-        failure = kind(message)
-        vars(failure)["is_of_first"] = True
-        raise failure
-    return found  # type: ignore[return-value]
-
-
-def _told(error: Exception) -> tuple[type[Exception], str]:
-    """What the others raise in place of the first process's exception, which perhaps cannot be pickled."""
-    for kind in (ConfigurationError, WeightsmithError):
-        if isinstance(error, kind):
-            return kind, str(error)
-    return RuntimeError, f"the first process raised {type(error).__name__}: {error}"
-
-
 def gathered_objects(value: T) -> list[T]:
     """What every process has, in the order of their ranks, on each of them. Pickled, as by :func:`from_first`."""
     if not is_distributed():
@@ -123,17 +88,107 @@ def any_process(flag: bool) -> bool:
 
 
 def mean(value: Tensor) -> Tensor:
-    """The mean over the processes, element by element, in a new tensor."""
-    found = value.detach().clone()
-    if is_distributed():
-        dist.all_reduce(found)
-        found /= world_size()
+    """The mean over all processes, element by element."""
+    return total_over_processes(value.detach()) / world_size()
+
+
+def told_by_any(words: str | None) -> str | None:
+    """What the first of the processes that have something to tell says, on all of them."""
+    if not is_distributed():
+        return words
+    told = [(number, said) for number, said in enumerate(gathered_objects(words)) if said is not None]
+    if not told:
+        return None
+    return words if words is not None else f"{told[0][1]} (on process {told[0][0]})"
+
+
+# -------------------------------------------------------------------- work that succeeds on all of them or on none
+
+
+def in_common(work: Callable[[], T]) -> T:
+    """Do something on every process, and go on only if it went well on all of them.
+
+    Raises:
+        Exception: what it raised here; else what it raised on the first process on which it did.
+    """
+    if not is_distributed():
+        return work()
+    result, error = _attempted(work)
+    errors = gathered_objects(_portable(error))
+    if error is not None:
+        raise error
+    _raise_first(errors)
+    found: T = result
     return found
 
 
-def own_seed(seed: int) -> int:
-    """The seed of this process's random stream: of the first process the run's own, as where it is alone; of another
-    one that is as good as independent of it, and of those of runs with other seeds."""
-    if is_first():
-        return seed
-    return int.from_bytes(hashlib.sha256(f"{seed} {rank()}".encode()).digest()[:4], "big")
+def first_does(work: Callable[[], T]) -> T:
+    """Do something on the first process alone, and have on every one what it gives, or raises."""
+    if not is_distributed():
+        return work()
+    result: Any
+    result, error = _attempted(work) if is_first() else (None, None)
+    result, theirs = from_first((result, _portable(error)))
+    if error is not None:
+        raise error
+    _raise_first([theirs])
+    found: T = result
+    return found
+
+
+def _attempted(work: Callable[[], Any]) -> tuple[Any, Exception | None]:
+    try:
+        return work(), None
+    except Exception as error:
+        return None, error
+
+
+def _raise_first(errors: list[Exception | None]) -> None:
+    for number, error in enumerate(errors):
+        if error is not None:
+            error.add_note(f"raised on process {number}")
+            raise error
+
+
+def _portable(error: Exception | None) -> Exception | None:
+    """An exception as it can be sent to another process."""
+    if error is None:
+        return None
+    try:
+        found: Exception = pickle.loads(pickle.dumps(error))
+        return found
+    except Exception:  # whatever it keeps that cannot be sent
+        return RuntimeError(f"{type(error).__name__}: {error}")
+
+
+# -------------------------------------------------------------------- a number that nobody waits for
+
+
+class LateMaximum:
+    """The largest of the numbers that processes have, known one turn late, so that nobody waits for it: what is handed
+    in at one call of :meth:`exchange` comes back at the next.
+
+    The message of a few bytes travels between main memories, whatever the device of the run, which then never waits
+    for an accelerator to read it. Every process must make one, and exchange as often as the others.
+    """
+
+    def __init__(self) -> None:
+        has_gloo = "gloo" in str(dist.get_backend())
+        self._group = None if has_gloo else dist.new_group(backend="gloo")
+        self._number = torch.zeros(1, dtype=torch.int64)
+        self._work: Any = None
+
+    def exchange(self, number: int) -> int:
+        """Hand in a number, and have the largest that was handed in the time before; 0 at first."""
+        found = self.wait()
+        self._number.fill_(number)
+        self._work = dist.all_reduce(self._number, dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return found
+
+    def wait(self) -> int:
+        """The largest that was handed in last; 0 if none was since it was asked for."""
+        if self._work is None:
+            return 0
+        self._work.wait()
+        self._work = None
+        return int(self._number)
