@@ -13,8 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError
 from weightsmith.faults import blaming
-from weightsmith.shards import reshard
-from weightsmith.targets import Target, gathered
+from weightsmith.targets import Target
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
@@ -44,37 +43,22 @@ def lending(trainer: Trainer, average: Binding, constraints: Iterable[Binding]) 
     weights = [(target.tensor, target.tensor.detach().clone()) for target in targets]
     with _keeping_buffers(trainer):
         try:
-            for target in targets:
-                _lend(target)
+            with torch.no_grad():
+                for target in targets:
+                    target.tensor.copy_(target.site.state["mean"])
             for constraint in constraints:
                 _enforce(constraint, targets)
-            _forget_copies(trainer)
+            trainer._forget_casts()
             yield
         finally:
             with torch.no_grad():
                 for tensor, value in weights:
                     tensor.copy_(value)
-            _forget_copies(trainer)
-
-
-@torch.no_grad()
-def _lend(target: Target) -> None:
-    """Put the mean in a weight's place. Of a sharded weight it is remembered as a part, or whole, as the plugin acts."""
-    if target.site._is_scattered:
-        with gathered(target, ("weight",)) as whole:
-            whole.tensor.copy_(target.site.state["mean"])
-    else:
-        target.tensor.copy_(target.site.state["mean"])
-
-
-def _forget_copies(trainer: Trainer) -> None:
-    """Of the weights as they were: those of autocast, and the whole ones that a forward pass made of sharded ones."""
-    trainer._forget_casts()
-    reshard(trainer.models.values())
+            trainer._forget_casts()
 
 
 def _enforce(constraint: Binding, lent: list[Target]) -> None:
-    if constraint.to_parametrize():  # the layer computes with a point of the set already
+    if constraint.layers.weights():  # the layer computes with a point of the set already
         return
     raw = {id(target.weight.parameter) for target in lent}
     targets = [t for t in constraint.all_targets() if id(t.weight.raw[0]) in raw and t.weight.raw[0].numel()]
