@@ -29,8 +29,8 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def plain_entries(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """As :func:`plain_state_dict`, one after another. A sharded weight is gathered when its turn comes, so that a process
-    that keeps none holds one whole weight at a time; every process must go through all."""
+    """As :func:`plain_state_dict`, one after another. A sharded weight is gathered when its turn comes, so that a
+    process that keeps none holds one whole weight at a time; every process must go through all."""
     reshard([model])
     for weight in inventory({"": model}, {}):
         value = gather(weight.effective().detach())

@@ -1,4 +1,4 @@
-"""What each process does in the tests of scripts/train_digits.py: the script itself, which writes its weights, whole."""
+"""What each process does in the tests of scripts/train_digits.py: the script itself, which writes its whole weights."""
 
 import sys
 from pathlib import Path

@@ -12,6 +12,7 @@ these do not.
 from __future__ import annotations
 
 import json
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
@@ -145,7 +146,9 @@ class Parts:
         """Fill tensors with what is saved under their names; of a sharded one, the part that is here."""
         planner = DefaultLoadPlanner(flatten_state_dict=False)
         try:
-            load(dict(targets), storage_reader=_Reader(self._folder, self.index), planner=planner, no_dist=True)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "torch.distributed is .*assuming the intent", UserWarning)
+                load(dict(targets), storage_reader=_Reader(self._folder, self.index), planner=planner, no_dist=True)
         except CheckpointException as error:
             cause, _ = next(iter(error.failures.values()))
             raise cause from error

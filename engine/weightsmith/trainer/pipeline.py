@@ -255,6 +255,7 @@ class UpdatePipeline(ResumableLoop):
                     raise
                 finally:
                     self._leave(window)
+        self._replicas.average_statistics()
 
     def _charged(self) -> Tensor | float:
         """What penalties add to the loss that a closure returns."""
@@ -320,7 +321,9 @@ class UpdatePipeline(ResumableLoop):
             warn_of_same_batch(batch)
         self._replicas.begin_iteration(ends_window=self._windows.ends_with_next(self.accumulate))
         with self._autocast():
-            return self._step(self, batch)
+            output = self._step(self, batch)
+        self._replicas.average_statistics()
+        return output
 
     def _forget_casts(self) -> None:
         """Autocast keeps its half-precision copies of the weights until the step ends; call it where they change."""
