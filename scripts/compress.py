@@ -18,7 +18,16 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from real_data import Mnist
 from torch import nn
 from torch.utils.data import DataLoader
-from weightsmith import Plugin, Trainer, cubic, load_plain_state_dict, matrices, named, plain_state_dict
+from weightsmith import (
+    ConfigurationError,
+    Plugin,
+    Trainer,
+    cubic,
+    load_plain_state_dict,
+    matrices,
+    named,
+    plain_state_dict,
+)
 from weightsmith.cli import Launch, script
 from weightsmith.distributed import first_does, share
 from weightsmith.files import read_tensors
@@ -85,6 +94,8 @@ def train(
     Returns:
         For each method its accuracy, the share of zeros, and the bytes of the file; and the folder of the picture.
     """
+    if launch.shard:
+        raise ConfigurationError("compress makes integers of whole weights, and takes no --shard")
     launch.at("dense")  # refuses to go on with one of several
     model = dense_model(launch.runs / f"dense_{launch.seed}.safetensors", launch.seed)
     chosen = methods(sparsities, pruning_epochs) if launch.plugins is None else {"dense": [], "yours": []}

@@ -12,8 +12,9 @@ from datetime import timedelta
 import ignite.distributed as idist
 import torch
 import torch.distributed as dist
-from ignite.distributed.comp_models.base import _SerialModel
+from ignite.distributed.comp_models.native import _NativeDistModel
 from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
@@ -27,6 +28,8 @@ _TIMEOUT = "WEIGHTSMITH_TIMEOUT"
 """The environment variable with the seconds that a process waits for another one before it gives up."""
 _SECONDS = 60.0
 _ATTEMPTS = 4
+_CONNECTING = timedelta(seconds=15)
+"""How long an attempt to connect may take."""
 _PARTING_SECONDS = 5.0
 
 
@@ -94,7 +97,6 @@ def _seconds() -> float:
 def _join(device: torch.device, timeout: timedelta) -> None:
     """Meet the others; again if it fails on any process, as it does now and then where torchrun has just restarted
     them."""
-    idist.set_local_rank(_local_rank())
     backend = "gloo"
     if device.type == "cuda":  # not run here
         torch.cuda.set_device(_local_rank() if device.index is None else device.index)
@@ -103,13 +105,15 @@ def _join(device: torch.device, timeout: timedelta) -> None:
         store, rank, size = next(rendezvous("env://", timeout=timeout))
         store.set_timeout(timeout)
         for attempt in range(_ATTEMPTS):
-            problem = _connect(backend, PrefixStore(f"group_{attempt}", store), rank, size, timeout)
+            problem = _connect(backend, PrefixStore(f"group_{attempt}", store), rank, size, min(timeout, _CONNECTING))
             if _is_said_by_all(problem is None, PrefixStore(f"met_{attempt}", store), size):
+                _set_pg_timeout(timeout)
+                idist.utils._set_model(_Launched())
                 return
             logger.warning("the processes could not connect (attempt %d of %d)", attempt + 1, _ATTEMPTS)
-            _leave()
+            if dist.is_initialized():  # here, but not on another
+                dist.destroy_process_group()
     except dist.DistError as error:
-        _leave()
         raise WeightsmithError(f"the other processes cannot be reached: {error}") from error
     raise WeightsmithError(
         f"the processes could not connect in {_ATTEMPTS} attempts: {problem or 'another one failed'}"
@@ -120,10 +124,19 @@ def _connect(backend: str, store: Store, rank: int, size: int, timeout: timedelt
     """Connect to all others; what went wrong."""
     try:
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-        idist.sync()  # now, while all are here: it makes a group of its own for a moment
     except RuntimeError as error:
         return error
     return None
+
+
+class _Launched(_NativeDistModel):
+    """Ignite's view of the group, told by torchrun what it would else make a group of its own to find out."""
+
+    def _identify_local_rank(self) -> None:
+        self._local_rank = _local_rank()
+
+    def _compute_nproc_per_node(self) -> int:
+        return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def _is_said_by_all(said: bool, store: Store, size: int) -> bool:
@@ -153,7 +166,4 @@ def _leave() -> None:
 
 def _part() -> None:
     with contextlib.suppress(Exception):  # the group may be broken, which is why it is left
-        if isinstance(idist.utils._model, _SerialModel):  # Ignite has not seen the group
-            dist.destroy_process_group()
-        else:
-            idist.finalize()
+        idist.finalize()
