@@ -95,15 +95,16 @@ def _seconds() -> float:
 
 
 def _join(device: torch.device, timeout: timedelta) -> None:
-    """Meet the others; again if it fails on any process, as it does now and then where torchrun has just restarted
-    them."""
+    """Meet the others; again if it fails on any process."""
     backend = "gloo"
     if device.type == "cuda":  # not run here
         torch.cuda.set_device(_local_rank() if device.index is None else device.index)
         backend = "nccl"
     try:
-        store, rank, size = next(rendezvous("env://", timeout=timeout))
-        store.set_timeout(timeout)
+        whole, rank, size = next(rendezvous("env://", timeout=timeout))
+        whole.set_timeout(timeout)
+        # The store outlives a restart: without a name for each, gloo now and then calls at the address of the dead.
+        store = PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}_of_{size}", whole)
         for attempt in range(_ATTEMPTS):
             problem = _connect(backend, PrefixStore(f"group_{attempt}", store), rank, size, min(timeout, _CONNECTING))
             if _is_said_by_all(problem is None, PrefixStore(f"met_{attempt}", store), size):
