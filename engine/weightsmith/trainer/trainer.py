@@ -322,9 +322,8 @@ class Trainer(DurableRun):
             handler added after this call: it finds this validation's numbers in ``trainer.state.metrics``.
         """
         if averaged:
-            self._attachments.the(
-                Average, averaged if isinstance(averaged, Plugin) else None
-            )  # refuses if there is none
+            # Refuses if there is none.
+            self._attachments.the(Average, averaged if isinstance(averaged, Plugin) else None)
         engine = evaluator(self, metrics, step)
         self._validated += metrics
         average, said = averaged if isinstance(averaged, Average) else None, False
@@ -346,8 +345,8 @@ class Trainer(DurableRun):
 
     def export(self, path: str | Path, *, averaged: bool | Average = False) -> list[str]:
         """Write the weights and buffers as safetensors, under the names of plain models: of a parametrized weight what
-        its layer computes with, masks baked in; of several models as ``"generator.fc.weight"``. Several processes must
-        export together: the first writes, and sharded weights are gathered for it one at a time.
+        its layer computes with, masks baked in; of several models as ``"generator.fc.weight"``. Of several processes the
+        first writes, and all must ask.
 
         Args:
             path: a name that ends in ``.safetensors``.
@@ -364,8 +363,7 @@ class Trainer(DurableRun):
         with self.averaged(average) if averaged else contextlib.nullcontext():
             for name, model in self.models.items():
                 for key, value in plain_entries(model):
-                    kept = value.detach().cpu() if is_first() else None
-                    tensors[f"{name}.{key}" if name else key] = kept
+                    tensors[f"{name}.{key}" if name else key] = value.detach().cpu() if is_first() else None
             first_does(lambda: write_tensors(path, tensors))
         return list(tensors)
 
