@@ -345,8 +345,8 @@ class Trainer(DurableRun):
 
     def export(self, path: str | Path, *, averaged: bool | Average = False) -> list[str]:
         """Write the weights and buffers as safetensors, under the names of plain models: of a parametrized weight what
-        its layer computes with, masks baked in; of several models as ``"generator.fc.weight"``. Of several processes the
-        first writes, and all must ask.
+        its layer computes with, masks baked in; of several models as ``"generator.fc.weight"``. The first
+        process writes, and all must ask.
 
         Args:
             path: a name that ends in ``.safetensors``.
