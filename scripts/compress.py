@@ -18,8 +18,18 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from real_data import Mnist
 from torch import nn
 from torch.utils.data import DataLoader
-from weightsmith import Plugin, Trainer, cubic, load_plain_state_dict, matrices, named, plain_state_dict
+from weightsmith import (
+    ConfigurationError,
+    Plugin,
+    Trainer,
+    cubic,
+    load_plain_state_dict,
+    matrices,
+    named,
+    plain_state_dict,
+)
 from weightsmith.cli import Launch, script
+from weightsmith.distributed import first_does, share
 from weightsmith.files import read_tensors
 
 
@@ -43,7 +53,7 @@ def dense_model(path: Path, seed: int, epochs: int = 8) -> MnistNet:
     print(f"the dense network is trained, for {path}")
     adam = torch.optim.Adam(model.parameters(), lr=2e-3)
     trainer = Trainer(model, adam, nn.CrossEntropyLoss(), seed=seed)
-    trainer.run(DataLoader(Mnist("training", seed), batch_size=64, shuffle=True), max_epochs=epochs)
+    trainer.run(share(DataLoader(Mnist("training", seed), batch_size=64, shuffle=True)), max_epochs=epochs)
     path.parent.mkdir(parents=True, exist_ok=True)
     trainer.export(path)
     return model
@@ -84,6 +94,8 @@ def train(
     Returns:
         For each method its accuracy, the share of zeros, and the bytes of the file; and the folder of the picture.
     """
+    if launch.shard:
+        raise ConfigurationError("compress makes integers of whole weights, and takes no --shard")
     launch.at("dense")  # refuses to go on with one of several
     model = dense_model(launch.runs / f"dense_{launch.seed}.safetensors", launch.seed)
     chosen = methods(sparsities, pruning_epochs) if launch.plugins is None else {"dense": [], "yours": []}
@@ -95,16 +107,17 @@ def train(
     print(f"{'':16} accuracy  zeros    bytes")
     for name, numbers in found.items():
         print(f"{name:16} {numbers['accuracy']:7.2%} {numbers['zeros']:6.1%} {numbers['bytes']:8,}")
-    print(f"the picture is {draw(found, launch.runs / 'compress.png')}")
+    print(f"the picture is {first_does(lambda: draw(found, launch.runs / 'compress.png'))}")
     return {**found, "run_dir": launch.runs}
 
 
 def compressed(launch: Launch, model: nn.Module, shapers: Sequence[Plugin], learning_rate: float) -> dict[str, float]:
     """Go on training the dense network with these plugins, and measure what came of it."""
+    model = launch.parallel(model)
     adam = torch.optim.Adam(model.parameters(), lr=learning_rate)
     trainer = launch.trainer(model, adam, nn.CrossEntropyLoss(), shaping=shapers, watching=WATCHING)
-    training = DataLoader(Mnist("training", launch.seed), batch_size=64, shuffle=True)
-    validation = DataLoader(Mnist("validation", launch.seed), batch_size=500)
+    training = launch.share(DataLoader(Mnist("training", launch.seed), batch_size=64, shuffle=True))
+    validation = launch.share(DataLoader(Mnist("validation", launch.seed), batch_size=500), even=False)
     trainer.validate_on(validation, {"accuracy": Accuracy()})
     launch.train(trainer, training)
     zeros = w.sparsity_report(trainer).total

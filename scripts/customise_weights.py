@@ -156,12 +156,13 @@ def train(launch: Launch, tolerance: PositiveFloat = 1e-5) -> dict[str, Any]:
     if max(differences.values()) > tolerance:
         raise PluginContractError("a plugin did something else than the loop by hand")
     torch.manual_seed(launch.seed)
-    model = network()
+    model = launch.parallel(network())
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     shapers = [plugin for plugin, _ in PAIRS.values()]
     trainer = launch.trainer(model, optimizer, nn.CrossEntropyLoss(), shaping=shapers, watching=WATCHING)
-    trainer.validate_on(DataLoader(Digits("validation", launch.seed), batch_size=360), {"accuracy": Accuracy()})
-    launch.train(trainer, batches)
+    validation = DataLoader(Digits("validation", launch.seed), batch_size=360)
+    trainer.validate_on(launch.share(validation, even=False), {"accuracy": Accuracy()})
+    launch.train(trainer, launch.share(batches))
     return {**trainer.state.metrics, "differences": differences, "run_dir": trainer.run_dir}
 
 

@@ -10,11 +10,12 @@ from ignite.metrics import Accuracy
 from jsonargparse.typing import PositiveFloat
 from real_data import Digits, Part
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.nn.functional import linear
 from torch.utils.data import DataLoader, TensorDataset
 from train_digits import DigitNet
 from weightsmith import Plugin, Trainer, named
 from weightsmith.cli import Launch, script
+from weightsmith.distributed import first_does, share
 from weightsmith.files import read_tensors, write_tensors
 
 Keep = Literal["consolidation", "l2sp", "nothing"]
@@ -38,7 +39,9 @@ class FiveDigits(DigitNet):
 
 
 def batches(first: int, part: Part, seed: int) -> DataLoader[Any]:
-    return DataLoader(SomeDigits(first, part, seed), batch_size=32, shuffle=part == "training")
+    loader = DataLoader(SomeDigits(first, part, seed), batch_size=32, shuffle=part == "training")
+    shared: DataLoader[Any] = share(loader, even=part == "training")
+    return shared
 
 
 def first_task(folder: Path, seed: int) -> tuple[str, str]:
@@ -52,8 +55,9 @@ def first_task(folder: Path, seed: int) -> tuple[str, str]:
         trainer.run(batches(0, "training", seed), max_epochs=10)
         folder.mkdir(parents=True, exist_ok=True)
         trainer.export(weights)
-        needed = w.fisher_information(model, batches(0, "training", seed), nn.CrossEntropyLoss())
-        write_tensors(importance, needed)
+        every_digit = DataLoader(SomeDigits(0, "training", seed), batch_size=32)
+        needed = w.fisher_information(model, every_digit, nn.CrossEntropyLoss())
+        first_does(lambda: write_tensors(importance, needed))
     return str(weights), str(importance)
 
 
@@ -88,16 +92,18 @@ def train(launch: Launch, keep: Keep = "consolidation", learning_rate: PositiveF
     Returns:
         The accuracy on the new digits and, with the old head, on the old ones, and the run's folder.
     """
-    model = FiveDigits()
+    network = FiveDigits()
+    model = launch.parallel(network)
     weights, importance = first_task(launch.runs, launch.seed)
-    old_head = {name: tensor for name, tensor in read_tensors(weights).items() if name.startswith("head.")}
+    old_head = [read_tensors(weights)[name] for name in ("head.weight", "head.bias")]
     adam = torch.optim.Adam(model.parameters(), lr=learning_rate)
     shapers = shaping(keep, weights, importance)
     trainer = launch.trainer(model, adam, nn.CrossEntropyLoss(), shaping=shapers, watching=WATCHING)
 
     def with_old_head(trainer: Trainer, batch: Any) -> tuple[Tensor, Tensor]:
         images, labels = trainer.to_device(batch)
-        return functional_call(model, trainer.to_device(old_head), (images,)), labels
+        with network.head.register_forward_hook(lambda _, inputs, __: linear(*inputs, *trainer.to_device(old_head))):
+            return model(images), labels
 
     trainer.validate_on(batches(5, "validation", launch.seed), {"new": Accuracy()})
     trainer.validate_on(batches(0, "validation", launch.seed), {"kept": Accuracy()}, step=with_old_head)

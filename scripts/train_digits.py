@@ -14,6 +14,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from weightsmith import Average, Plugin, linear
 from weightsmith.cli import Launch, script
+from weightsmith.shards import gather
 
 
 class DigitNet(nn.Sequential):
@@ -79,15 +80,16 @@ def train(
     Returns:
         The metrics of the last epoch, those of the averaged weights if there is an average, and the run's folder.
     """
-    training = DataLoader(Digits("training", launch.seed), batch_size=batch_size, shuffle=True)
-    validation = DataLoader(Digits("validation", launch.seed), batch_size=360)
-    model = DigitNet()
+    training = launch.share(DataLoader(Digits("training", launch.seed), batch_size=batch_size, shuffle=True))
+    validation = launch.share(DataLoader(Digits("validation", launch.seed), batch_size=360), even=False)
+    network = DigitNet()
+    model = launch.parallel(network)
     optimizer = torch.optim.Adam(model.parameters(), lr=learning_rate)
     shapers = shaping(l2, max_norm, head_bound)
     trainer = launch.trainer(model, optimizer, nn.CrossEntropyLoss(), shaping=shapers, watching=WATCHING)
     metrics = {"accuracy": Accuracy(), "validation_loss": Loss(nn.CrossEntropyLoss())}
     trainer.validate_on(validation, metrics)
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: trainer.state.metrics.update(sizes(model)))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: trainer.state.metrics.update(sizes(network)))
     launch.train(trainer, training)
     found = {**trainer.state.metrics, "run_dir": trainer.run_dir}
     print(f"validation accuracy {found['accuracy']:.2%}")
@@ -99,10 +101,11 @@ def train(
 
 
 @torch.no_grad()
-def sizes(model: DigitNet) -> dict[str, float]:
+def sizes(network: DigitNet) -> dict[str, float]:
     """The largest L2 norm of the weights into one unit, over all layers but the head, and the head's largest weight."""
-    norms = [layer.weight.flatten(1).norm(dim=1).max() for layer in (model.conv1, model.conv2, model.hidden)]
-    return {"largest_unit_norm": max(norms).item(), "largest_head_weight": model.head.weight.abs().max().item()}
+    *others, head = (gather(part.weight) for part in (network.conv1, network.conv2, network.hidden, network.head))
+    largest_norm = max(weight.flatten(1).norm(dim=1).max() for weight in others)
+    return {"largest_unit_norm": largest_norm.item(), "largest_head_weight": head.abs().max().item()}
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch.nn.utils import get_total_norm
 from torch.utils.data import DataLoader
 from weightsmith import Plugin, WeightEvents, biases
 from weightsmith.cli import Launch, script
+from weightsmith.shards import gather
 
 Cell = Literal["LSTM", "GRU"]
 
@@ -85,23 +86,23 @@ def train(
         The mean absolute error of the last epoch and that of saying the last season again, in units of the series; the
         largest weight by magnitude and the largest norm of the gradient over all updates; and the run's folder.
     """
-    model = Forecaster(name, cell)
+    model = launch.parallel(Forecaster(name, cell))
     optimizer = torch.optim.SGD(model.parameters(), lr=learning_rate, momentum=0.9)
     noted = Noted()
     trainer = launch.trainer(model, optimizer, nn.MSELoss(), shaping=shaping(bound), watching=WATCHING, keep=[noted])
-    validation = DataLoader(Windows(name, "validation"), batch_size=500)
+    validation = launch.share(DataLoader(Windows(name, "validation"), batch_size=500), even=False)
     trainer.validate_on(validation, {"error": MeanAbsoluteError(output_transform=flat)})
 
     @trainer.on(WeightEvents.GRADIENTS_COMPUTED)
     def note_gradient() -> None:
-        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        gradients = [gather(weight.grad) for weight in model.parameters() if weight.grad is not None]
         noted.note("gradient", get_total_norm(gradients))
 
     @trainer.on(WeightEvents.UPDATE_COMPLETED)
     def note_weight() -> None:
-        noted.note("weight", max(weight.detach().abs().max() for weight in model.parameters()))
+        noted.note("weight", max(gather(weight.detach()).abs().max() for weight in model.parameters()))
 
-    launch.train(trainer, DataLoader(Windows(name, "training"), batch_size=32, shuffle=True))
+    launch.train(trainer, launch.share(DataLoader(Windows(name, "training"), batch_size=32, shuffle=True)))
     found = {
         "error": spread(name) * trainer.state.metrics["error"],
         "naive_error": spread(name) * naive_error(name),

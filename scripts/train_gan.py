@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader
 from train_digits import DigitNet
 from weightsmith import Plugin, Trainer, matrices, named
 from weightsmith.cli import Launch, script
+from weightsmith.distributed import mean, rank, share, world_size
 
 LATENT = 16
 
@@ -59,9 +60,10 @@ def step(trainer: Trainer, batch: Sequence[Tensor]) -> None:
 
 
 def generated_and_real(trainer: Trainer, batch: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """As many generated digits as real ones, from the same noise every time."""
-    noise = torch.randn(len(batch[0]), LATENT, generator=torch.Generator().manual_seed(0))
-    return trainer.models["generator"](trainer.to_device(noise)), trainer.to_device(batch[0])
+    """As many generated digits as real ones, from the same noise every time, of which each process takes its share."""
+    noise = torch.randn(len(batch[0]) * world_size(), LATENT, generator=torch.Generator().manual_seed(0))
+    own = trainer.to_device(noise[rank() :: world_size()])
+    return trainer.models["generator"](own), trainer.to_device(batch[0])
 
 
 def distance() -> FID:
@@ -70,7 +72,7 @@ def distance() -> FID:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         classifier: Any = DigitNet()
-        batches = DataLoader(Digits("training"), batch_size=32, shuffle=True)
+        batches = share(DataLoader(Digits("training"), batch_size=32, shuffle=True))
         trainer = Trainer(classifier, torch.optim.Adam(classifier.parameters(), lr=2e-3), nn.CrossEntropyLoss())
         trainer.run(batches, max_epochs=10)
     classifier.relu3, classifier.head = nn.Identity(), nn.Identity()
@@ -116,23 +118,23 @@ def train(
         of each loss; and the run's folder.
     """
     digits = Digits("training", launch.seed)
-    models = {"generator": Generator(), "discriminator": Discriminator()}
+    models = launch.parallel({"generator": Generator(), "discriminator": Discriminator()})
     adam = {
         name: torch.optim.Adam(each.parameters(), learning_rate, betas=(0.5, 0.999)) for name, each in models.items()
     }
     shapers, noted = shaping(generator_decay, discriminator_decay), Noted()
     trainer = launch.trainer(models, adam, step=step, shaping=shapers, watching=WATCHING, keep=[noted])
     print("a classifier of digits learns, whose features tell how far generated digits are from real ones")
-    real = DataLoader(digits, batch_size=len(digits))
+    real = launch.share(DataLoader(digits, batch_size=len(digits)), even=False)
     validation = trainer.validate_on(real, {"distance": distance()}, step=generated_and_real)
     validation.add_event_handler(Events.COMPLETED, lambda: noted.note("distance", validation.state.metrics["distance"]))
 
     @trainer.on(Events.ITERATION_COMPLETED)
     def note() -> None:
         for name, loss in trainer.state.losses.items():
-            noted.note(name, abs(loss))
+            noted.note(name, abs(mean(loss)))
 
-    launch.train(trainer, DataLoader(digits, batch_size=32, shuffle=True, drop_last=True))
+    launch.train(trainer, launch.share(DataLoader(digits, batch_size=32, shuffle=True, drop_last=True)))
     largest = {f"largest_{name}_loss": max(noted[name]) for name in models}
     return {"distance": fmean(noted["distance"][-10:]), **largest, "run_dir": trainer.run_dir}
 

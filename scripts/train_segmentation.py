@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from weightsmith import Picture, Plugin, Trainer, matrices, named
 from weightsmith.cli import Launch, script
+from weightsmith.distributed import share
 from weightsmith.evaluation import evaluating
 
 Start = Literal["denoiser", "kaiming"]
@@ -76,7 +77,7 @@ def denoiser(path: Path, seed: int, epochs: int = 150) -> str:
         adam = torch.optim.Adam(model.parameters(), lr=3e-3)
         start = w.KaimingNormal(where=matrices & ~named("head"))
         trainer = Trainer(model, adam, step=denoise, plugins=[start, w.ClipNorm(1.0)], seed=seed)
-        trainer.run(DataLoader(Slices("training"), batch_size=4, shuffle=True), max_epochs=epochs)
+        trainer.run(share(DataLoader(Slices("training"), batch_size=4, shuffle=True)), max_epochs=epochs)
         path.parent.mkdir(parents=True, exist_ok=True)
         trainer.export(path)
     return str(path)
@@ -136,7 +137,7 @@ def train(
     Returns:
         Dice's coefficient of each tissue in the last epoch, and the run's folder.
     """
-    model = UNet()
+    model = launch.parallel(UNet())
     needs_denoiser = launch.plugins is None and start == "denoiser"
     path = launch.runs / f"denoiser_{launch.seed}.safetensors"
     shapers = shaping(start, denoiser(path, launch.seed) if needs_denoiser else str(path))
@@ -145,8 +146,8 @@ def train(
     trainer = launch.trainer(model, adam, step=step, shaping=shapers, watching=WATCHING, keep=[scheduler])
     trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda: scheduler.step())
     metrics = {tissue: dice(tissue) for tissue in TISSUES[1:]}
-    trainer.validate_on(DataLoader(Slices("validation"), batch_size=12), metrics)
-    launch.train(trainer, DataLoader(Slices("training", labelled), batch_size=4, shuffle=True))
+    trainer.validate_on(launch.share(DataLoader(Slices("validation"), batch_size=12), even=False), metrics)
+    launch.train(trainer, launch.share(DataLoader(Slices("training", labelled), batch_size=4, shuffle=True)))
     return {**trainer.state.metrics, "run_dir": trainer.run_dir}
 
 

@@ -58,7 +58,11 @@ class Attachment:
 
     def misfits(self, state: Mapping[str, Any]) -> list[str]:
         """What of a saved state there is no place for here."""
-        if len(state.get("kept", [])) > len(self.kept):
+        if self.lacks_place_for_notes(state):
             return ["its notes"]
         memories = {**state.get("memory", {}), **state.get("generators", {})}
         return sorted(memories.keys() - (set() if self.binding is None else self.binding.names()))
+
+    def lacks_place_for_notes(self, state: Mapping[str, Any]) -> bool:
+        """Whether a saved state has notes for which there is no place here."""
+        return len(state.get("kept", [])) > len(self.kept)

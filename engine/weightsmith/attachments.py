@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from ignite.engine import Events
 from ignite.engine.events import EventsList
+from torch import Tensor
 
 from weightsmith.attachment import Attachment
 from weightsmith.binding import Binding
@@ -288,6 +290,23 @@ class Attachments:
         for label in states.keys() - found.keys():
             logger.warning("what was remembered of %s is dropped: it does not fit any more", label)
         return found
+
+    def without_foreign_notes(self, states: Mapping[str, Any]) -> dict[str, Any]:
+        """Saved states without the notes of plugins that keep none here, as those that only the first process keeps."""
+        known = {attachment.label: attachment for attachment in self._acting}
+        return {
+            label: {part: value for part, value in state.items() if part != "kept"}
+            if label in known and known[label].lacks_place_for_notes(state)
+            else state
+            for label, state in states.items()
+        }
+
+    def room(self, label: str, weight: str, outline: Tensor) -> Tensor:
+        """An empty tensor for what is remembered of a weight, sharded as the plugin holds it here."""
+        bindings = [a.binding for a in self._acting if a.label == label and a.binding is not None]
+        if bindings:
+            return bindings[0].room(weight, outline)
+        return torch.empty(outline.shape, dtype=outline.dtype)
 
     def reseed(self) -> None:
         """Follow another seed of the trainer's."""

@@ -271,6 +271,11 @@ class Binding:
             "notes": self.notes,
         }
 
+    def room(self, weight: str, outline: Tensor) -> Tensor:
+        """An empty tensor for a saved entry of what is remembered of a weight: as :meth:`state_dict` gives it here."""
+        target = self._targets.get(weight)
+        return torch.empty(outline.shape, dtype=outline.dtype) if target is None else target.site._room(outline)
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what :meth:`state_dict` gave."""
         self._derived.clear()

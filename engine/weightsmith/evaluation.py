@@ -13,6 +13,7 @@ from torch import nn
 
 from weightsmith.errors import ConfigurationError
 from weightsmith.measurements import Measurement
+from weightsmith.shards import reshard
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
@@ -80,3 +81,4 @@ def evaluating(models: Mapping[str, nn.Module]) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+        reshard(models.values())  # which keep whole weights after a forward pass, of now

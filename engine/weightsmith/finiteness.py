@@ -12,15 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from weightsmith.distributed import any_process, gathered_objects, is_distributed, told_by_any
 from weightsmith.errors import ConfigurationError, GoBack, NonFiniteError
 from weightsmith.optimizers import held_by
+from weightsmith.replicas import inside
+from weightsmith.shards import own_part
 from weightsmith.tensors import nonfinite_flag
 
 if TYPE_CHECKING:
     from weightsmith.trainer.pipeline import UpdatePipeline
     from weightsmith.window import Window
 
-__all__ = ["FinitenessWatch", "NonFinite", "Restore", "first_nonfinite", "parameters_of", "scale_learning_rates"]
+__all__ = [
+    "FinitenessWatch",
+    "NonFinite",
+    "Restore",
+    "first_nonfinite",
+    "first_nonfinite_of_all",
+    "parameters_of",
+    "scale_learning_rates",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +68,9 @@ class FinitenessWatch:
     and at the end of every epoch at the weights. On another device than a CPU it only notes there in which update the
     loss was not finite first; the note is read at the end of the epoch. The other policies look at the gradients as
     well, and read one number per update.
+
+    Of several processes each has a loss of its own. What they do about it, they do together; but with ``"raise"`` one
+    raises alone, and the others end when they next wait for it.
 
     Args:
         policy: what to do.
@@ -96,11 +110,10 @@ class FinitenessWatch:
         if self.policy == "raise" and not loss.is_cpu:
             self._note(window.name, loss)
             return True
-        if (
-            not was_bad
-            and math.isfinite(loss.item())
-            and (self.policy == "raise" or self._has_finite_gradients(window, loss))
-        ):
+        is_bad = was_bad or not math.isfinite(loss.item())
+        if self.policy != "raise":  # each process has a loss of its own, and perhaps a part of the gradients
+            is_bad = any_process(is_bad or not self._has_finite_gradients(window, loss))
+        if not is_bad:
             self.skipped = 0
             return True
         self._deal_with(window)
@@ -119,7 +132,7 @@ class FinitenessWatch:
             self._bad.add(window.name)
 
     def _has_finite_gradients(self, window: Window, loss: Tensor) -> bool:
-        flag = nonfinite_flag(window.gradients(), torch.zeros((), device=loss.device))
+        flag = nonfinite_flag(list(map(own_part, window.gradients())), torch.zeros((), device=loss.device))
         return not flag.item()
 
     def look_at_weights(self) -> None:
@@ -130,19 +143,29 @@ class FinitenessWatch:
         """
         if self.policy == "ignore":
             return
-        noted_until_now, self._noted = self._noted, {}
-        for name, noted in noted_until_now.items():
-            if int(noted):
-                raise NonFiniteError(f"{_place(self._trainer, name, int(noted))}: the loss is not finite")
-        culprit = first_nonfinite(self._trainer.models, self._trainer.optimizers)
+        problem = told_by_any(self._noted_problem())
+        if problem is not None:
+            raise NonFiniteError(problem)
+        culprit = first_nonfinite_of_all(self._trainer.models, self._trainer.optimizers)
         if culprit is not None:
             state = self._trainer.state
             self._give_up(f"after update {state.update}, at the end of epoch {state.epoch}: {culprit} is not finite")
 
+    def _noted_problem(self) -> str | None:
+        """The first loss noted that was not finite, in words; what was noted is forgotten."""
+        noted_until_now, self._noted = self._noted, {}
+        for name, noted in noted_until_now.items():
+            if int(noted):
+                return f"{_place(self._trainer, name, int(noted))}: the loss is not finite"
+        return None
+
     def look_at_loss(self, window: Window) -> None:
         """After a step that evaluated the loss several times."""
-        if self.policy != "ignore" and not math.isfinite(self._trainer.state.losses[window.name].item()):
-            self._give_up(self._diagnosis(window))
+        if self.policy == "ignore":
+            return
+        is_bad = not math.isfinite(self._trainer.state.losses[window.name].item())
+        if is_bad if self.policy == "raise" else any_process(is_bad):
+            self._give_up(self._common_diagnosis(window))
 
     def _note(self, name: str, loss: Tensor) -> None:
         """Keep the number of the update, without waiting for the device."""
@@ -150,10 +173,10 @@ class FinitenessWatch:
         noted.add_(torch.where(~loss.isfinite() & (noted == 0), self._trainer.state.update, 0))
 
     def _deal_with(self, window: Window) -> None:
-        message = self._diagnosis(window)
+        message = self._common_diagnosis(window)
         if self.policy != "skip":
             self._give_up(message)
-        culprit = first_nonfinite(self._trainer.models, {})
+        culprit = first_nonfinite_of_all(self._trainer.models, {})
         if culprit is not None:  # a skipped update would not mend it
             raise NonFiniteError(
                 f"{message}; to skip the update is too late, as {culprit} is not finite, into which the forward pass "
@@ -169,38 +192,58 @@ class FinitenessWatch:
             raise GoBack(message)
         raise NonFiniteError(f"{message}. Try a lower learning rate, ClipNorm, or nonfinite='skip' or 'restore'")
 
-    def _diagnosis(self, window: Window) -> str:
-        """What is not finite, and where it began."""
+    def _common_diagnosis(self, window: Window) -> str:
+        """As :meth:`_diagnosis`; where processes decide together, in the words of the first whose own loss is not
+        finite, else of the first that found anything."""
+        here, has_found = self._diagnosis(window)
+        if self.policy == "raise" or not is_distributed():
+            return here
+        is_own = not math.isfinite(self._trainer.state.losses[window.name].item())
+        return told_by_any(here if is_own else None) or told_by_any(here if has_found else None) or here
+
+    def _diagnosis(self, window: Window) -> tuple[str, bool]:
+        """What is not finite here, and where it began; and whether a weight or a gradient is it."""
         state = self._trainer.state
         place = _place(self._trainer, window.name, state.update)
         names = {id(weight): name for name, weight in parameters_of(self._trainer.models).items()}
         loss = f"the loss is {state.losses[window.name].item()}"
         for weight in held_by(window.optimizer):
-            if not bool(weight.detach().isfinite().all()):
+            if not _is_finite(weight):
                 since = f"since update {state.updates[window.name]}" if state.updates[window.name] else "from the start"
-                return f"{place}: {loss}, as the weight {names.get(id(weight))!r} is not finite {since}"
+                return f"{place}: {loss}, as the weight {names.get(id(weight))!r} is not finite {since}", True
         for weight in held_by(window.optimizer):
-            if weight.grad is not None and not bool(weight.grad.isfinite().all()):
-                return f"{place}: {loss}, and the gradient of the weight {names.get(id(weight))!r} is not finite"
-        return f"{place}: {loss}, though all gradients and weights are finite"
+            if weight.grad is not None and not _is_finite(weight.grad):
+                return f"{place}: {loss}, and the gradient of the weight {names.get(id(weight))!r} is not finite", True
+        return f"{place}: {loss}, though all gradients and weights are finite", False
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    """Whether all is finite that this process holds of it."""
+    return bool(own_part(tensor.detach()).isfinite().all())
 
 
 def first_nonfinite(models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> str | None:
     """The first weight that is trained and not finite, or whose optimizer remembers something that is not, or buffer
-    that holds a NaN (an infinity may stand in a mask); in words."""
+    that holds a NaN (an infinity may stand in a mask); in words. Of sharded ones, what is here is looked at."""
     for name, weight in parameters_of(models).items():
-        if weight.requires_grad and not bool(weight.detach().isfinite().all()):
+        if weight.requires_grad and not _is_finite(weight):
             return f"the weight {name!r}"
     for model in models.values():
         for name, buffer in model.named_buffers():
-            if buffer.is_floating_point() and bool(buffer.isnan().any()):
+            if buffer.is_floating_point() and bool(own_part(buffer).isnan().any()):
                 return f"the buffer {name!r}"
     for name, optimizer in optimizers.items():
         for place, held in enumerate(held_by(optimizer)):
             for key, value in optimizer.state.get(held, {}).items():
-                if isinstance(value, Tensor) and value.is_floating_point() and not bool(value.isfinite().all()):
+                if isinstance(value, Tensor) and value.is_floating_point() and not _is_finite(value):
                     return f"{key!r}, which the optimizer {name!r} remembers of its parameter {place},"
     return None
+
+
+def first_nonfinite_of_all(models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> str | None:
+    """As :func:`first_nonfinite`, of all processes together: each must ask, and all are told the same."""
+    found = gathered_objects(first_nonfinite(models, optimizers))
+    return next((culprit for culprit in found if culprit is not None), None)
 
 
 def parameters_of(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
@@ -208,7 +251,7 @@ def parameters_of(models: Mapping[str, nn.Module]) -> dict[str, nn.Parameter]:
     return {
         f"{name}.{key}" if name else key: weight
         for name, model in models.items()
-        for key, weight in model.named_parameters()
+        for key, weight in inside(model).named_parameters()
     }
 
 

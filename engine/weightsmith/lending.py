@@ -13,7 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError
 from weightsmith.faults import blaming
-from weightsmith.targets import Target
+from weightsmith.shards import reshard
+from weightsmith.targets import Target, gathered
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
@@ -43,18 +44,33 @@ def lending(trainer: Trainer, average: Binding, constraints: Iterable[Binding]) 
     weights = [(target.tensor, target.tensor.detach().clone()) for target in targets]
     with _keeping_buffers(trainer):
         try:
-            with torch.no_grad():
-                for target in targets:
-                    target.tensor.copy_(target.site.state["mean"])
+            for target in targets:
+                _lend(target)
             for constraint in constraints:
                 _enforce(constraint, targets)
-            trainer._forget_casts()
+            _forget_copies(trainer)
             yield
         finally:
             with torch.no_grad():
                 for tensor, value in weights:
                     tensor.copy_(value)
-            trainer._forget_casts()
+            _forget_copies(trainer)
+
+
+@torch.no_grad()
+def _lend(target: Target) -> None:
+    """Put the mean in a weight's place. Of a sharded weight it is a part, or whole, as the plugin acts."""
+    if target.site._is_scattered:
+        with gathered(target, ("weight",)) as whole:
+            whole.tensor.copy_(target.site.state["mean"])
+    else:
+        target.tensor.copy_(target.site.state["mean"])
+
+
+def _forget_copies(trainer: Trainer) -> None:
+    """Of the weights as they were: those of autocast, and the whole ones that a forward pass made of sharded ones."""
+    trainer._forget_casts()
+    reshard(trainer.models.values())
 
 
 def _enforce(constraint: Binding, lent: list[Target]) -> None:

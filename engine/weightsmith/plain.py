@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from weightsmith.errors import ConfigurationError
+from weightsmith.shards import gather, reshard
 from weightsmith.weights import Weight, inventory, persistent_buffers
 
-__all__ = ["load_plain_state_dict", "plain_state_dict"]
+__all__ = ["load_plain_state_dict", "plain_entries", "plain_state_dict"]
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -23,13 +24,19 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
     >>> list(plain_state_dict(layer))
     ['bias', 'weight']
     """
-    with torch.no_grad():
-        weights = {
-            name: weight.effective().detach() if weight.parametrized else weight.parameter.detach()
-            for weight in inventory({"": model}, {})
-            for name in weight.names
-        }
-    return {**weights, **persistent_buffers({"": model})}
+    return dict(plain_entries(model))
+
+
+@torch.no_grad()
+def plain_entries(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """As :func:`plain_state_dict`, one after another. A sharded weight is gathered when its turn comes, so that a
+    process that keeps none holds one whole weight at a time; every process must go through all."""
+    reshard([model])
+    for weight in inventory({"": model}, {}):
+        value = gather(weight.effective().detach())
+        for name in weight.names:
+            yield name, value
+    yield from persistent_buffers({"": model}).items()
 
 
 @torch.no_grad()

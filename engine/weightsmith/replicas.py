@@ -17,7 +17,7 @@ from weightsmith.errors import ReplicaDriftError
 from weightsmith.optimizers import held_by
 from weightsmith.shards import is_sharded
 
-__all__ = ["Replicas", "drifted"]
+__all__ = ["Replicas", "drifted", "inside"]
 
 _BUCKET = 25 * 2**20
 """Bytes that travel in one message, as in ``DistributedDataParallel``."""
@@ -28,7 +28,7 @@ class Replicas:
 
     Gradients are averaged when an accumulation window closes: by ``DistributedDataParallel`` itself, during its last
     backward pass, where it wraps the only model; else here, after it. The running statistics of batch norm are averaged
-    with them, where the wrapper takes those of the first process.
+    at the end of the iteration: until then the backward passes of other optimizers may need them as they are.
 
     Args:
         models: the models, by name.
@@ -45,6 +45,8 @@ class Replicas:
         """Whether a wrapper sees all that is trained as it is trained."""
         self._passed = False
         """Whether a forward pass, since it was last asked, went through what the wrapper synchronises."""
+        self._have_statistics_moved = False
+        """Whether the running statistics are to be averaged."""
         for model in self._wrapped:
             model.register_forward_pre_hook(self._note_pass)
         if self._is_needed:
@@ -77,16 +79,23 @@ class Replicas:
         """Give every copy the mean of all copies' gradients. A weight that no copy has a gradient of keeps none."""
         if not self._is_needed or self._passed:
             return
+        self._have_statistics_moved = True
         whole = [parameter for parameter in parameters if parameter.requires_grad and not is_sharded(parameter)]
-        statistics = list(_running_statistics(self._models.values()))
-        if not whole and not statistics:
+        if not whole:
             return
-        device = (whole or statistics)[0].device
-        flags = torch.tensor([float(parameter.grad is not None) for parameter in whole], device=device)
+        flags = torch.tensor([float(parameter.grad is not None) for parameter in whole], device=whole[0].device)
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in whole]
-        _average([*gradients, *statistics, flags])
+        _average([*gradients, flags])
         for parameter, gradient, share in zip(whole, gradients, flags.tolist(), strict=True):
             parameter.grad = gradient if share else None
+
+    @torch.no_grad()
+    def average_statistics(self) -> None:
+        """After a step, or after the windows that an epoch's end closes: average the running statistics of batch norm,
+        if gradients were averaged here."""
+        if self._have_statistics_moved:
+            self._have_statistics_moved = False
+            _average(list(_running_statistics(self._models.values())))
 
     def refuse_drift(self) -> None:
         """At the end of an epoch, raise where the copies are not alike any more.
@@ -179,6 +188,11 @@ def _buckets(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
                 bucket = []
             bucket.append(tensor)
         yield bucket
+
+
+def inside(model: nn.Module) -> nn.Module:
+    """The model that ``DistributedDataParallel`` wraps, under whose names it is saved; another as it is."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
 
 
 def _trained(model: nn.Module) -> frozenset[int]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.checkpoint import read_manifest, saved_in
+from weightsmith.distributed import first_does, is_first, is_restarted, this_job
 from weightsmith.errors import ConfigurationError, WeightsmithError
 from weightsmith.plugin import Plugin
 from weightsmith.recipe import read_text, read_yaml, written
@@ -24,6 +25,7 @@ from weightsmith.values import bare
 
 __all__ = [
     "RunFolder",
+    "begun_by_this_job",
     "begun_options",
     "choose_run_dir",
     "new_run_dir",
@@ -39,16 +41,21 @@ logger = logging.getLogger(__name__)
 
 
 def new_run_dir(parent: str | Path) -> Path:
-    """Make and return ``parent/<date>_<time>``; two runs never get the same folder.
+    """Make and return ``parent/<date>_<time>``; two runs never get the same folder, and all processes of one run do.
 
     Raises:
         ConfigurationError: the folder cannot be made.
     """
+    return first_does(lambda: _made_run_dir(parent))
+
+
+def _made_run_dir(parent: str | Path) -> Path:
     stamp = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     for attempt in itertools.count():
         folder = Path(parent) / (f"{stamp}_{attempt}" if attempt else stamp)
         try:
             folder.mkdir(parents=True)
+            _sign(folder)
         except FileExistsError:
             if not folder.is_dir():
                 raise ConfigurationError(f"cannot make the run folder {folder}: a file is in the way") from None
@@ -59,10 +66,45 @@ def new_run_dir(parent: str | Path) -> Path:
     raise AssertionError("unreachable")
 
 
+def _sign(folder: Path) -> None:
+    """Note which job of torchrun's the run belongs to from now on, if any."""
+    job = this_job()
+    if job is not None:
+        job.sign(folder)
+
+
+def begun_by_this_job(parent: str | Path, resume: str | Path | None = None) -> Path | None:
+    """In a process that torchrun has restarted: the run that it began, or went on with, before, if that can be gone on
+    with; else ``None``.
+
+    Args:
+        parent: the folder of all runs of the script.
+        resume: the run, or the checkpoint, that it was to go on with, if it is none of those in ``parent``.
+    """
+    return first_does(lambda: _begun_by_this_job(parent, resume)) if is_restarted() else None
+
+
+def _begun_by_this_job(parent: str | Path, resume: str | Path | None) -> Path | None:
+    job = this_job()
+    assert job is not None
+    named = [] if resume is None or str(resume) == "auto" else [run_of(Path(resume))]
+    signed = [run for run in [*Path(parent).glob("*"), *named] if job.has_signed(run)]
+    saved = {run: _last_saved(run) for run in signed}
+    found = max(saved, key=lambda run: saved[run]) if any(saved.values()) else None
+    if found is None:
+        logger.warning(
+            "torchrun has restarted the processes before the run was saved for the first time: it begins anew"
+        )
+    return found
+
+
 @contextlib.contextmanager
 def provisional_run_dir(parent: str | Path) -> Iterator[Path]:
     """As :func:`new_run_dir`; the folder, and those made above it, go again if the block raises: for what is done
-    before a run begins."""
+    before a run begins. The first process makes it, and takes it away."""
+    if not is_first():
+        yield new_run_dir(parent)
+        return
     above = Path(parent).absolute()  # whoever changes the current folder meanwhile
     missing = [folder for folder in [above, *above.parents] if not folder.exists()]
     folder = new_run_dir(parent)
@@ -93,7 +135,7 @@ def choose_run_dir(parent: str | Path, resume: str | Path | None = None) -> tupl
     if resume is None:
         return new_run_dir(parent), False
     if str(resume) == "auto":
-        newest = _newest(parent)
+        newest = first_does(lambda: _newest(parent))
         if newest is not None:
             return newest, True
         logger.warning("there is no saved run in %s: a new one begins", parent)
@@ -129,7 +171,7 @@ def _last_saved(run: Path) -> str:
     return ""
 
 
-_MAY_CHANGE = ("epochs", "device", "runs", "resume")
+_MAY_CHANGE = ("epochs", "device", "shard", "runs", "resume")
 """Options that may be others when a run goes on."""
 
 
@@ -154,15 +196,21 @@ class RunFolder:
             ConfigurationError: the other run began with other options, or with other plugins.
         """
         if self.resumed is not None:
-            refuse_other_options(self.folder, self.options, but=_MAY_CHANGE)
-            print(f"going on from {trainer.resume(self.resumed)}")
-        save_configuration(self.folder, self.options, trainer.plugins)
+            first_does(lambda: refuse_other_options(self.folder, self.options, but=_MAY_CHANGE))
+            checkpoint = trainer.resume(self.resumed)
+            if is_first():
+                print(f"going on from {checkpoint}")
+        first_does(lambda: self._write_down(trainer.plugins))
+
+    def _write_down(self, plugins: Iterable[Plugin]) -> None:
+        save_configuration(self.folder, self.options, plugins)
+        _sign(self.folder)
 
 
 @contextlib.contextmanager
 def run_folder(parent: str | Path, resume: str | Path | None, options: Mapping[str, Any]) -> Iterator[RunFolder]:
     """The folder of a script's run. A new one goes again, with all that is in it, if the block raises: make the trainer
-    in it.
+    in it. Where torchrun has restarted the processes, it is that of the run that they trained, if it was saved by then.
 
     Args:
         parent: the folder of all runs of the script.
@@ -172,8 +220,12 @@ def run_folder(parent: str | Path, resume: str | Path | None, options: Mapping[s
     Raises:
         ConfigurationError: there is no such run, or a folder cannot be made.
     """
+    begun = begun_by_this_job(parent, resume)
+    if begun is not None:
+        yield RunFolder(begun, options, begun)
+        return
     is_auto = str(resume) == "auto"
-    if resume is None or (is_auto and _newest(parent) is None):
+    if resume is None or (is_auto and first_does(lambda: _newest(parent)) is None):
         if is_auto:
             logger.warning("there is no saved run in %s: a new one begins", parent)
         with provisional_run_dir(parent) as folder:
@@ -193,8 +245,12 @@ def begun_options(parent: str | Path, resume: str | Path | None) -> dict[str, An
     Raises:
         ConfigurationError: what the run's folder says of them is damaged.
     """
-    folder = None if resume is None else _newest(parent) if str(resume) == "auto" else run_of(Path(resume))
-    return {} if folder is None else _options_in(folder)
+    return {} if resume is None else first_does(lambda: _begun_options(parent, resume))
+
+
+def _begun_options(parent: str | Path, resume: str | Path) -> dict[str, Any]:
+    folder = _newest(parent) if str(resume) == "auto" else run_of(Path(resume))
+    return {} if folder is None else dict(_options_in(folder))
 
 
 def _options_in(folder: Path) -> dict[str, Any]:

@@ -241,6 +241,14 @@ class Site:
             return entry
         return entry.narrow(part.axis, part.start, part.size)
 
+    def _room(self, outline: Tensor) -> Tensor:
+        """An empty tensor for a saved entry, of which the part in hand alone is held here if it follows the weight."""
+        part = self._part
+        if part is None or not self._follows(outline, part.shape[part.axis]):
+            return torch.empty(outline.shape, dtype=outline.dtype)
+        here = part.of(torch.empty_like(outline, device="meta"))
+        return part.joined(torch.empty(here.shape, dtype=outline.dtype, device=part.like.device))
+
     def _follows(self, entry: Tensor, size: int) -> bool:
         """Whether an entry has the axes of the weight, and so many indices along that which is sharded."""
         part = self._part

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from weightsmith.errors import ConfigurationError
 from weightsmith.measurements import Histogram
+from weightsmith.shards import is_sharded
 
 __all__ = ["bare", "from_values", "to_values"]
 
@@ -35,6 +36,8 @@ def to_values(value: Any, where: str) -> Any:
     if type(value) in _PLAIN:
         return value
     if isinstance(value, Tensor):
+        if is_sharded(value):
+            return value.detach()
         is_part = value.layout is torch.strided and value.untyped_storage().nbytes() > value.nbytes
         return value.detach().clone() if is_part else value.detach()  # of which all would be saved
     value = bare(value)

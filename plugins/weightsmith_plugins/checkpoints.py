@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import ignite.distributed as idist
 from ignite.engine import Events
 from weightsmith import CheckpointError, ConfigurationError, Plugin, WeightEvents
 from weightsmith.checkpoint import link, sweep
-from weightsmith.finiteness import first_nonfinite
+from weightsmith.distributed import first_does, from_first
+from weightsmith.finiteness import first_nonfinite_of_all
 from weightsmith.plugin import KEPT, Notes
 from weightsmith.schedules import Span, parse_span
 from weightsmith.spelling import nearest
@@ -31,7 +31,8 @@ class Checkpoints(Plugin):
 
     A checkpoint is there as a whole or not at all, and older ones go only when a newer one is safe. One with weights
     that are not finite is not saved. Where a save fails, as when the disk is full, the log says so, training goes on,
-    and the next save is tried in its time. Of several processes the first saves.
+    and the next save is tried in its time. Several processes save together, and what the first has measured says which
+    is the best.
 
     Args:
         every: updates from one save to the next, or ``"2 epochs"``. Default ``"1 epochs"``.
@@ -64,13 +65,8 @@ class Checkpoints(Plugin):
     def subscriptions(self, trainer: Trainer) -> Iterator[tuple[Any, Any]]:
         if trainer.run_dir is None:
             raise ConfigurationError(f"{self!r}: give the Trainer run_dir=…")
-        if idist.get_rank() != 0:
-            return
         folder = trainer.run_dir / "checkpoints"
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ConfigurationError(f"{self!r}: cannot write to {folder}: {error.strerror}") from error
+        first_does(lambda: self._make(folder))
         saves = _Saves(self, trainer, folder)
         number, unit = parse_span(self.every)
         event = Events.EPOCH_COMPLETED if unit == "epochs" else WeightEvents.UPDATE_COMPLETED
@@ -79,6 +75,12 @@ class Checkpoints(Plugin):
             yield Events.STARTED, saves.look_ahead
         yield event(every=number), saves.ask
         yield Events.COMPLETED, saves.ask
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigurationError(f"{self!r}: cannot write to {folder}: {error.strerror}") from error
 
 
 class _Saves:
@@ -103,24 +105,27 @@ class _Saves:
 
     def save(self) -> None:
         """Save now."""
-        culprit = first_nonfinite(self._trainer.models, self._trainer.optimizers)
+        culprit = first_nonfinite_of_all(self._trainer.models, self._trainer.optimizers)
         if culprit is not None:
             logger.error("not saved at iteration %d: %s is not finite", self._trainer.state.iteration, culprit)
             return
-        if not self._folder.exists():
+        if not from_first(self._folder.exists()):
             logger.warning("%s was taken away: it is made anew", self._folder)
-        before, score = {"score": self.notes.get("score")}, self._best_score()
+        before, score = {"score": self.notes.get("score")}, first_does(self._best_score)
         path = self._folder / f"{self._trainer.state.iteration:08d}"
         try:
             if score is not None:
                 self.notes["score"] = score
             self._trainer.save(path)
-            if score is not None:
-                link(path, "best")
-            sweep(self._folder, self._plugin.keep)
+            first_does(lambda: self._tidy(path, is_best=score is not None))
         except CheckpointError as error:
             self.notes.update(before)
             logger.error("%s; training goes on, and older checkpoints stay", error)
+
+    def _tidy(self, path: Path, *, is_best: bool) -> None:
+        if is_best:
+            link(path, "best")
+        sweep(self._folder, self._plugin.keep)
 
     def _best_score(self) -> float | None:
         """The metric, if it was measured in this epoch and is better than ever."""

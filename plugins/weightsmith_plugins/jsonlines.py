@@ -55,7 +55,9 @@ class JSONLines(Plugin):
     def subscriptions(self, trainer: Trainer) -> Iterator[tuple[Any, Any]]:
         if self.path is None and trainer.run_dir is None:
             raise ConfigurationError(f"{self!r}: give path=…, or the Trainer run_dir=…")
-        if idist.get_rank() != 0:
+        if idist.get_rank() != 0:  # has the same handlers, as those who look at what plugins do settle it together
+            for event in (Events.STARTED, WeightEvents.MEASURED):
+                yield event, lambda: None
             return
         path = Path(self.path) if self.path is not None else Path(str(trainer.run_dir)) / "measurements.jsonl"
         try:

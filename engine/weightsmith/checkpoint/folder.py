@@ -7,31 +7,51 @@
     ├─ state.pt              everything else, plain values alone: torch.load(…, weights_only=True) reads it
     └─ manifest.json         what it is, the size and SHA-256 of both files, and its own
 
+One that several processes wrote has other files in place of the first two (:mod:`weightsmith.checkpoint.several`).
+
 Written into a hidden folder beside its place, synced, renamed to its place, and the folder around it synced; what stood
 there before goes last.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import pickle
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from weightsmith.checkpoint.parts import INDEX
+from weightsmith.distributed import is_first
 from weightsmith.errors import CheckpointError, ConfigurationError, DamagedCheckpointError
 
-__all__ = ["FORMAT", "Contents", "find", "link", "read", "read_manifest", "saved_in", "sweep", "write"]
+__all__ = [
+    "FORMAT",
+    "Contents",
+    "Source",
+    "find",
+    "link",
+    "read_manifest",
+    "read_one",
+    "reading",
+    "saved_in",
+    "sweep",
+    "verified_manifest",
+    "write",
+    "writing",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +61,7 @@ FORMAT = 1
 _UNREADABLE = 2**62
 _BLANK = "0" * 64
 _WEIGHTS, _STATE, _MANIFEST = "weights.safetensors", "state.pt", "manifest.json"
+_OURS = re.compile(r"weights\.safetensors|state\.pt|manifest\.json|index\.json|tensors-\d+\.safetensors|rank-\d+\.pt")
 
 
 @dataclass(frozen=True)
@@ -51,11 +72,31 @@ class Contents:
         weights: tensors by name.
         state: plain values.
         manifest: what can be read without reading the rest: numbers, texts, lists and dicts.
+        source: where the tensors lie that are only outlined, on the ``meta`` device; ``None`` if all are here.
     """
 
     weights: Mapping[str, Tensor]
     state: Any
     manifest: Mapping[str, Any]
+    source: Source | None = None
+
+    @property
+    def processes(self) -> int:
+        """How many processes saved it."""
+        return int(self.manifest.get("processes", 1))
+
+
+class Source(Protocol):
+    """A checkpoint of several processes, whose tensors can be read one by one, whole or in part."""
+
+    def holds(self, key: str) -> bool:
+        """Whether there is a tensor under a key."""
+
+    def load(self, targets: Mapping[str, Tensor]) -> None:
+        """Fill tensors with what is saved under these keys; of a sharded one, the part that is here."""
+
+    def trees(self) -> Iterator[Any]:
+        """What each process saved, shared tensors outlined, in the order of their ranks."""
 
 
 def write(path: Path, contents: Contents, *, is_good: bool) -> None:
@@ -71,33 +112,61 @@ def write(path: Path, contents: Contents, *, is_good: bool) -> None:
             the very last step failed, beside it, where :func:`find` finds it.
         ConfigurationError: something else than a checkpoint is there.
     """
-    _refuse_to_replace(path)
-    partial = _beside(path, "partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(partial)
-        partial.mkdir()
+    refuse_to_replace(path)
+    with writing(path) as partial:
+        begin(partial)
         safetensors.torch.save_file(dict(contents.weights), partial / _WEIGHTS)
         with (partial / _STATE).open("wb") as file:
             torch.save(contents.state, file)
         shutil.copymode(partial / _STATE, partial / _WEIGHTS)  # safetensors lets nobody else read
-        files = {name: _sync_and_sum(partial / name) for name in (_WEIGHTS, _STATE)}
-        order = {"is_good": is_good, "saves": _saves(path.parent) + 1}
-        manifest = {"format": FORMAT, **order, **contents.manifest, "files": files}
-        with (partial / _MANIFEST).open("w", encoding="utf-8") as file:
-            file.write(_sealed(json.dumps({"sha256": _BLANK, **manifest}, indent=1)))
-        _sync(partial / _MANIFEST)
-        _sync(partial)
-        _put_in_place(partial, path)
+        files = {name: sync_and_sum(partial / name) for name in (_WEIGHTS, _STATE)}
+        commit(partial, path, contents.manifest, files, is_good=is_good)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """While the context lasts, a checkpoint is written into a hidden folder, whose path this gives; what is left of it
+    then is removed.
+
+    Raises:
+        CheckpointError: it cannot be written.
+    """
+    partial = _beside(path, "partial")
+    try:
+        yield partial
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:  # torch and safetensors wrap the system's
+        if isinstance(error, CheckpointError):
+            raise
         raise CheckpointError(f"the checkpoint {path} cannot be written: {_reason(error)}") from error
     finally:
-        _remove(partial)
+        if is_first():
+            _remove(partial)
 
 
-def _refuse_to_replace(path: Path) -> None:
+def begin(partial: Path) -> None:
+    """Make the hidden folder, empty."""
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    _remove(partial)
+    partial.mkdir()
+
+
+def commit(
+    partial: Path, path: Path, facts: Mapping[str, Any], files: Mapping[str, dict[str, Any]], *, is_good: bool
+) -> None:
+    """Seal what was written and synced, and put it in its place."""
+    order = {"is_good": is_good, "saves": _saves(path.parent) + 1}
+    manifest = {"format": FORMAT, **order, **facts, "files": files}
+    with (partial / _MANIFEST).open("w", encoding="utf-8") as file:
+        file.write(_sealed(json.dumps({"sha256": _BLANK, **manifest}, indent=1)))
+    _sync(partial / _MANIFEST)
+    _sync(partial)
+    _put_in_place(partial, path)
+
+
+def refuse_to_replace(path: Path) -> None:
+    """Raise where something else than a checkpoint is at ``path``."""
     if path.is_dir():
-        others = {inside.name for inside in path.iterdir()} - {_WEIGHTS, _STATE, _MANIFEST}
+        others = {inside.name for inside in path.iterdir() if not _OURS.fullmatch(inside.name)}
     else:
         others = {path.name} if path.exists() else set()
     if others:
@@ -121,31 +190,32 @@ def _put_in_place(partial: Path, path: Path) -> None:
     _remove(previous)
 
 
-def read(path: Path) -> Contents:
-    """Read a checkpoint, and see that it is what was written.
-
-    Raises:
-        DamagedCheckpointError: it is not.
-        CheckpointError: there is none.
-        ConfigurationError: it was written in another form, or would run code.
-    """
-    manifest = verified_manifest(path)
-    try:
+def read_one(path: Path, manifest: Mapping[str, Any]) -> Contents:
+    """Read a checkpoint that one process wrote."""
+    with reading(path):
         weights = safetensors.torch.load_file(path / _WEIGHTS)
         state = torch.load(path / _STATE, map_location="cpu", weights_only=True)
+    return Contents(weights, state, manifest)
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Raise what happens, while the context lasts, as :func:`~weightsmith.checkpoint.read` does."""
+    try:
+        yield
     except pickle.UnpicklingError as error:
         reason = str(error).partition("\n")[0]
         raise ConfigurationError(f"the checkpoint {path} is refused: reading it could run code ({reason})") from error
     except (OSError, RuntimeError, safetensors.SafetensorError) as error:
         raise _damaged(path, error) from error
-    return Contents(weights, state, manifest)
 
 
 def verified_manifest(path: Path) -> dict[str, Any]:
-    """What the checkpoint says of itself, once its files are seen to be what was written. Raises as :func:`read`."""
+    """What the checkpoint says of itself, once its files are seen to be what was written. Raises as
+    :func:`~weightsmith.checkpoint.read`."""
     manifest = read_manifest(path)
     try:
-        for name in (_WEIGHTS, _STATE):
+        for name in _files_of(manifest):
             found, expected = _sum(path / name), manifest["files"][name]
             if found != expected:
                 raise DamagedCheckpointError(
@@ -157,14 +227,19 @@ def verified_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def _files_of(manifest: Mapping[str, Any]) -> list[str]:
+    """The names of the files besides the manifest."""
+    return [_WEIGHTS, _STATE] if "processes" not in manifest else sorted(manifest["files"])
+
+
 def read_manifest(path: Path) -> dict[str, Any]:
-    """What the checkpoint says of itself. Raises as :func:`read` does."""
+    """What the checkpoint says of itself. Raises as :func:`~weightsmith.checkpoint.read` does."""
     try:
         text = (path / _MANIFEST).read_text(encoding="utf-8")
         manifest: dict[str, Any] = json.loads(text)
         is_whole = text == _sealed(text.replace(manifest.pop("sha256"), _BLANK, 1))
     except FileNotFoundError as error:
-        if any((path / name).exists() for name in (_WEIGHTS, _STATE)):
+        if any((path / name).exists() for name in (_WEIGHTS, _STATE, INDEX)):
             raise _damaged(path, error) from error
         raise CheckpointError(f"there is no checkpoint {path}") from None
     except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as error:
@@ -199,7 +274,7 @@ def find(path: Path) -> Path:
     if not path.exists() and _beside(path, "previous").exists():
         logger.warning("%s is gone, as its replacement was interrupted: the one before it is taken", path)
         return _beside(path, "previous")
-    if any((path / name).exists() for name in (_MANIFEST, _WEIGHTS, _STATE)):
+    if any((path / name).exists() for name in (_MANIFEST, _WEIGHTS, _STATE, INDEX)):
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     problems: list[str] = []
@@ -279,7 +354,8 @@ def _beside(path: Path, what: str) -> Path:
     return path.with_name(f".{path.name}.{what}")
 
 
-def _sync_and_sum(path: Path) -> dict[str, Any]:
+def sync_and_sum(path: Path) -> dict[str, Any]:
+    """See a file to the disk, and give its size and SHA-256."""
     _sync(path)
     return _sum(path)
 
@@ -311,6 +387,14 @@ def _reason(error: Exception) -> str:
 
 
 def _damaged(path: Path, error: Exception, name: str = "") -> DamagedCheckpointError:
-    missing = [file for file in (_WEIGHTS, _STATE, _MANIFEST) if not (path / file).is_file()]
+    missing = [file for file in [*_expected(path), _MANIFEST] if not (path / file).is_file()]
     what = f"{missing[0]} is missing" if missing else f"{name or 'it'} cannot be read ({_reason(error)})"
     return DamagedCheckpointError(f"the checkpoint {path} is damaged: {what}")
+
+
+def _expected(path: Path) -> list[str]:
+    """The files that a checkpoint should have, as far as that can be told."""
+    try:
+        return _files_of(json.loads((path / _MANIFEST).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, KeyError):
+        return [INDEX] if (path / INDEX).is_file() else [_WEIGHTS, _STATE]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shutil
 import sys
 import time
@@ -20,15 +21,17 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from weightsmith.cli.crashing import explaining
 from weightsmith.cli.guarding import beginning
+from weightsmith.distributed import from_first, is_first, mean
 from weightsmith.errors import RunStopped
 from weightsmith.events import WeightEvents
 from weightsmith.trainer import Trainer
 
-__all__ = ["Console", "profiled", "trained"]
+__all__ = ["Console", "command", "profiled", "trained"]
 
 
 class Console:
-    """Listens to a trainer, and prints. The bar is shown on a terminal alone."""
+    """Listens to a trainer, and prints. The bar is shown on a terminal alone. Of several processes the first prints
+    what all of them find out together."""
 
     def __init__(self, trainer: Trainer, epochs: int) -> None:
         self._trainer = trainer
@@ -39,7 +42,7 @@ class Console:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._best: dict[str, list[tuple[float, int]]] = {}
-        self._progress = ProgressBar(persist=False, disable=None, desc="epoch")
+        self._progress = ProgressBar(persist=False, disable=None if is_first() else True, desc="epoch")
         self._progress.attach(trainer)
         trainer.add_event_handler(WeightEvents.UPDATE_COMPLETED, self._note_loss)
         trainer.add_event_handler(Events.EPOCH_COMPLETED, self._report)
@@ -63,14 +66,15 @@ class Console:
         violated = self._violated()
         if violated is not None:
             parts.append(f"violations {violated}")
-        self._progress.log_message("  ".join(parts))
+        if is_first():
+            self._progress.log_message("  ".join(parts))
 
     def _losses(self) -> dict[str, float]:
-        """The mean loss of each optimizer's updates since it was asked last."""
+        """The mean loss of each optimizer's updates since it was asked last, over all processes."""
         is_one = len(self._trainer.optimizers) == 1
-        means = {"loss" if is_one else f"loss {n}": float(s / self._counts[n]) for n, s in self._sums.items()}
+        means = {name: float(mean(total / self._counts[name])) for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
-        return means
+        return {"loss" if is_one else f"loss {name}": loss for name, loss in means.items()}
 
     def _violated(self) -> int | None:
         """How many weights are outside their sets; ``None`` where there is no constraint."""
@@ -84,6 +88,8 @@ class Console:
 
     def summary(self, run_dir: Path) -> None:
         """Say what came of it, where it is, and how to look at it."""
+        if not is_first():
+            return
         state, seconds = self._trainer.state, time.perf_counter() - self._begun
         updates = sum(state.updates.values()) - self._updates_before
         since = f"since epoch {self._epochs_before + 1}, " if self._epochs_before else ""
@@ -116,6 +122,16 @@ def _command() -> str:
     return "weightsmith" if shutil.which("weightsmith") else str(Path(sys.executable).with_name("weightsmith"))
 
 
+def command() -> list[str]:
+    """How Python is called to go on with this process's work, on as many processes."""
+    here, all_of_them = (os.environ.get(name, "1") for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+    if all_of_them == "1":
+        return [sys.executable]
+    if here != all_of_them:  # several machines, each with options of its own
+        return ["torchrun", "..."]
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={here}"]
+
+
 def trained(trainer: Trainer, batches: Iterable[Any], epochs: int, *, hint: str) -> None:
     """Train up to an epoch, tell of it on the terminal, and see to it that the end is saved.
 
@@ -135,7 +151,7 @@ def trained(trainer: Trainer, batches: Iterable[Any], epochs: int, *, hint: str)
     finally:
         console.close()
     path = trainer.checkpoint_path()
-    if path is not None and not path.exists():
+    if path is not None and not from_first(path.exists()):
         trainer.save(path)
     console.summary(Path(trainer.run_dir or "."))
 
@@ -143,13 +159,16 @@ def trained(trainer: Trainer, batches: Iterable[Any], epochs: int, *, hint: str)
 @contextlib.contextmanager
 def profiled(trainer: Trainer, folder: Path, planned: int | None) -> Iterator[None]:
     """Profile ten iterations after a few to warm up: a trace in the folder, for TensorBoard's plugin
-    ``torch-tb-profiler`` or Perfetto; and a table of what took longest.
+    ``torch-tb-profiler`` or Perfetto; and a table of what took longest. Of several processes the first is profiled.
 
     Args:
         trainer: whose run it is.
         folder: where the trace goes.
         planned: iterations of the run; of a short one fewer are profiled. ``None`` if that is not known.
     """
+    if not is_first():
+        yield
+        return
     activities = [torch.profiler.ProfilerActivity.CPU]
     if torch.cuda.is_available():
         activities.append(torch.profiler.ProfilerActivity.CUDA)

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.distributed as dist
 from torch import nn
 
+from weightsmith.distributed import is_distributed, launched_rank
 from weightsmith.errors import WeightsmithError
 from weightsmith.trainer import Trainer
 
@@ -22,7 +24,7 @@ _FOREIGN = (*(Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib", "
 
 @dataclass(frozen=True)
 class Crash:
-    """What an exception ended a run with.
+    """What an exception ended a run with, on this process.
 
     Attributes:
         lines: what it was, in which module and where in the user's own code, as far as that can be told.
@@ -36,7 +38,8 @@ class Crash:
         """The file in the run's folder to which the whole traceback was written; ``None`` if it could not be."""
         if self.run_dir is None:
             return None
-        path = self.run_dir / "traceback.txt"
+        own = launched_rank()
+        path = self.run_dir / (f"traceback_{own}.txt" if own else "traceback.txt")
         try:
             path.write_text("".join(traceback.format_exception(error)), encoding="utf-8")
         except OSError:
@@ -52,7 +55,7 @@ def explaining(trainer: Trainer) -> Iterator[None]:
     except WeightsmithError:
         raise
     except Exception as error:
-        found = [f"{type(error).__qualname__}: {error}", *_module(error, trainer), *_own_code(error)]
+        found = [*_lost(error), f"{type(error).__qualname__}: {error}", *_module(error, trainer), *_own_code(error)]
         vars(error)["crash"] = Crash(found, trainer.run_dir)
         raise
 
@@ -61,6 +64,13 @@ def crash_of(error: Exception) -> Crash | None:
     """What :func:`explaining` remembered; ``None`` if no run raised the exception."""
     found = vars(error).get("crash")
     return found if isinstance(found, Crash) else None
+
+
+def _lost(error: Exception) -> Iterator[str]:
+    """Whether it is another process that broke off, and this one noticed."""
+    is_lost = isinstance(error, dist.DistError) or "closed by peer" in str(error) or "gloo" in str(error)
+    if is_distributed() and is_lost and isinstance(error, RuntimeError):
+        yield "another process ended, or did not answer in time, which its own error tells"
 
 
 def _module(error: Exception, trainer: Trainer) -> Iterator[str]:

@@ -9,21 +9,24 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import docstring_parser
 from ignite.utils import manual_seed
 from jsonargparse import ArgumentError, ArgumentParser
 from jsonargparse.typing import NonNegativeInt, PositiveInt
+from torch import nn
 
-from weightsmith.cli.console import trained
+from weightsmith.cli.console import command, trained
 from weightsmith.cli.guarding import guarded
+from weightsmith.distributed import joined, own_device, parallel, share
 from weightsmith.errors import ConfigurationError
 from weightsmith.plugin import Plugin
 from weightsmith.recipe import read_plugins
 from weightsmith.runs import begun_options, run_folder
 from weightsmith.spelling import nearest
 from weightsmith.trainer import Trainer
+from weightsmith.trainer.arguments import refuse_missing_device
 
 __all__ = ["Launch", "Script", "script"]
 
@@ -36,6 +39,7 @@ class Launch:
         epochs: passes over the training data.
         seed: of every random draw.
         device: a torch device, such as cpu or cuda.
+        shard: share the weights out among the processes that torchrun starts, in place of a copy for each.
         plugins: a YAML file of plugins that shape the weights, in place of the script's own; ``none`` for none at all.
         runs: the folder in which each run gets a folder of its own.
         resume: ``auto`` goes on with the run in it that was saved last; or the folder of a run, or one of its
@@ -45,11 +49,40 @@ class Launch:
     epochs: PositiveInt = 10
     seed: NonNegativeInt = 0
     device: str = "cpu"
+    shard: bool = False
     plugins: Path | None = None
     runs: Path = Path("runs")
     resume: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)  # all of the script's, its own ones too
     several_in: Path | None = None  # of one of several runs: the folder of all
+
+    @overload
+    def parallel(self, model: nn.Module) -> nn.Module: ...
+    @overload
+    def parallel(self, model: Mapping[str, nn.Module]) -> dict[str, nn.Module]: ...
+    def parallel(self, model: nn.Module | Mapping[str, nn.Module]) -> nn.Module | dict[str, nn.Module]:
+        """A model, or several by name, as it is trained on the processes that torchrun started, on its device; call it
+        before the optimizer is made. See :func:`weightsmith.distributed.parallel`.
+
+        One process gets the model itself. Of several each gets a copy, where a model alone stands in a wrapper: keep a
+        name for the model itself to get at its parts; or, with the option ``shard``, a part of each weight.
+        """
+        device = own_device(self.device)
+        refuse_missing_device(device)
+        if isinstance(model, nn.Module):
+            return parallel(model.to(device), shard=self.shard)
+        return parallel({name: each.to(device) for name, each in model.items()}, shard=self.shard)
+
+    def share(self, batches: Any, *, even: bool = True) -> Any:
+        """This process's share of a ``DataLoader`` or of a list of batches, whose batch size is that of all processes
+        together. See :func:`weightsmith.distributed.share`.
+
+        Args:
+            batches: what one process goes through.
+            even: whether each process gets the same number of samples, as in training. Give ``False`` to evaluate:
+                then no sample is counted twice.
+        """
+        return share(batches, even=even)
 
     def trainer(
         self, *arguments: Any, shaping: Sequence[Plugin], watching: Sequence[Plugin] = (), **keywords: Any
@@ -71,7 +104,7 @@ class Launch:
             trainer = Trainer(
                 *arguments,
                 run_dir=run.folder,
-                device=self.device,
+                device=own_device(self.device),
                 seed=self.seed,
                 plugins=[*shapers, *watching],
                 **keywords,
@@ -83,7 +116,7 @@ class Launch:
         """Train up to the epoch of the option ``epochs``, with a progress bar where somebody watches, and a line for
         each epoch; then say what came of it, where the run is, and how to view it."""
         again = ["--resume", "auto", "--runs", self.several_in] if self.several_in else ["--resume", trainer.run_dir]
-        hint = shlex.join(map(str, [sys.executable, sys.argv[0], *again]))
+        hint = shlex.join(map(str, [*command(), sys.argv[0], *again]))
         trained(trainer, batches, self.epochs, hint=hint)
 
     def at(self, name: str) -> Launch:
@@ -161,7 +194,17 @@ class Script:
     def main(self, arguments: Sequence[str] | None = None) -> int:
         """Train with the options of the command line; the process's exit code."""
         given = vars(self._parser().parse_args(None if arguments is None else list(arguments), defaults=False))
-        return guarded(lambda: self(**given))
+
+        def train() -> Any:
+            with joined(self._device(given)):
+                return self(**given)
+
+        return guarded(train)
+
+    def _device(self, given: Mapping[str, Any]) -> str:
+        """The device of the run to come, before the processes have met."""
+        options = {**self.defaults, **given}
+        return str({**options, **begun_options(options["runs"], options["resume"]), **given}["device"])
 
     def _typed(self, begun: Mapping[str, Any]) -> dict[str, Any]:
         """Options that stand in a run's folder, those of them that the script still has."""
@@ -177,10 +220,15 @@ class Script:
         text = docstring_parser.parse(inspect.getdoc(self._function) or "").description
         parser = ArgumentParser(description=text, **settings)
         parser.add_function_arguments(self._function, as_group=False, fail_untyped=False, skip={self._first})
-        parser.add_class_arguments(Launch, as_group=False, skip=set(_INNER))
+        parser.add_class_arguments(Launch, as_group=False, skip={*_INNER, "shard"})
+        parser.add_argument("--shard", nargs="?", const=True, type=bool, help=_SHARD)
         parser.set_defaults(self._common)
         return parser
 
+
+_SHARD = next(
+    each.description for each in docstring_parser.parse(Launch.__doc__ or "").params if each.arg_name == "shard"
+)
 
 _INNER = ("options", "several_in")
 """Fields of a Launch that are no options."""

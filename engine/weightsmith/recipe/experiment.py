@@ -12,6 +12,7 @@ from ignite.engine import Events
 from ignite.utils import manual_seed
 from torch.optim import Optimizer
 
+from weightsmith.distributed import from_first, own_device, parallel, share
 from weightsmith.errors import ConfigurationError
 from weightsmith.events import WeightEvents
 from weightsmith.plugin import refuse_unknown_length
@@ -53,7 +54,8 @@ class Experiment:
 
 
 def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
-    """Make everything that a recipe describes; train nothing. Seeds Python's, NumPy's and torch's global generators.
+    """Make everything that a recipe describes; train nothing. Seeds Python's, NumPy's and torch's global generators. On
+    several processes each gets its part of the models and its share of the data.
 
     Args:
         recipe: what :func:`read_recipe` gave.
@@ -64,9 +66,10 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
             each with file and line.
     """
     settings = recipe.settings
+    device = own_device(settings.device)
     with located(recipe.plain, "device"):
-        refuse_missing_device(settings.device)
-    seed = secrets.randbelow(2**31) if settings.seed is None else settings.seed
+        refuse_missing_device(device)
+    seed = from_first(secrets.randbelow(2**31)) if settings.seed is None else settings.seed
     with located(recipe.plain, "seed"):
         if seed >= 2**32:
             raise ConfigurationError(f"seed {seed} is more than NumPy takes: give one below 2**32")
@@ -77,7 +80,12 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
         with located(recipe.plain, "data"):
             first = _first(batches)
         batches, validation = [first] * (_length(batches) or 1), [first]
-    models = {name: model.build() for name, model in recipe.models.items()}
+    with located(recipe.plain, "data"):
+        batches = share(batches)
+    with located(recipe.plain, "validation"):
+        validation = None if validation is None else share(validation, even=False)
+    built = {name: model.build().to(device) for name, model in recipe.models.items()}
+    models = parallel(built, settings.shard)
     optimizers = {
         name: optimizer.build([weight for model in _held_by(models, name) for weight in model.parameters()])
         for name, optimizer in recipe.optimizers.items()
@@ -90,7 +98,7 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
             None if recipe.loss is None else recipe.loss.made(),
             step=None if recipe.step is None else recipe.step.made(),
             run_dir=run_dir,
-            device=settings.device,
+            device=device,
             precision=settings.precision,
             accumulate=settings.accumulate,
             seed=seed,

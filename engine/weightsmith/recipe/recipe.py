@@ -38,6 +38,7 @@ class RunSettings:
         epochs: passes over the data.
         seed: of every random draw. Default: one is drawn, and stands in the resolved recipe.
         device: a torch device, such as cpu or cuda.
+        shard: share the weights out among the processes that torchrun starts, in place of a copy for each.
         precision: of the forward pass, by autocast.
         accumulate: micro-batches per update.
         scheduler_steps: whether schedulers are stepped after each epoch, or after each update of their optimizers.
@@ -54,6 +55,7 @@ class RunSettings:
     epochs: PositiveInt
     seed: NonNegativeInt | None = None
     device: str = "cpu"
+    shard: bool = False
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     accumulate: PositiveInt = 1
     scheduler_steps: Literal["epoch", "update"] = "epoch"

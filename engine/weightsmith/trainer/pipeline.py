@@ -12,6 +12,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from weightsmith.distributed import warn_of_same_batch
 from weightsmith.errors import ConfigurationError
 from weightsmith.events import TrainingState, WeightEvents
 from weightsmith.finiteness import FinitenessWatch, NonFinite
@@ -254,6 +255,7 @@ class UpdatePipeline(ResumableLoop):
                     raise
                 finally:
                     self._leave(window)
+        self._replicas.average_statistics()
 
     def _charged(self) -> Tensor | float:
         """What penalties add to the loss that a closure returns."""
@@ -315,9 +317,13 @@ class UpdatePipeline(ResumableLoop):
         for model in self.models.values():
             if not model.training:  # cheaper than model.train(), which walks every module
                 model.train()
+        if self.state.iteration == self._iterations_before + 1:
+            warn_of_same_batch(batch)
         self._replicas.begin_iteration(ends_window=self._windows.ends_with_next(self.accumulate))
         with self._autocast():
-            return self._step(self, batch)
+            output = self._step(self, batch)
+        self._replicas.average_statistics()
+        return output
 
     def _forget_casts(self) -> None:
         """Autocast keeps its half-precision copies of the weights until the step ends; call it where they change."""

@@ -11,17 +11,28 @@ from pathlib import Path
 from typing import Any
 
 import filelock
-import ignite.distributed as idist
 import torch
+from ignite.engine import Events
 from torch import nn
 from torch.optim import Optimizer
 
 from weightsmith.attachments import Attachments
-from weightsmith.checkpoint import collect, find, read, restore, saved_in, write
-from weightsmith.distributed import from_first
+from weightsmith.checkpoint import (
+    collect,
+    find,
+    open_checkpoint,
+    restore,
+    saved_in,
+    verified_manifest,
+    write,
+    write_together,
+)
+from weightsmith.distributed import LateMaximum, first_does, from_first, in_common, is_distributed, is_first, rank
 from weightsmith.errors import ConfigurationError, GoBack, NonFiniteError, RunStopped
-from weightsmith.finiteness import Restore, first_nonfinite, scale_learning_rates
+from weightsmith.finiteness import Restore, first_nonfinite_of_all, scale_learning_rates
 from weightsmith.measurements import Published
+from weightsmith.randomness import seed_from
+from weightsmith.shards import is_sharded
 from weightsmith.signals import Signals
 from weightsmith.trainer.arguments import kept
 from weightsmith.trainer.pipeline import UpdatePipeline
@@ -36,6 +47,9 @@ class DurableRun(UpdatePipeline):
 
     With a ``run_dir``, SIGTERM and SIGINT let the iteration in progress end, save, and end the process with the exit
     code 143 or 130; an exception saves what there is as ``checkpoints/crash``; and no two processes run in one folder.
+
+    Several processes save, resume and stop together, and the first alone writes what is not its own part of a
+    checkpoint. What one meets alone, an exception, it meets without asking the others.
     """
 
     _attachments: Attachments
@@ -59,16 +73,23 @@ class DurableRun(UpdatePipeline):
         self.logger.addFilter(_is_no_stop)
         self.published = Published()
         self._stop_asked: signal.Signals | None = None
+        """The signal at which the run ends; of several processes, once all know of it."""
+        self._signal = 0
+        """The signal that this process of several got."""
+        self._signals_of_all: LateMaximum | None = None
         self._is_at_home = False
         """Whether the checkpoints in the run's folder are this run's."""
         self._restored = 0
         """How often the run went back to a checkpoint because something was not finite."""
         if isinstance(self._finiteness.policy, Restore) and self.run_dir is None:
             raise ConfigurationError("nonfinite='restore' goes back to a checkpoint: give run_dir=, and Checkpoints()")
+        self.add_event_handler(Events.ITERATION_COMPLETED, self._exchange_signals)
 
     def _start(self) -> None:
         if self.state.iteration == 0:
             self.published.clear()
+        if not self._initialized and not is_first():
+            seed_from(self.seed, "process", rank(), 0)  # so that noise and dropout differ from the first's
         super()._start()
         self._save_beginning()
 
@@ -78,7 +99,7 @@ class DurableRun(UpdatePipeline):
 
         Inside a run it is done when the iteration in progress, or the end of the epoch that follows it, has nothing
         more to do: after every handler. Then a run that goes on from the checkpoint ends where this one ends, bit for
-        bit.
+        bit. Several processes must save together, to a folder that all of them see.
 
         Args:
             path: the folder that becomes the checkpoint. A checkpoint that is there is replaced, once the new one is
@@ -93,7 +114,8 @@ class DurableRun(UpdatePipeline):
 
     def resume(self, path: str | Path, *, allow_changes: bool = False) -> Path:
         """Go on with a saved run: call it on a trainer that was made as the saved one was, before ``run``, which is
-        given the same data. All is loaded, or nothing.
+        given the same data. All is loaded, or nothing. Several processes must resume together, and may be more or fewer
+        than those that saved.
 
         Args:
             path: a checkpoint, or a run's folder, of which the newest good checkpoint is taken.
@@ -109,8 +131,9 @@ class DurableRun(UpdatePipeline):
         """
         if self._is_running:
             raise ConfigurationError("resume() was called inside a run: call it before run()")
-        found = find(Path(path))
-        contents = read(found)
+        found = first_does(lambda: find(Path(path)))
+        manifest = first_does(lambda: verified_manifest(found))
+        contents = in_common(lambda: open_checkpoint(found, manifest))
         if not contents.manifest.get("is_good"):
             logger.warning("%s was saved when the run was not in order: not at a safe point, or not finite", found)
         restore(self, contents, allow_changes=allow_changes)
@@ -132,15 +155,17 @@ class DurableRun(UpdatePipeline):
     ) -> Any:
         """As Ignite's. After :meth:`resume` it goes on from there, given the same data, and trains nothing if the run
         was over."""
-        self._stop_asked = None
+        self._stop_asked, self._signal = None, 0
         with contextlib.ExitStack() as stack:
-            if self.run_dir is not None and idist.get_rank() == 0:
-                stack.enter_context(_held(self.run_dir))
-                self._refuse_another_runs_checkpoints(self.run_dir)
+            if self.run_dir is not None:
+                first_does(lambda: self._take(stack))
+                self._is_at_home = True
+                self._signals_of_all = LateMaximum() if is_distributed() else None
                 stack.enter_context(Signals(self._stop))
             while self._stop_asked is None:
                 try:
                     state = super().run(data, max_epochs=max_epochs, max_iters=max_iters, epoch_length=epoch_length)
+                    self._settle_signals()
                     if self._stop_asked is None:
                         return state
                 except GoBack as reason:
@@ -148,13 +173,18 @@ class DurableRun(UpdatePipeline):
             self._end()
         raise AssertionError("unreachable")
 
+    def _take(self, stack: contextlib.ExitStack) -> None:
+        """Keep the run's folder for this run."""
+        assert self.run_dir is not None
+        stack.enter_context(_held(self.run_dir))
+        self._refuse_another_runs_checkpoints(self.run_dir)
+
     def _refuse_another_runs_checkpoints(self, run_dir: Path) -> None:
         if not self._is_at_home and saved_in(run_dir / "checkpoints"):
             raise ConfigurationError(
                 f"{run_dir} holds the checkpoints of another run: go on with it, trainer.resume({str(run_dir)!r}), or "
                 "give this one another run_dir (weightsmith.runs.new_run_dir makes one)"
             )
-        self._is_at_home = True
 
     def _go_back(self, reason: str) -> None:
         """To the last good checkpoint, with lower learning rates, as often as the policy has it."""
@@ -181,7 +211,9 @@ class DurableRun(UpdatePipeline):
     def _save_beginning(self) -> None:
         """So that there is something to go back to."""
         path = self.checkpoint_path()
-        if isinstance(self._finiteness.policy, Restore) and path is not None and not saved_in(path.parent):
+        if not isinstance(self._finiteness.policy, Restore) or path is None:
+            return
+        if not first_does(lambda: saved_in(path.parent)):
             self.at_safe_point(lambda: self._write(path))
 
     def state_dict(self) -> Any:
@@ -234,17 +266,40 @@ class DurableRun(UpdatePipeline):
         self._restored, self._finiteness.skipped = ours["restored"], ours["skipped"]
         self._initialized = ours["initialized"]
 
-    def _write(self, path: Path, *, in_order: bool = True) -> None:
-        if idist.get_rank() != 0:
-            return
-        is_good = in_order and first_nonfinite(self.models, self.optimizers) is None
-        write(path, collect(self, in_order=in_order), is_good=is_good)
+    def _write(self, path: Path) -> None:
+        """Save the run, with all its processes."""
+        is_good = first_nonfinite_of_all(self.models, self.optimizers) is None
+        contents = in_common(lambda: collect(self, in_order=True))
+        if is_distributed():
+            write_together(path, contents, is_good=is_good)
+        else:
+            write(path, contents, is_good=is_good)
 
     def _stop(self, number: signal.Signals) -> None:
         """Called inside a signal's handler, where nothing can be saved: perhaps something is being written now."""
         logger.warning("%s: the run is saved after this iteration, and ends; once more ends it now", number.name)
-        self._stop_asked = number
-        self._errands.append(self._end)
+        if self._signals_of_all is None:
+            self._agree_to_stop(number)
+        else:
+            self._signal = int(number)
+
+    def _agree_to_stop(self, number: int) -> None:
+        if self._stop_asked is None and number:
+            self._stop_asked = signal.Signals(number)
+            self._errands.append(self._end)
+
+    def _exchange_signals(self) -> None:
+        """After every iteration of several processes: stop, if any of them was asked to before the one before. Signals
+        reach them in different iterations, and they must end in the same."""
+        if self._signals_of_all is not None:
+            self._agree_to_stop(self._signals_of_all.exchange(self._signal))
+
+    def _settle_signals(self) -> None:
+        """At the end of the run: whether any process was asked to stop."""
+        if self._signals_of_all is not None and self._stop_asked is None:
+            self._signals_of_all.exchange(self._signal)
+            number = self._signals_of_all.wait()
+            self._stop_asked = signal.Signals(number) if number else None
 
     def _end(self) -> None:
         """Save, and end the process as it was asked to."""
@@ -262,16 +317,26 @@ class DurableRun(UpdatePipeline):
         super()._handle_exception(error)
 
     def _save_crash(self, error: Exception) -> None:
-        """Save what there is when the run breaks off, once it has trained."""
+        """Save what there is when the run breaks off, once it has trained. Of several processes the first saves its
+        copy, for others may be waiting, or gone."""
         if self.run_dir is None or "was_saved" in vars(error) or not self._may_have_trained():
             return
         vars(error)["was_saved"] = True
+        if any(is_sharded(weight) for model in self.models.values() for weight in model.parameters()):
+            error.add_note("each process holds a part of the weights alone: nothing is saved but the last checkpoint")
+            return
+        if not is_first():
+            return
         path = self.run_dir / "checkpoints" / "crash"
         try:
-            self._write(path, in_order=False)
+            self._write_alone(path)
             error.add_note(f"the run as it was then is saved in {path}")
         except Exception as other:  # whatever it is, the crash itself is what the caller must see
             logger.error("what there was when the run crashed is lost: %s", other)
+
+    def _write_alone(self, path: Path) -> None:
+        """Save what there is in this process, and ask no other."""
+        write(path, collect(self, in_order=False, alone=is_distributed()), is_good=False)
 
 
 def _is_no_stop(_: logging.LogRecord) -> bool:

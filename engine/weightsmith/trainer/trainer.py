@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 from weightsmith.attachments import Attachments
 from weightsmith.binding import Binding
 from weightsmith.debugging import WriteGuard
+from weightsmith.distributed import first_does, is_first
 from weightsmith.errors import ConfigurationError
 from weightsmith.evaluation import EvaluationStep, evaluator, pair, scalars
 from weightsmith.events import WeightEvents
@@ -28,7 +29,7 @@ from weightsmith.handlers import ANNOUNCEMENTS
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
 from weightsmith.lending import lendable, lending, renew_statistics
 from weightsmith.measurements import Measurement, Measurements
-from weightsmith.plain import plain_state_dict
+from weightsmith.plain import plain_entries
 from weightsmith.plan import Plan
 from weightsmith.plugin import Plugin
 from weightsmith.selection import Where, everything, select
@@ -320,9 +321,8 @@ class Trainer(DurableRun):
             handler added after this call: it finds this validation's numbers in ``trainer.state.metrics``.
         """
         if averaged:
-            self._attachments.the(
-                Average, averaged if isinstance(averaged, Plugin) else None
-            )  # refuses if there is none
+            # Refuses if there is none.
+            self._attachments.the(Average, averaged if isinstance(averaged, Plugin) else None)
         engine = evaluator(self, metrics, step)
         self._validated += metrics
         average, said = averaged if isinstance(averaged, Average) else None, False
@@ -344,7 +344,8 @@ class Trainer(DurableRun):
 
     def export(self, path: str | Path, *, averaged: bool | Average = False) -> list[str]:
         """Write the weights and buffers as safetensors, under the names of plain models: of a parametrized weight what
-        its layer computes with, masks baked in; of several models as ``"generator.fc.weight"``.
+        its layer computes with, masks baked in; of several models as ``"generator.fc.weight"``. The first
+        process writes, and all must ask.
 
         Args:
             path: a name that ends in ``.safetensors``.
@@ -357,10 +358,12 @@ class Trainer(DurableRun):
             ConfigurationError: no such average is attached, it has not seen a weight, or the file cannot be written.
         """
         average = averaged if isinstance(averaged, Average) else None
+        tensors: dict[str, Any] = {}
         with self.averaged(average) if averaged else contextlib.nullcontext():
-            states = {name: plain_state_dict(model) for name, model in self.models.items()}
-            tensors = {f"{n}.{key}" if n else key: value for n, state in states.items() for key, value in state.items()}
-            write_tensors(path, tensors)
+            for name, model in self.models.items():
+                for key, value in plain_entries(model):
+                    tensors[f"{name}.{key}" if name else key] = value.detach().cpu() if is_first() else None
+            first_does(lambda: write_tensors(path, tensors))
         return list(tensors)
 
     @contextlib.contextmanager

@@ -65,7 +65,9 @@ class TensorBoard(Plugin):
         folder = self.log_dir if self.log_dir is not None else trainer.run_dir
         if folder is None:
             raise ConfigurationError(f"{self!r}: give log_dir=…, or the Trainer run_dir=…")
-        if idist.get_rank() != 0:
+        if idist.get_rank() != 0:  # has the same handlers, as those who look at what plugins do settle it together
+            for event in (Events.STARTED, WeightEvents.MEASURED, Events.EPOCH_COMPLETED, Events.COMPLETED):
+                yield event, lambda: None
             return
         writer = _Writer(trainer, self._writable(Path(folder)))
         yield KEPT, writer
