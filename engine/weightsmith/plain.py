@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from weightsmith.distributed import is_first
 from weightsmith.errors import ConfigurationError
 from weightsmith.shards import gather, reshard
 from weightsmith.weights import Weight, inventory, persistent_buffers
 
-__all__ = ["load_plain_state_dict", "plain_entries", "plain_state_dict"]
+__all__ = ["load_plain_state_dict", "plain_entries", "plain_state_dict", "plain_tensors"]
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -37,6 +39,15 @@ def plain_entries(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name in weight.names:
             yield name, value
     yield from persistent_buffers({"": model}).items()
+
+
+def plain_tensors(models: Mapping[str, nn.Module]) -> dict[str, Any]:
+    """Of several models, under their names, in main memory; on the first process alone, on others ``None`` for each."""
+    return {
+        f"{name}.{key}" if name else key: value.detach().cpu() if is_first() else None
+        for name, model in models.items()
+        for key, value in plain_entries(model)
+    }
 
 
 @torch.no_grad()
