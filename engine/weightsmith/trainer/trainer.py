@@ -18,18 +18,16 @@ from torch.optim import Optimizer
 from weightsmith.attachments import Attachments
 from weightsmith.binding import Binding
 from weightsmith.debugging import WriteGuard
-from weightsmith.distributed import first_does, is_first
 from weightsmith.errors import ConfigurationError
 from weightsmith.evaluation import EvaluationStep, evaluator, pair, scalars
 from weightsmith.events import WeightEvents
 from weightsmith.faults import blaming
-from weightsmith.files import write_tensors
 from weightsmith.finiteness import NonFinite
 from weightsmith.handlers import ANNOUNCEMENTS
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
 from weightsmith.lending import lendable, lending, renew_statistics
 from weightsmith.measurements import Measurement, Measurements
-from weightsmith.plain import plain_entries
+from weightsmith.plain import write_plain
 from weightsmith.plan import Plan
 from weightsmith.plugin import Plugin
 from weightsmith.selection import Where, everything, select
@@ -361,14 +359,8 @@ class Trainer(DurableRun):
             ConfigurationError: no such average is attached, it has not seen a weight, or the file cannot be written.
         """
         average = averaged if isinstance(averaged, Average) else None
-        tensors: dict[str, Any] = {}
         with self.averaged(average) if averaged else contextlib.nullcontext():
-            for name, model in self.models.items():
-                for key, value in plain_entries(model):
-                    kept = value.detach().cpu() if is_first() else None
-                    tensors[f"{name}.{key}" if name else key] = kept
-            first_does(lambda: write_tensors(path, tensors))
-        return list(tensors)
+            return write_plain(path, self.models)
 
     @contextlib.contextmanager
     def averaged(
