@@ -108,7 +108,7 @@ class Attachments:
             raise ConfigurationError(f"{plugin!r} is not attached; attached is {attached}")
         attachment = same[0]
         if attachment.binding is not None:
-            attachment.binding.refuse_release()
+            attachment.binding.layers.refuse_release()
             self._refuse_to_strand_others(attachment.binding)
         self._listed.remove(attachment)
         self._soon(lambda: self._end(attachment))
@@ -143,11 +143,11 @@ class Attachments:
     def _begin(self, attachment: Attachment) -> None:
         if attachment.binding is not None:
             try:
-                attachment.binding.register()
+                attachment.binding.layers.register()
                 if self._trainer._initialized and attachment.binding.plugin.remembers_start:
                     attachment.binding.begin()
             except Exception:
-                attachment.binding.release()
+                attachment.binding.layers.release()
                 self._listed.remove(attachment)
                 raise
         for event, handler in attachment.handlers:
@@ -161,7 +161,7 @@ class Attachments:
         for event, handler in attachment.handlers:
             self._trainer.remove_event_handler(handler, event)
         if attachment.binding is not None:
-            attachment.binding.release()
+            attachment.binding.layers.release()
         self._rearrange()
         for ending in attachment.endings:
             with blaming(attachment.plugin, "when it was detached"):
@@ -219,15 +219,15 @@ class Attachments:
         if attachment.binding is None:
             return
         binding = attachment.binding
-        taken = {id(weight.raw[0]) for weight in binding.to_parametrize()}
+        taken = {id(weight.raw[0]) for weight in binding.layers.weights()}
         for other in _bindings(self._listed, Plugin):
-            after = [binding.as_parametrized(weight) for weight in other.weights if id(weight.raw[0]) in taken]
+            after = [binding.layers.foreseen(weight) for weight in other.weights if id(weight.raw[0]) in taken]
             if after and other.plugin.sees_effective_weights:
                 other.plugin.refuse(after)
 
     def _refuse_to_strand_others(self, binding: Binding) -> None:
         """A plugin must not take parameters of its own away that are all that another selects."""
-        gone = binding.added()
+        gone = binding.layers.added()
         if not gone:
             return
         remaining = [weight for weight in raw_weights(self._inventory()) if id(weight.parameter) not in gone]

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from weightsmith.errors import ConfigurationError, PluginContractError, SelectionError, UnsupportedWeightError
+from weightsmith.errors import SelectionError, UnsupportedWeightError
 from weightsmith.events import TrainingState, WeightEvents
-from weightsmith.optimizers import forget, join, leave, momenta
-from weightsmith.parametrization import Map, Parametrized, refuse_remove, register, remembering, remove
+from weightsmith.layers import ParametrizedLayers
+from weightsmith.optimizers import forget, momenta
 from weightsmith.schedules import Progress
 from weightsmith.selection import select
-from weightsmith.shards import follow, gather, own_part, put_back, spread
+from weightsmith.shards import gather, own_part, put_back, spread
 from weightsmith.site import Site
 from weightsmith.targets import Target, Targets, gathered
 from weightsmith.tensors import unit_view
@@ -32,22 +32,6 @@ __all__ = ["Binding"]
 T = TypeVar("T")
 
 
-class Registration(NamedTuple):
-    """One weight whose layer computes with a plugin's function of it.
-
-    Attributes:
-        weight: the weight, as it was before.
-        parametrized: the function.
-        was_trained: whether the raw parameter was trained before.
-        order: the names of the layer's parameters before, in their order.
-    """
-
-    weight: Weight
-    parametrized: Parametrized
-    was_trained: bool
-    order: tuple[str, ...]
-
-
 class Binding:
     """What a run adds to a plugin, which itself is only configuration.
 
@@ -56,6 +40,7 @@ class Binding:
         trainer: the trainer.
         label: its name among the acting plugins; seeds its draws.
         weights: the weights that it selects.
+        layers: those of the weights, where they compute with the plugin's function of the weight.
         notes: what the plugin notes of the run in progress, saved with it; unlike what :meth:`once` derives, it
             outlasts a change of the selected weights.
     """
@@ -71,9 +56,7 @@ class Binding:
         self._every = Targets()
         self._by_optimizer: dict[str | None, Targets] = {}
         self._derived: dict[str, Any] = {}
-        self._maps: tuple[Map, Map] | None = None
-        self._adds = False
-        self._parametrized: dict[str, Registration] = {}
+        self.layers = ParametrizedLayers(self)
         self._always = not plugin.limits()
 
     def __repr__(self) -> str:
@@ -109,8 +92,8 @@ class Binding:
         if known is not None:
             known.site._follow(weight, optimizer)
             return Target(weight, known.site)
-        effective, handling = self.plugin.sees_effective_weights, self.plugin.handling
-        site = Site(weight, self._state, optimizer, self._seed(), effective=effective, sharding=handling)
+        effective = self.plugin.sees_effective_weights and not self.plugin.masks_raw
+        site = Site(weight, self._state, optimizer, self._seed(), effective=effective, sharding=self.plugin.handling)
         target = Target(weight, site)
         if weight.raw[0].numel():
             is_whole = target.part is None and not target.site._is_scattered
@@ -118,6 +101,10 @@ class Binding:
             for plugin in [*self.plugin._extremes()] or [self.current()]:
                 plugin.refuse_misfit(seen, target.site)
         return target
+
+    def site_of(self, weight: Weight) -> Site:
+        """Where the plugin stands at one of its weights."""
+        return self._targets[weight.name].site
 
     def call(self, label: str) -> None:
         """Give it its label."""
@@ -170,7 +157,7 @@ class Binding:
         )
 
     def _rounds(self, targets: Targets, writes: Iterable[str]) -> Iterator[Targets]:
-        at_hand = targets.at_hand if self.plugin.handling == "joint" else targets.at_hand.filled
+        at_hand = targets.at_hand if self.plugin.acts_jointly else targets.at_hand.filled
         if at_hand:
             yield at_hand
         for target in targets.scattered:
@@ -212,139 +199,27 @@ class Binding:
         """Whether the update in progress evaluates its closure for the first time, or has none."""
         return self._state.evaluation <= 1
 
-    def parametrize(self, forward: Map, right_inverse: Map, *, adds: bool = False) -> None:
-        """Let the layers compute with ``forward(plugin, raw, site)`` in place of the raw parameter, once it acts.
-
-        Args:
-            forward: the function.
-            right_inverse: its right inverse.
-            adds: whether the plugin's ``parameters`` are to be trained besides.
-
-        Raises:
-            UnsupportedWeightError: the weight is tied: other layers would go on with the raw parameter.
-            ConfigurationError: no optimizer's group is there for what is trained besides.
-        """
-        for weight in self.weights:
-            if weight.aliases:
-                raise UnsupportedWeightError(
-                    f"{self.plugin!r}: weight {weight.name!r} is tied to {weight.aliases[0]!r}, whose layer would "
-                    "go on with the raw parameter: use mode='project', or leave it out with `where`"
-                )
-            if adds:
-                self._home(weight)
-        self._maps, self._adds = (forward, right_inverse), adds
-
-    def to_parametrize(self) -> list[Weight]:
-        """The weights whose layers will compute, or do compute, with something else."""
-        return self.weights if self._maps is not None else []
-
-    def as_parametrized(self, weight: Weight) -> Weight:
-        """One of these weights as it will be."""
-        assert self._maps is not None
-        coming = Parametrized(self, self._targets[weight.name].site, *self._maps, {})
-        return replace(weight, parametrizations=(*weight.parametrizations, coming))
-
-    def added(self) -> set[int]:
-        """The ids of the parameters that are trained besides, and go with it."""
-        return {id(p) for registration in self._parametrized.values() for p in registration.parametrized.parameters()}
-
-    def register(self) -> None:
-        """Carry out :meth:`parametrize`."""
-        if self._maps is None:
-            return
-        added = [
-            self._added(target) for target in self.all_targets()
-        ]  # whatever fails, fails before anything is changed
-        for target, parameters in zip(self.all_targets(), added, strict=True):
-            weight, site = target.weight, target.site
-            if not weight.raw[0].numel():
-                continue
-            parametrized = Parametrized(self, site, *self._maps, parameters)
-            registration = Registration(weight, parametrized, weight.trainable, tuple(weight.module._parameters))
-            register(weight, parametrized)
-            self.trainer._replicas.mistrust_wrappers()
-            follow(self.trainer.models.values(), weight.raw[0], *_home_of_raw(weight))
-            self._parametrized[weight.name] = registration
-            if parameters:
-                optimizer, group = self._home(weight)
-                join(optimizer, group, parametrized.parameters())
-            if not getattr(self.plugin, "trains_raw", True):
-                for parameter in weight.raw:
-                    parameter.requires_grad_(False)
-                    parameter.grad = None
-
-    def _added(self, target: Target) -> dict[str, Tensor]:
-        """What the plugin trains besides this weight."""
-        if not self._adds:
-            return {}
-        plugin: Any = self.current()
-        with torch.no_grad():
-            added = plugin.parameters(self._whole(target.weight), target.site)
-        if not (isinstance(added, dict) and all(isinstance(value, Tensor) for value in added.values())):
-            raise PluginContractError(
-                f"{type(plugin).__name__}.parameters returned {added!r}: return a dict of name to tensor"
-            )
-        return added
-
-    @staticmethod
-    def _whole(weight: Weight) -> Tensor:
-        return unit_view(gather(weight.effective().detach()), weight.layout)
-
-    def _home(self, weight: Weight) -> tuple[Optimizer, int]:
-        """The optimizer, and its group, for what is trained besides a weight."""
-        optimizers = self.trainer.optimizers
-        if weight.optimizer is not None:
-            optimizer = optimizers[weight.optimizer]
-            raw = set(map(id, weight.raw))
-            held = [any(id(p) in raw for p in group["params"]) for group in optimizer.param_groups]
-            return optimizer, held.index(True)
-        groups = [(optimizer, i) for optimizer in optimizers.values() for i in range(len(optimizer.param_groups))]
-        if len(groups) > 1:
-            raise ConfigurationError(
-                f"{self.plugin!r}: no optimizer holds weight {weight.name!r}, so which of the {len(groups)} groups of "
-                "parameters is to train what the plugin adds? Give the weight to one; frozen weights may be in it too"
-            )
-        return groups[0]
-
-    def remember_forward(self, target: Target) -> None:
-        """Let the plugin renew its memory by a forward pass of the weight as it is now."""
-        registration = self._parametrized.get(target.weight.name)
-        if registration is not None:
-            with remembering(registration.parametrized):
-                target.weight.effective()
-
-    def refuse_release(self) -> None:
-        """Raise where :meth:`release` would have to take something else away."""
-        for registration in self._parametrized.values():
-            refuse_remove(registration.weight, self)
-
-    def release(self) -> None:
-        """Undo :meth:`register`: the layers keep the values that they computed with."""
-        for weight, parametrized, was_trained, order in reversed(self._parametrized.values()):
-            for optimizer in self.trainer.optimizers.values():
-                leave(optimizer, parametrized.parameters())
-            remove(weight, order)
-            self.trainer._replicas.mistrust_wrappers()
-            weight.raw[0].requires_grad_(was_trained)
-            follow(self.trainer.models.values(), weight.raw[0], weight.module, weight.leaf)
-        self._parametrized.clear()
-
     def forget_moments(self, target: Target, where: Tensor | None = None) -> None:
         """Clean what the optimizer remembers of a weight, such as momentum: all of it, or the elements in ``where``."""
         if target.weight.optimizer is None:
             return
-        elements = None if where is None else where.expand(target.tensor.shape)
-        for parameter in self._targets[target.weight.name].weight.raw:
+        shape = target.site.shape if target.part is None else target.tensor.shape
+        for parameter in self.at_home(target).weight.raw:
+            elements = None if where is None else where.expand(shape)
             if elements is not None and target.part is None:
                 elements = own_part(spread(elements.reshape(parameter.shape), parameter))
             forget(self.trainer.optimizers[target.weight.optimizer], parameter, elements)
+
+    def at_home(self, target: Target) -> Target:
+        """The target of the same weight that is not gathered."""
+        return self._targets[target.weight.name]
 
     def edit_momenta(self, target: Target, edit: Callable[[Tensor], Tensor]) -> None:
         """Replace the optimizer's momentum of a weight, seen as the plugin sees the weight; nothing if there is none
         (yet)."""
         if target.weight.optimizer is None:
             return
-        parameter = self._targets[target.weight.name].weight.parameter
+        parameter = self.at_home(target).weight.parameter
         for momentum in momenta(self.trainer.optimizers[target.weight.optimizer], parameter):
             if target.part is not None:
                 own_part(momentum).copy_(edit(own_part(momentum)))
@@ -416,11 +291,6 @@ class Binding:
 
 def _raw_names(weights: Sequence[Weight]) -> frozenset[str]:
     return frozenset(weight.name for weight in raw_weights(weights))
-
-
-def _home_of_raw(weight: Weight) -> tuple[nn.Module, str]:
-    """Where a parametrized weight's raw parameter stands."""
-    return weight.module.parametrizations[weight.leaf], "original"  # type: ignore[index, return-value]
 
 
 _START = frozenset({WeightEvents.INITIALIZING, WeightEvents.WEIGHTS_EDITED})

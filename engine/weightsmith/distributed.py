@@ -24,6 +24,7 @@ __all__ = [
     "is_first",
     "rank",
     "told_by_any",
+    "total_over_processes",
     "world_size",
 ]
 
@@ -67,6 +68,15 @@ def gathered_objects(value: T) -> list[T]:
     found: list[Any] = [None] * world_size()
     dist.all_gather_object(found, value)
     return found
+
+
+def total_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """The sum over all processes, in a new tensor; itself, if there are no others."""
+    if not is_distributed():
+        return tensor
+    summed = tensor.to(idist.device(), copy=True)
+    dist.all_reduce(summed)
+    return summed.to(tensor.device)
 
 
 def any_process(flag: bool) -> bool:

@@ -74,7 +74,7 @@ def _forget_copies(trainer: Trainer) -> None:
 
 
 def _enforce(constraint: Binding, lent: list[Target]) -> None:
-    if constraint.to_parametrize():  # the layer computes with a point of the set already
+    if constraint.layers.weights():  # the layer computes with a point of the set already
         return
     raw = {id(target.weight.parameter) for target in lent}
     targets = [t for t in constraint.all_targets() if id(t.weight.raw[0]) in raw and t.weight.raw[0].numel()]

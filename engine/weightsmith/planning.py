@@ -23,7 +23,7 @@ def plan_rows(attachments: Sequence[Attachment], epochs: int | None, epoch_lengt
     rows = []
     for attachment in attachments:
         binding = attachment.binding
-        events = ["FORWARD"] if binding is not None and binding.to_parametrize() else []
+        events = ["FORWARD"] if binding is not None and binding.layers.weights() else []
         events += [handler.event for _, handler in attachment.handlers]
         rows += [(event, attachment) for event in events]
     position = {id(attachment): i for i, attachment in enumerate(attachments)}
@@ -78,7 +78,8 @@ def _row(
     if binding is None:
         return PlanRow(event, repr(plugin), "", (), "", values)
     names = tuple(weight.name for weight in binding.weights)
-    note = "; ".join(part for part in (_note(attachment), _drawn_before(attachment, others)) if part)
+    notes = (_note(attachment), _drawn_before(attachment, others), _gathered(attachment))
+    note = "; ".join(filter(None, notes))
     return PlanRow(event, repr(plugin), binding.plugin.limits(), names, note, values)
 
 
@@ -109,6 +110,13 @@ def _drawn_before(attachment: Attachment, others: Sequence[Attachment]) -> str:
             before |= {weight.name: repr(other.plugin) for weight in other.binding.weights}
     again = [weight.name for weight in attachment.binding.weights if weight.name in before]
     return f"drawn before by {before[again[0]]}: {', '.join(again)}" if again else ""
+
+
+def _gathered(attachment: Attachment) -> str:
+    """Which sharded weights a plugin needs whole."""
+    assert attachment.binding is not None
+    scattered = ", ".join(target.weight.name for target in attachment.binding.all_targets().scattered)
+    return f"sharded, so gathered one at a time: {scattered}" if scattered else ""
 
 
 _SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -28,7 +28,7 @@ class Replicas:
 
     Gradients are averaged when an accumulation window closes: by ``DistributedDataParallel`` itself, during its last
     backward pass, where it wraps the only model; else here, after it. The running statistics of batch norm are averaged
-    with them.
+    with them, where the wrapper takes those of the first process.
 
     Args:
         models: the models, by name.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -58,7 +59,7 @@ class Site:
         seen = weight.effective_units() if is_computed else unit_view(_outline(weight.raw[0]), weight.layout)
         self._shape = seen.shape
         self.__dict__["unit_dims"] = unit_dims(seen.ndim, weight.layout)
-        self._row_length = row_length(seen, self.unit_dims)
+        self._whole_row_length = row_length(seen, self.unit_dims)
         self._settle_part()
         self.__dict__["gates"] = gates(weight.layout, weight.leaf)
 
@@ -67,9 +68,13 @@ class Site:
         is_computed = self._weight.parametrized and self._effective
         part = None if is_computed else part_of(self._weight.raw[0])
         has_whole_units = part is not None and part.axis not in self.unit_dims and self._shape == part.shape
-        may_act = self._sharding in ("values", "joint") or (self._sharding == "units" and has_whole_units)
+        may_act = has_whole_units if self._sharding in ("units", "joint units") else self._sharding != "gather"
         self._part = part if may_act else None
         self._is_scattered = self._part is None and any(map(is_sharded, self._weight.raw))
+        self._row_length = self._whole_row_length
+        if self._part is not None:
+            is_plain = self._shape == self._part.shape
+            self._row_length = row_length(own_part(self._weight.raw[0]), self.unit_dims) if is_plain else 0
 
     @classmethod
     def alone(cls, weight: Tensor, module: nn.Module | None = None, *, name: str = "weight", seed: int = 0) -> Site:
@@ -126,6 +131,11 @@ class Site:
     def shape(self) -> torch.Size:
         """The shape of the whole weight, as plugins see it."""
         return self._shape
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole weight is in hand, rather than a part of it."""
+        return self._part is None
 
     def part(self, whole: Tensor) -> Tensor:
         """What of a tensor of the whole weight's :attr:`shape` belongs to the part in hand: all of it, unless the
@@ -217,6 +227,8 @@ class Site:
         part = self._part
         if is_sharded(entry):
             return own_part(entry)
+        if entry.numel() == math.prod(self._shape):  # however its axes were seen when it was saved
+            entry = entry.reshape(self._shape if part is None else part.shape)
         if part is None or not self._follows(entry, part.shape[part.axis]):
             return entry
         return entry.narrow(part.axis, part.start, part.size)
@@ -278,9 +290,9 @@ class _Memory(dict[str, Tensor]):
         raise PluginContractError(f"site.state has no {key!r}, for init did not return it: {there}")
 
 
-Sharding: TypeAlias = Literal["gather", "units", "values", "joint"]
+Sharding: TypeAlias = Literal["gather", "units", "values", "joint", "joint units"]
 """What a plugin needs of a sharded weight: all of it; or the part at hand, since it treats every unit, or every value,
-on its own; or since it asks for what it needs of the other parts itself."""
+on its own; or since it asks for what it needs of the other parts, or of the other whole units, itself."""
 
 
 def _outline(tensor: Tensor) -> Tensor:

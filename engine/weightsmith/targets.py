@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from weightsmith.errors import UnsupportedWeightError
-from weightsmith.shards import Part, gather, is_sharded, own_part, put_back
+from weightsmith.shards import Part, gather, is_sharded, own_part, put_back, spread
 from weightsmith.site import Site
 from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight
@@ -56,6 +56,10 @@ class Target:
         if self._is_sharded and not self.weight.parametrized:
             return self.tensor
         return self.weight.effective_units()
+
+    def own(self, whole: Tensor) -> Tensor:
+        """What of a tensor of the weight's shape belongs to :attr:`tensor`."""
+        return own_part(spread(whole, self._first)) if self.site._is_scattered else whole
 
     @property
     def part(self) -> Part | None:

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from weightsmith.errors import ConfigurationError, ConflictError
 from weightsmith.optimizers import held_by
-from weightsmith.shards import gather, is_sharded
+from weightsmith.shards import gather, is_sharded, put_back
 from weightsmith.tensors import unit_view
 
 __all__ = ["Weight", "inventory", "persistent_buffers", "raw_weights"]
@@ -139,14 +139,14 @@ class Weight:
         elif self.parametrized:
             setattr(self.module, self.leaf, units.reshape(self.effective().shape))
         else:
-            self.units().copy_(units)
+            put_back(self.parameter, units.reshape(self.parameter.shape))
 
     def misfit(self, value: Tensor) -> str:
         """How far the effective weight is from a value that was assigned to it, in words; empty if only by rounding.
 
         A parametrization can give the values of its set and no others: spectral normalisation only those of norm 1.
         """
-        effective, value = self.effective().detach().double(), value.double().reshape(self.effective().shape)
+        effective, value = gather(self.effective().detach()).double(), value.double().reshape(self.effective().shape)
         if not value.numel():
             return ""
         off, room = (effective - value).abs().amax(), 1e-3 * value.abs().amax()

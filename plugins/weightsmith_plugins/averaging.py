@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from weightsmith import Average, ConfigurationError, Site
+from weightsmith.site import Sharding
 from weightsmith.tensors import lerp_
 
 __all__ = ["EMA", "SWA"]
@@ -24,6 +26,8 @@ class EMA(Average):
     >>> EMA(0.9)(torch.tensor([1.0]), torch.tensor([2.0]))
     tensor([1.1000])
     """
+
+    sharding: ClassVar[Sharding] = "values"
 
     decay: float = 0.999
 
@@ -48,6 +52,8 @@ class SWA(Average):
     >>> SWA()(torch.tensor([5.0]), torch.tensor([2.0]))  # the first
     tensor([2.])
     """
+
+    sharding: ClassVar[Sharding] = "values"
 
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
         return {"count": torch.tensor(0)}

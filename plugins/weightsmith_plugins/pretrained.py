@@ -17,6 +17,7 @@ from weightsmith.binding import Binding
 from weightsmith.files import read_tensors
 from weightsmith.plugin import Subscription
 from weightsmith.selection import select
+from weightsmith.shards import gather
 from weightsmith.spelling import nearest
 from weightsmith.tensors import unit_view
 from weightsmith.weights import Weight, inventory, persistent_buffers
@@ -121,9 +122,9 @@ class Pretrained(Initializer):
     def act(self, binding: Binding) -> None:
         entries = self._read()
         report = entries.report(binding.weights, binding.trainer)
-        values = [(t.weight, entries.value(t.weight, t.site)) for t in binding.all_targets()]
         changed = []
-        for weight, value in values:  # nothing was written before all were there
+        for weight, site in binding.all_targets():  # of which the report has found that all fit
+            value = entries.value(weight, site)
             weight.assign(value)
             if weight.parametrized and (misfit := weight.misfit(value)):
                 changed.append((weight.name, f"its parametrization cannot give the value in the file: {misfit}"))
@@ -169,7 +170,7 @@ class Entries:
 
     def value(self, weight: Weight, site: Site) -> Tensor:
         """What the weight starts from, as plugins see it."""
-        name, start = self.name_of(weight.names), weight.effective_units().detach()
+        name, start = self.name_of(weight.names), _start(weight)
         return start if name is None else self.fitted(weight.name, name, start, site)[0]
 
     def fitted(self, name: str, entry: str, start: Tensor, site: Site) -> tuple[Tensor, str]:
@@ -226,13 +227,15 @@ class Entries:
         self._refuse_idle_rules(weights)
         loaded, adapted, left, used = [], [], [], Counter[str]()
         for weight in weights:
-            entry, start = self.name_of(weight.names), weight.effective_units().detach()
+            entry, start = self.name_of(weight.names), _start(weight)
             if entry is None:
                 self.missing(weight.name, start)
                 left.append((weight.name, "the file does not have it"))
                 continue
             used.update(n for n in weight.names if n == entry or _equal(self.tensors, n, entry))
-            _, how = self.fitted(weight.name, entry, start, Site.alone(weight.effective().detach(), weight.module))
+            _, how = self.fitted(
+                weight.name, entry, start, Site.alone(gather(weight.effective().detach()), weight.module)
+            )
             if how.startswith("leave"):
                 left.append((weight.name, how))
             elif how:
@@ -284,6 +287,11 @@ class Entries:
             for name, buffer in buffers.items()
             if (_parent(name) in homes if _parent(name) in holders else _parent(_parent(name)) in beside)
         }
+
+
+def _start(weight: Weight) -> Tensor:
+    """What a weight starts from as it was made, whole."""
+    return unit_view(gather(weight.effective().detach()), weight.layout)
 
 
 def _equal(tensors: dict[str, Tensor], name: str, other: str) -> bool:

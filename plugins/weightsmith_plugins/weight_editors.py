@@ -20,6 +20,7 @@ from weightsmith import (
 )
 from weightsmith.binding import Binding
 from weightsmith.plugin import Subscription
+from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype, unit_norms
 from weightsmith.weights import Weight
 
@@ -39,6 +40,8 @@ class GradientStep(WeightEditor):
     tensor([0.5000])
     """
 
+    sharding: ClassVar[Sharding] = "values"
+
     rate: float
 
     def edit(self, weight: Tensor, gradient: Tensor, site: Site) -> Tensor:
@@ -56,6 +59,8 @@ class Decay(WeightEditor):
     >>> Decay(0.1)(torch.tensor([1.0]))
     tensor([0.9000])
     """
+
+    sharding: ClassVar[Sharding] = "values"
 
     rate: float
 
@@ -79,6 +84,8 @@ class Perturb(WeightEditor):
     tensor([1.])
     """
 
+    sharding: ClassVar[Sharding] = "values"
+
     std: float
 
     def validate(self) -> None:
@@ -87,8 +94,8 @@ class Perturb(WeightEditor):
 
     def edit(self, weight: Tensor, gradient: Tensor, site: Site) -> Tensor:
         dtype = accurate_dtype(weight.dtype)
-        noise = torch.randn(weight.shape, generator=site.generator, dtype=dtype, device=weight.device)
-        return weight + (self.std * noise).to(weight.dtype)
+        noise = torch.randn(site.shape, generator=site.generator, dtype=dtype, device=weight.device)
+        return weight + (self.std * site.part(noise)).to(weight.dtype)
 
 
 class ShrinkPerturb(WeightEditor):
@@ -103,6 +110,8 @@ class ShrinkPerturb(WeightEditor):
     >>> ShrinkPerturb(0.5, 0.0)(torch.tensor([1.0]))
     tensor([0.5000])
     """
+
+    sharding: ClassVar[Sharding] = "values"
 
     shrink: float
     std: float
@@ -128,6 +137,7 @@ class Lookahead(WeightEditor):
     Lookahead(every=5)
     """
 
+    sharding: ClassVar[Sharding] = "values"
     remembers_start: ClassVar[bool] = True
 
     rate: float = 0.5
@@ -163,6 +173,7 @@ class Rewind(WeightEditor):
     Rewind(to=100, every=1000)
     """
 
+    sharding: ClassVar[Sharding] = "values"
     remembers_start: ClassVar[bool] = True
 
     to: int = 0
@@ -221,6 +232,7 @@ class ResetDormant(WeightEditor):
     ResetDormant(threshold=0.1, interval=500)
     """
 
+    sharding: ClassVar[Sharding] = "joint units"
     default_where: ClassVar[Selector] = matrices
 
     threshold: float = 0.025
@@ -253,8 +265,11 @@ class ResetDormant(WeightEditor):
         if seen < self.interval:
             reset = torch.zeros_like(activity, dtype=torch.bool)
             return weight.clone(), {"activity": activity, "reset": reset, "seen": seen}
-        reset = are_dormant(activity, self.threshold) & (activity > 0).any()  # a layer out of use is left alone
-        renewed = torch.where(reset, self.initializer.draw(weight, site), weight)
+        reset = are_dormant(activity, self.threshold, site)
+        if not site.total(activity.sum()) > 0:  # a layer out of use is left alone
+            reset = torch.zeros_like(reset)
+        drawn = site.part(self.initializer.draw(site.whole(weight), site))
+        renewed = torch.where(reset, drawn, weight)
         return renewed, {"activity": torch.zeros_like(activity), "reset": reset, "seen": torch.tensor(0)}
 
     def act(self, binding: Binding) -> None:

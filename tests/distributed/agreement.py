@@ -1,6 +1,13 @@
-"""Every built-in plugin on one process, on several with a copy each, and on several that share the weights out."""
+"""Every built-in plugin on one process, on several with a copy of the weights each, and on several that share them out.
+
+Prints, for each, the largest difference between the weights, and what plugins measured and remember of them, after some
+updates on the same global batches.
+"""
 
 import argparse
+import json
+import logging
+import math
 import sys
 import tempfile
 import warnings
@@ -10,18 +17,43 @@ from unittest import mock
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
 import torch  # noqa: E402
-from torch import nn  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
-from weightsmith import Trainer  # noqa: E402
+from weightsmith import ConfigurationError, Trainer  # noqa: E402
 from weightsmith.distributed import rank, world_size  # noqa: E402
 from weightsmith.shards import gather  # noqa: E402
+from weightsmith.testing.scenes import measured  # noqa: E402
 
 sys.path.insert(0, str(Path(__file__).parent))
 from worlds import together  # noqa: E402
 
+WORLDS = ("copies:2", "copies:4", "shards:2", "shards:4")
 BATCH = 8
+SHARED = ("weights", "memory")
+PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
+
+
+class Mixed(nn.Module):
+    """Layers whose units lie otherwise: an embedding with padding, gates, transposed convolutions, tied weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4, padding_idx=0)
+        self.recurrent = nn.LSTM(4, 4, batch_first=True)
+        self.up = nn.ConvTranspose1d(4, 6, 2)
+        self.grouped = nn.ConvTranspose1d(6, 6, 2, groups=3)
+        self.norm = nn.GroupNorm(2, 6)
+        self.head = nn.Linear(6, 4)
+        self.back = nn.Linear(4, 7, bias=False)
+        self.back.weight = self.embedding.weight
+
+    def forward(self, batch):
+        tokens = (batch.abs() * 4).long().clamp(max=6)
+        hidden = self.recurrent(self.embedding(tokens))[0]
+        raised = self.norm(self.grouped(self.up(hidden.mT)))
+        return self.back(torch.tanh(self.head(raised.mT)))
 
 
 def cases(folder):
@@ -31,9 +63,11 @@ def cases(folder):
     return CASES
 
 
-def network(case):
-    """The suite's network for a case, the same on every process."""
+def network(case, kind):
+    """A network for a case, the same on every process."""
     torch.manual_seed(0)
+    if kind == "mixed":
+        return Mixed()
     if case.layer is None:
         return nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 4))
     return nn.Sequential(case.layer(), nn.Tanh(), case.layer())
@@ -47,63 +81,107 @@ def parallel(model, how):
     return model
 
 
-def trained(case, how, updates, run_dir):
-    """The weights after some updates on the same global batches."""
-    model = parallel(network(case), how)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+def trained(case, kind, how, updates, run_dir):
+    """What a run on the global batches ends with."""
+    model = parallel(network(case, kind), how)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
-    batches = [torch.randn(BATCH, *case.inputs[1:], generator=generator) for _ in range(3)]
+    shape = (BATCH, *case.inputs[1:]) if kind == "suite" else (BATCH, 5)
+    batches = [torch.randn(shape, generator=generator)[rank() :: world_size()] for _ in range(3)]
 
     def step(trainer, batch):
-        share = batch[rank() :: world_size()]
-        return trainer.update(lambda: model(share).square().mean())
+        return trainer.update(lambda: model(batch).square().mean())
 
     trainer = Trainer(model, optimizer, step=step, plugins=[case.plugin], seed=0, run_dir=run_dir)
+    published = measured(trainer)
     trainer.run(batches, max_iters=updates)
-    return {name: gather(weight.detach()).clone() for name, weight in trainer.weights().items()}
+    memory = [state.get("memory", {}) for state in trainer.own_state()["plugins"].values()]
+    return {
+        "weights": {name: gather(weight.detach()).clone() for name, weight in trainer.weights().items()},
+        "memory": whole(memory),
+        "measured": whole(published),
+    }
 
 
-def all_trained(folder, how, updates, chosen):
-    """Case to the weights, or to what went wrong. (One that fails on one process fails on all.)"""
+def whole(value):
+    if isinstance(value, Tensor):
+        return gather(value).clone()
+    if isinstance(value, dict):
+        return {key: whole(item) for key, item in value.items()}
+    return [whole(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def all_trained(folder, how, kind, updates, chosen, dtype):
+    """Case to what its run ends with, or to what went wrong. (What fails on one process fails on all.)"""
+    torch.set_default_dtype(dtype)
+    logging.disable(logging.ERROR)
     ends = {}
     for number, case in enumerate(cases(folder)):
         if chosen and type(case.plugin).__name__ not in chosen:
             continue
+        run_dir = Path(folder) / f"{how}-{world_size()}-{kind}-{dtype}-{number}"
         try:
-            ends[str(case)] = trained(case, how, updates, Path(folder) / f"{how}-{world_size()}-{number}")
-        except Exception as error:
-            if chosen:
-                raise
+            ends[str(case)] = trained(case, kind, how, updates, run_dir)
+        except ConfigurationError as error:
             ends[str(case)] = f"{type(error).__name__}: {error}"
     return ends
 
 
-def differences(one, others):
-    """For each case, the largest difference between two runs' weights; or what went wrong in one of them."""
-    for case, weights in one.items():
-        problems = [end for end in (weights, others[case]) if isinstance(end, str)]
-        if problems:
-            yield case, problems[0]
-        else:
-            yield case, max(float((weights[name] - others[case][name]).abs().max()) for name in weights)
+def difference(one, other):
+    """The largest between the numbers of two nested values, relative to the value where that is above 1; infinite where
+    something else differs."""
+    if isinstance(one, dict):
+        pairs = [(one[key], other[key]) for key in one] if one.keys() == other.keys() else [("these", "those")]
+    elif isinstance(one, (list, tuple)):
+        pairs = list(zip(one, other, strict=True)) if len(one) == len(other) else [("these", "those")]
+    elif isinstance(one, (Tensor, int, float)):
+        return _distance(*(torch.as_tensor(value).double() for value in (one, other)))
+    else:
+        return 0.0 if one == other else math.inf
+    return max((difference(*pair) for pair in pairs), default=0.0)
+
+
+def _distance(one, other):
+    one, other = one.reshape(-1), other.reshape(-1)
+    if one.shape != other.shape or not torch.equal(one.isfinite(), other.isfinite()):
+        return math.inf
+    return float(((one - other).nan_to_num(0.0).abs() / one.abs().clamp(min=1)).max()) if one.numel() else 0.0
+
+
+def compared(folder, kind, updates, chosen, dtype, worlds):
+    """Case to a row: for each world the largest difference to one process, and between its own processes."""
+    one = all_trained(folder, "one", kind, updates, chosen, dtype)
+    rows = {case: {} for case, end in one.items() if not isinstance(end, str)}
+    for world in worlds:
+        how, size = world.split(":")
+        ends = together(int(size), all_trained, folder, how, kind, updates, chosen, dtype)
+        for case, row in rows.items():
+            row[world] = difference(one[case], ends[0][case])
+            row[f"{world} among themselves"] = max(
+                difference([ends[0][case][part] for part in SHARED], [end[case][part] for part in SHARED])
+                for end in ends[1:]
+            )
+    return rows
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--updates", type=int, default=10)
     parser.add_argument("--only", nargs="*", default=[], help="plugin classes")
-    parser.add_argument("--worlds", nargs="*", default=["copies:2", "copies:4", "shards:2"])
+    parser.add_argument("--worlds", nargs="*", default=WORLDS)
+    parser.add_argument("--kinds", nargs="*", default=["suite", "mixed"])
+    parser.add_argument("--dtypes", nargs="*", default=["float64", "float32"])
+    parser.add_argument("--page", action="store_true", help="write the table into docs/distributed.md")
     options = parser.parse_args()
+    table = {}
     with tempfile.TemporaryDirectory() as folder:
-        one = all_trained(folder, "one", options.updates, options.only)
-        table = {case: [] for case in one}
-        for world in options.worlds:
-            how, size = world.split(":")
-            ends = together(int(size), all_trained, folder, how, options.updates, options.only)
-            for case, difference in differences(one, ends[0]):
-                table[case].append(difference)
-    for case, row in table.items():
-        print("  ".join(f"{v:.1e}" if isinstance(v, float) else v[:150] for v in row), case)
+        for kind in options.kinds:
+            for dtype in options.dtypes:
+                rows = compared(folder, kind, options.updates, options.only, getattr(torch, dtype), options.worlds)
+                for case, row in rows.items():
+                    table.setdefault(case.replace(str(folder), "…"), {})[f"{kind} {dtype}"] = row
+    for case, found in table.items():
+        print(case, json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What processes do together is in modules of its own, which each of them imports."""
+"""What several processes do stands in modules beside the tests, which those processes import by name."""
 
 import sys
 from pathlib import Path

@@ -27,7 +27,7 @@ class Average(WeightPlugin, abstract=True):
     """
 
     event: ClassVar[EventEnum] = WeightEvents.UPDATE_COMPLETED
-    derived: ClassVar[Mapping[str, Sequence[str]]] = {"average": ("average_all_",)}
+    derived: ClassVar[Mapping[str, Sequence[str]]] = {"average": ("average_all_", "sharding")}
     order: ClassVar[int] = 60
     supports_complex: ClassVar[bool] = True
     weight_argument: ClassVar[int] = 1

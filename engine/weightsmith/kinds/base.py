@@ -64,8 +64,11 @@ class WeightPlugin(Plugin, abstract=True):
     sharding: ClassVar[Sharding] = "gather"
     """What it needs of a sharded weight. ``"gather"``: all of it; then the weights are gathered one at a time, and its
     method need know nothing of it. ``"units"`` or ``"values"``: it treats every unit (as one that is ``unitwise`` does)
-    or every value on its own, so that each process acts on its part, and nothing is sent. ``"joint"``: it acts on
-    parts, and asks ``site.total`` and the like for what spans them; every process must then ask alike."""
+    or every value on its own, so that each process acts on its part, and nothing is sent. ``"joint"`` or ``"joint
+    units"``: it acts on parts, or on whole units, and asks ``site.total`` and the like for what spans them; every
+    process must then ask alike."""
+    masks_raw: ClassVar[bool] = False
+    """Whether it acts on the raw parameters of the weights that it selects: to keep zeros, which their layers keep."""
     weight_argument: ClassVar[int] = 0
     """Which argument of the kind's method is the weight."""
 
@@ -110,6 +113,11 @@ class WeightPlugin(Plugin, abstract=True):
     def handling(self) -> Sharding:
         """:attr:`sharding`, as it is with these settings."""
         return "units" if self.unitwise and self.sharding == "gather" else self.sharding
+
+    @property
+    def acts_jointly(self) -> bool:
+        """Whether the processes that hold parts of a weight ask each other for something when it acts."""
+        return self.handling in ("joint", "joint units")
 
     @property
     def writes(self) -> frozenset[str]:
@@ -193,7 +201,7 @@ class WeightPlugin(Plugin, abstract=True):
 
     def _seen(self, target: Target) -> Tensor:
         """The weight as the plugin sees it."""
-        return target.effective if self.sees_effective_weights else target.tensor
+        return target.effective if self.sees_effective_weights and not self.masks_raw else target.tensor
 
     @property
     def remembers(self) -> bool:

@@ -40,7 +40,7 @@ class Constraint(WeightPlugin, abstract=True):
     """
 
     event: ClassVar[EventEnum] = WeightEvents.WEIGHTS_EDITED
-    derived: ClassVar[Mapping[str, Sequence[str]]] = {"project": ("project_all_", "unitwise")}
+    derived: ClassVar[Mapping[str, Sequence[str]]] = {"project": ("project_all_", "unitwise", "sharding")}
     order: ClassVar[int] = 50
     default_where: ClassVar[Selector] = matrices
     acts_on_frozen: ClassVar[bool] = True
@@ -75,7 +75,8 @@ class Constraint(WeightPlugin, abstract=True):
     def violation(self, weight: Tensor, site: Site) -> Tensor:
         """How far outside the set the weight is, 0-d; by default the largest |project(w) − w|."""
         projected: Tensor = self._ask(self.project, weight, site=site)
-        return (projected - weight).abs().amax()
+        off = (projected - weight).abs()
+        return off.amax() if off.numel() else off.new_zeros(())
 
     def tolerance(self, projected: Tensor, site: Site) -> Tensor | float:
         """The |project(w) − w| up to which a value counts as inside; broadcasts over the weight.
@@ -109,7 +110,7 @@ class Constraint(WeightPlugin, abstract=True):
 
     def holds(self, weight: Tensor, site: Site) -> bool:
         """Whether the weight is in the set, to within the tolerance. NaN never is."""
-        if not weight.numel():
+        if self._is_idle(weight):
             return True
         projected = self._ask(self.project, weight, site=site)
         return bool(_within(weight, projected, self.tolerance(projected, site)))
@@ -139,15 +140,19 @@ class Constraint(WeightPlugin, abstract=True):
         is_outside = torch.tensor(0 if self.holds(weight, site) else 1, device=weight.device)
         if not site.most(is_outside):
             return 0.0
-        measured = self.violation(weight, site) if weight.numel() else weight.new_zeros(())
+        measured = weight.new_zeros(()) if self._is_idle(weight) else self.violation(weight, site)
         return float(site.most(measured))
+
+    def _is_idle(self, weight: Tensor) -> bool:
+        """Whether nothing of the weight is here, and no other process asks for anything."""
+        return not weight.numel() and not self.acts_jointly
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
         if self.mode == "project":
             yield self.at or self.event, binding.run
             return
-        binding.parametrize(_project_forward, _keep)
+        binding.layers.compute_with(_project_forward, _keep)
 
     def refuse(self, weights: Sequence[Weight]) -> None:
         if self.momentum == "tangent" and (self.mode == "forward" or type(self).tangent is Constraint.tangent):

@@ -22,7 +22,7 @@ class GradientEditor(WeightPlugin, abstract=True):
     """Edits the gradient that the optimizer will step along. Acts on GRADIENTS_READY, on raw weights."""
 
     event: ClassVar[EventEnum] = WeightEvents.GRADIENTS_READY
-    derived: ClassVar[Mapping[str, Sequence[str]]] = {"edit": ("edit_all_", "unitwise")}
+    derived: ClassVar[Mapping[str, Sequence[str]]] = {"edit": ("edit_all_", "unitwise", "sharding")}
     order: ClassVar[int] = 20
     uses_gradients: ClassVar[bool] = True
     weight_argument: ClassVar[int] = 1
@@ -56,7 +56,7 @@ class WeightEditor(WeightPlugin, abstract=True):
     """Edits the weight after the optimizer's step, with the gradient still at hand. Acts on STEP_COMPLETED."""
 
     event: ClassVar[EventEnum] = WeightEvents.STEP_COMPLETED
-    derived: ClassVar[Mapping[str, Sequence[str]]] = {"edit": ("edit_all_",)}
+    derived: ClassVar[Mapping[str, Sequence[str]]] = {"edit": ("edit_all_", "sharding")}
     order: ClassVar[int] = 40
     uses_gradients: ClassVar[bool] = True
 

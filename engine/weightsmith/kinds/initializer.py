@@ -25,7 +25,7 @@ class Initializer(WeightPlugin, abstract=True):
     """Says how a weight starts. Acts once, on INITIALIZING, on the effective weight of a parametrized layer."""
 
     event: ClassVar[EventEnum] = WeightEvents.INITIALIZING
-    derived: ClassVar[Mapping[str, Sequence[str]]] = {"draw": ("draw_all_",)}
+    derived: ClassVar[Mapping[str, Sequence[str]]] = {"draw": ("draw_all_", "sharding")}
     order: ClassVar[int] = 10
     default_where: ClassVar[Selector] = matrices
     acts_on_frozen: ClassVar[bool] = True

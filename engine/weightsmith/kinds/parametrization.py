@@ -68,7 +68,9 @@ class Parametrization(WeightPlugin, abstract=True):
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
-        binding.parametrize(_forward, _right_inverse, adds=type(self).parameters is not Parametrization.parameters)
+        binding.layers.compute_with(
+            _forward, _right_inverse, adds=type(self).parameters is not Parametrization.parameters
+        )
         if type(self).init is not WeightPlugin.init:
             yield self.event, binding.run
 
@@ -84,7 +86,7 @@ class Parametrization(WeightPlugin, abstract=True):
         """Remember anew: what the forward pass of the weights as they are now returns."""
         for target in binding.targets():
             if not (binding.at_start() and target.site.state):  # a run that goes on, goes on with what it remembers
-                binding.remember_forward(target)
+                binding.layers.remember_forward(target)
 
     def _prepare(self, targets: Sequence[Target]) -> None:
         """Its memory begins with its first forward pass, which alone sees what stands before it in a stack."""

@@ -42,7 +42,7 @@ class Penalty(WeightPlugin, abstract=True):
 
     event: ClassVar[EventEnum] = WeightEvents.GRADIENTS_COMPUTED
     derived: ClassVar[Mapping[str, Sequence[str]]] = {
-        "cost": ("gradient", "gradient_all_", "proximal", "unitwise"),
+        "cost": ("gradient", "gradient_all_", "proximal", "unitwise", "sharding"),
         "gradient": ("gradient_all_", "unitwise"),
     }
     order: ClassVar[int] = 30

@@ -224,10 +224,9 @@ class Trainer(DurableRun):
         for binding in self._attachments.bindings(Constraint):
             plugin = binding.current()
             for target in binding.each(binding.all_targets()):
-                weight, site = target
-                with blaming(plugin, f"asked for its violation, weight {weight.name!r}"):
-                    key: Any = (binding.plugin, weight.name)
-                    measured[key] = plugin.measured_violation(target.effective, site)
+                with blaming(plugin, f"asked for its violation, weight {target.weight.name!r}"):
+                    key: Any = (binding.plugin, target.weight.name)
+                    measured[key] = plugin.measured_violation(target.effective, target.site)
         return measured
 
     def penalty_costs(self) -> dict[Penalty, Tensor]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
+from weightsmith.site import Sharding
 from weightsmith.tensors import clamp_
 
 __all__ = ["Clamp", "NonNegative"]
@@ -27,6 +28,7 @@ class Clamp(Constraint):
     tensor([[-1.0000,  0.5000]])
     """
 
+    sharding: ClassVar[Sharding] = "values"
     convex: ClassVar[bool] = True
     unitwise: ClassVar[bool] = True
 
@@ -65,6 +67,7 @@ class NonNegative(Constraint):
     tensor([[0.0000, 0.5000]])
     """
 
+    sharding: ClassVar[Sharding] = "values"
     convex: ClassVar[bool] = True
     unitwise: ClassVar[bool] = True
 

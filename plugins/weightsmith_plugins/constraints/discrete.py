@@ -9,8 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
+from weightsmith.joint import largest_of_all, size_of
 from weightsmith.kinds.base import as_it_is
-from weightsmith.ranking import largest, largest_of_groups
+from weightsmith.ranking import largest_of_groups
+from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype, keep_, unit_peaks
 
 from weightsmith_plugins.shapes import no_equal_groups
@@ -33,6 +35,8 @@ class TopK(Constraint):
             [ 0.,  0.]])
     """
 
+    sharding: ClassVar[Sharding] = "joint"
+
     density: float
 
     def validate(self) -> None:
@@ -40,18 +44,19 @@ class TopK(Constraint):
             raise ConfigurationError(f"{self!r}: density must be above 0, up to 1")
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        return weight.masked_fill(~self._kept(weight), 0)
+        return weight.masked_fill(~self._kept(weight, site), 0)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         self._singly(self._clear_, as_it_is, weights, sites, weights)
 
     def _clear_(self, weight: Tensor, site: Site) -> Tensor:
-        keep_(weight, self._kept(weight))
+        keep_(weight, self._kept(weight, site))
         return weight
 
-    def _kept(self, weight: Tensor) -> Tensor:
-        count = math.ceil(self.density * weight.numel() - 1e-9)
-        return largest(weight.detach().abs().reshape(1, -1), count).reshape(weight.shape)
+    def _kept(self, weight: Tensor, site: Site) -> Tensor:
+        count = math.ceil(self.density * size_of(site) - 1e-9)
+        row = weight.detach().abs().reshape(-1)
+        return largest_of_all(row, [len(row)], [site], count).reshape(weight.shape)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # zeros are exact

@@ -7,9 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 from weightsmith import ConfigurationError, GradientEditor, Site
+from weightsmith.joint import joint_norm
 from weightsmith.kinds import WeightPlugin
 from weightsmith.kinds.base import as_it_is
-from weightsmith.tensors import clamp_, global_norm, scale_, unit_norms
+from weightsmith.site import Sharding
+from weightsmith.tensors import clamp_, scale_, unit_norms
 
 __all__ = ["AdaptiveClip", "ClipNorm", "ClipUnitNorm", "ClipValue", "require_positive"]
 
@@ -27,20 +29,22 @@ class ClipNorm(GradientEditor):
     tensor([0.6000, 0.8000])
     """
 
+    sharding: ClassVar[Sharding] = "joint"
+
     max_norm: float
 
     def validate(self) -> None:
         require_positive(self, "max_norm", self.max_norm)
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
-        return gradient * self._factor([gradient]).to(gradient.dtype)
+        return gradient * self._factor([gradient], [site]).to(gradient.dtype)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         if gradients:
-            scale_(gradients, self._factor(gradients))
+            scale_(gradients, self._factor(gradients, sites))
 
-    def _factor(self, gradients: Sequence[Tensor]) -> Tensor:
-        return (self.max_norm / global_norm(gradients)).clamp(max=1.0)
+    def _factor(self, gradients: Sequence[Tensor], sites: Sequence[Site]) -> Tensor:
+        return (self.max_norm / joint_norm(gradients, sites)).clamp(max=1.0)
 
 
 class ClipUnitNorm(GradientEditor):
@@ -84,6 +88,8 @@ class ClipValue(GradientEditor):
     >>> ClipValue(1.0)(torch.tensor([-3.0, 0.5]), torch.zeros(2))
     tensor([-1.0000,  0.5000])
     """
+
+    sharding: ClassVar[Sharding] = "values"
 
     limit: float
 

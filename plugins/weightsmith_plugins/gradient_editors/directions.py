@@ -9,7 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, GradientEditor, Selector, Site, matrices
+from weightsmith.joint import joint_norms
 from weightsmith.kinds.base import as_it_is
+from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype, from_unit_matrices, normalize_, scale_, sign_, unit_matrices
 
 from weightsmith_plugins.gradient_editors.clipping import require_positive
@@ -51,6 +53,8 @@ class Normalize(GradientEditor):
     tensor([0.6000, 0.8000])
     """
 
+    sharding: ClassVar[Sharding] = "joint"
+
     norm: float = 1.0
 
     def validate(self) -> None:
@@ -61,7 +65,12 @@ class Normalize(GradientEditor):
         return (gradient * (self.norm / torch.where(length > 0, length, 1))).to(gradient.dtype)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        normalize_(gradients, self.norm)
+        if all(site.is_whole for site in sites):
+            normalize_(gradients, self.norm)
+            return
+        lengths = joint_norms(gradients, sites)
+        for gradient, factor in zip(gradients, torch.where(lengths > 0, self.norm / lengths, 1.0), strict=True):
+            gradient.mul_(factor)
 
 
 class Sign(GradientEditor):
@@ -72,6 +81,8 @@ class Sign(GradientEditor):
     >>> Sign()(torch.tensor([-3.0, 0.0, 0.1]), torch.zeros(3))
     tensor([-1.,  0.,  1.])
     """
+
+    sharding: ClassVar[Sharding] = "values"
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         return gradient.sign()
@@ -128,6 +139,8 @@ class ScaleGradient(GradientEditor):
     tensor([1.])
     """
 
+    sharding: ClassVar[Sharding] = "values"
+
     factor: float
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
@@ -150,6 +163,8 @@ class Noise(GradientEditor):
     tensor([1.])
     """
 
+    sharding: ClassVar[Sharding] = "values"
+
     std: float
 
     def validate(self) -> None:
@@ -166,5 +181,5 @@ class Noise(GradientEditor):
     def _noise(self, gradient: Tensor, site: Site) -> Tensor:
         """Drawn in the order of the axes, however the gradient lies in memory."""
         dtype = accurate_dtype(gradient.dtype)
-        drawn = torch.empty_like(gradient, dtype=dtype, memory_format=torch.contiguous_format)
-        return drawn.normal_(0.0, self.std, generator=site.generator)
+        drawn = torch.empty(site.shape, dtype=dtype, device=gradient.device)
+        return site.part(drawn.normal_(0.0, self.std, generator=site.generator))

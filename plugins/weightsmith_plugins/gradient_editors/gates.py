@@ -12,9 +12,11 @@ from ignite.engine.events import EventEnum
 from torch import Tensor
 from weightsmith import ConfigurationError, GradientEditor, SelectionError, Site, Trainer, WeightEvents
 from weightsmith.binding import Binding
+from weightsmith.joint import any_of_each
 from weightsmith.kinds import WeightPlugin
 from weightsmith.plugin import Subscription
 from weightsmith.selection import select
+from weightsmith.site import Sharding
 from weightsmith.targets import Targets
 from weightsmith.weights import Weight
 
@@ -38,6 +40,7 @@ class Freeze(GradientEditor):
     tensor([0.])
     """
 
+    sharding: ClassVar[Sharding] = "values"
     acts_on_its_event_only: ClassVar[bool] = True  # earlier, a penalty would bring a gradient back
     acts_on_frozen: ClassVar[bool] = True  # there is nothing to do, and to look for it costs more
 
@@ -63,6 +66,7 @@ class Unfreeze(GradientEditor):
         SelectionError: a layer's selector matches nothing.
     """
 
+    sharding: ClassVar[Sharding] = "values"
     acts_on_its_event_only: ClassVar[bool] = True
 
     layers: tuple[str, ...]
@@ -138,6 +142,7 @@ class SkipNonFinite(WeightPlugin):
         FloatingPointError: more were skipped; names the weight and the update.
     """
 
+    sharding: ClassVar[Sharding] = "joint"
     event: ClassVar[EventEnum] = WeightEvents.GRADIENTS_COMPUTED
     order: ClassVar[int] = 35
     uses_gradients: ClassVar[bool] = True
@@ -169,10 +174,10 @@ class SkipNonFinite(WeightPlugin):
         targets = binding.targets()
         self._prepare(targets)
         pairs = [(target.site, target.gradient) for target in targets]
-        found = [(site, gradient.isfinite().all()) for site, gradient in pairs if gradient is not None]
+        found = [(site, ~gradient.isfinite().all()) for site, gradient in pairs if gradient is not None]
         if not found:
             return
-        finite = torch.stack([answer for _, answer in found])
+        finite = ~any_of_each([answer for _, answer in found], [site for site, _ in found])
         if bool(finite.all()):
             if int(targets[0].site.state["skipped"]):  # they count together
                 for target in targets:

@@ -9,9 +9,10 @@ import torch
 from ignite.engine.events import EventEnum
 from weightsmith import Trainer, WeightEvents
 from weightsmith.binding import Binding
+from weightsmith.joint import joint_norm
 from weightsmith.kinds import WeightPlugin
 from weightsmith.plugin import Subscription
-from weightsmith.tensors import global_norm
+from weightsmith.site import Sharding
 
 from weightsmith_plugins.gradient_editors.clipping import require_positive
 
@@ -38,6 +39,7 @@ class SharpnessAware(WeightPlugin):
             loss instead of a function that computes it (the default step gives one).
     """
 
+    sharding: ClassVar[Sharding] = "joint"
     event: ClassVar[EventEnum] = WeightEvents.GRADIENTS_COMPUTED
     order: ClassVar[int] = 38
     uses_gradients: ClassVar[bool] = True
@@ -66,13 +68,12 @@ class SharpnessAware(WeightPlugin):
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
-        pairs = [(t.tensor, t.gradient) for t in binding.targets()]
-        pairs = [(weight, gradient) for weight, gradient in pairs if gradient is not None]
-        if not pairs:
+        targets, gradients = binding.targets().with_gradients()
+        if not targets:
             return
-        weights = [weight for weight, _ in pairs]
-        slopes = [weight.abs() * g if self.adaptive else g for weight, g in pairs if g is not None]
-        norm = global_norm(slopes)
+        weights = targets.tensors
+        slopes = [weight.abs() * g if self.adaptive else g for weight, g in zip(weights, gradients, strict=True)]
+        norm = joint_norm(slopes, targets.sites)
         reach = self.rho / torch.where(norm > 0, norm, 1)
         kept = [weight.clone() for weight in weights]
         buffers = [

@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import ParametrizationList
 from weightsmith import ConfigurationError, Initializer, Site, Trainer
 from weightsmith.binding import Binding
+from weightsmith.distributed import is_distributed, total_over_processes
 from weightsmith.evaluation import evaluating
 from weightsmith.importing import looked_up
+from weightsmith.shards import gather
 from weightsmith.targets import Target
+from weightsmith.tensors import accurate_dtype, unit_view
 from weightsmith.weights import Weight
 
 from weightsmith_plugins.initializers.structured import Orthogonal
@@ -29,7 +32,8 @@ class LSUV(Initializer):
 
     Args:
         batch: the import path of a function that returns the model's inputs, or the path of a ``.pt`` file that holds
-            them as one tensor; default the inputs of the first batch of the data that the trainer runs on.
+            them as one tensor; default the inputs of the first batch of the data that the trainer runs on, of all
+            processes together.
         tolerance: how far from 1 the variance may stay, above 0. Default 0.01.
         max_passes: forward passes per layer at the most. Default 10.
 
@@ -67,12 +71,22 @@ class LSUV(Initializer):
         weight, site = target
         layers = _layers(model, weight)
         for _ in range(self.max_passes):
-            variance = torch.cat([out.flatten().float() for _, out in _outputs(layers, model, inputs)]).var()
+            outputs = [out.flatten().to(accurate_dtype(out.dtype)) for _, out in _outputs(layers, model, inputs)]
+            variance = self._variance(torch.cat(outputs))
             if not variance > 0:
                 raise ConfigurationError(f"{self!r}: the outputs of the layer with weight {site.name!r} do not vary")
             if (variance - 1).abs() <= self.tolerance:
                 return
-            weight.assign(weight.effective_units() / variance.sqrt())
+            whole = unit_view(gather(weight.effective()), weight.layout)
+            weight.assign(whole / variance.sqrt())
+
+    def _variance(self, outputs: Tensor) -> Tensor:
+        """Over the batches of all processes, where each has its own."""
+        if self.batch is not None or not is_distributed():
+            return outputs.var()
+        count, total = total_over_processes(torch.stack([outputs.new_tensor(len(outputs)), outputs.sum()]))
+        variance: Tensor = total_over_processes((outputs - total / count).square().sum()) / (count - 1)
+        return variance
 
     def _in_order(self, binding: Binding, model: nn.Module, inputs: Any) -> list[Target]:
         """The selected weights, as the forward pass reaches their layers."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from weightsmith import ConfigurationError, Initializer, Site
+from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype
 
 __all__ = ["Constant", "Normal", "Ones", "Scale", "TruncatedNormal", "Uniform", "Values", "Zeros"]
@@ -20,6 +21,8 @@ class Zeros(Initializer):
     tensor([[0., 0.]])
     """
 
+    sharding: ClassVar[Sharding] = "values"
+
     def draw(self, weight: Tensor, site: Site) -> Tensor:
         return torch.zeros_like(weight)
 
@@ -30,6 +33,8 @@ class Ones(Initializer):
     >>> Ones()(torch.zeros(1, 2))
     tensor([[1., 1.]])
     """
+
+    sharding: ClassVar[Sharding] = "values"
 
     def draw(self, weight: Tensor, site: Site) -> Tensor:
         return torch.ones_like(weight)
@@ -46,6 +51,8 @@ class Constant(Initializer):
             [0.5000, 0.5000]])
     """
 
+    sharding: ClassVar[Sharding] = "values"
+
     value: float = 0.0
 
     def draw(self, weight: Tensor, site: Site) -> Tensor:
@@ -61,6 +68,8 @@ class Scale(Initializer):
     >>> Scale(10.0)(torch.ones(1, 3))
     tensor([[10., 10., 10.]])
     """
+
+    sharding: ClassVar[Sharding] = "values"
 
     factor: float
 

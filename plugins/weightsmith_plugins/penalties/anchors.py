@@ -8,8 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 from weightsmith import ConfigurationError, Penalty, Site
+from weightsmith.distributed import total_over_processes
 from weightsmith.evaluation import evaluating
 from weightsmith.files import read_tensors
+from weightsmith.shards import is_sharded
+from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype, unit_view
 from weightsmith.weights import inventory
 
@@ -32,6 +35,7 @@ class L2SP(Penalty):
     tensor(0.)
     """
 
+    sharding: ClassVar[Sharding] = "values"
     remembers_start: ClassVar[bool] = True
 
     strength: float
@@ -68,6 +72,7 @@ class ElasticConsolidation(Penalty):
         ConfigurationError: the file has no F of this shape for a selected weight, or a negative or non-finite one.
     """
 
+    sharding: ClassVar[Sharding] = "values"
     remembers_start: ClassVar[bool] = True
 
     strength: float
@@ -81,12 +86,12 @@ class ElasticConsolidation(Penalty):
         if site.name not in found:
             raise ConfigurationError(f"{self!r}: the file has nothing for weight {site.name!r}")
         fisher = unit_view(found[site.name], site.module).to(weight)
-        if fisher.shape != weight.shape or not (fisher >= 0).all() or fisher.isinf().any():
+        if fisher.shape != site.shape or not (fisher >= 0).all() or fisher.isinf().any():
             raise ConfigurationError(
-                f"{self!r}: for weight {site.name!r} of shape {tuple(weight.shape)} the file holds shape "
+                f"{self!r}: for weight {site.name!r} of shape {tuple(site.shape)} the file holds shape "
                 f"{tuple(fisher.shape)}, or values that are negative or not finite"
             )
-        return {"start": weight, "fisher": fisher}
+        return {"start": weight, "fisher": site.part(fisher)}
 
     def cost(self, weight: Tensor, site: Site) -> Tensor:
         return (self.strength / 2) * (site.state["fisher"] * (weight - site.state["start"]).square()).sum()
@@ -111,11 +116,13 @@ def fisher_information(model: nn.Module, batches: Iterable[Any], loss_fn: Any) -
         batches: batches ``(inputs, targets)`` of that task.
         loss_fn: ``loss_fn(model(inputs), targets)``, the negative log-likelihood, such as ``nn.CrossEntropyLoss()``.
 
+    Of several processes, each with its own batches, the mean is over the samples of all.
+
     Returns:
         Name to F, of the weight's shape, for every weight with ``requires_grad``.
 
     Raises:
-        ConfigurationError: there is no sample, or a weight is parametrized.
+        ConfigurationError: there is no sample, or a weight is parametrized or sharded.
     """
     weights = [weight for weight in inventory({"": model}, {}) if weight.trainable]
     for weight in weights:
@@ -123,6 +130,11 @@ def fisher_information(model: nn.Module, batches: Iterable[Any], loss_fn: Any) -
             raise ConfigurationError(
                 f"fisher_information: weight {weight.name!r} is parametrized, and F is defined here for plain weights: "
                 "make it plain first (detach the plugin, or torch.nn.utils.parametrize.remove_parametrizations)"
+            )
+        if is_sharded(weight.parameter):
+            raise ConfigurationError(
+                f"fisher_information: weight {weight.name!r} is sharded, so that gradients of single samples cannot be "
+                "told apart: ask before fully_shard"
             )
     raw = [weight.parameter for weight in weights]
     sums = [torch.zeros_like(parameter, dtype=accurate_dtype(parameter.dtype)) for parameter in raw]
@@ -135,6 +147,7 @@ def fisher_information(model: nn.Module, batches: Iterable[Any], loss_fn: Any) -
                 for total, slope in zip(sums, slopes, strict=True):
                     if slope is not None:
                         total.add_(slope.to(total.dtype).square())
+    samples = int(total_over_processes(torch.tensor(samples)))
     if not samples:
         raise ConfigurationError("fisher_information: the batches hold no sample")
-    return {weight.name: total / samples for weight, total in zip(weights, sums, strict=True)}
+    return {w.name: total_over_processes(total) / samples for w, total in zip(weights, sums, strict=True)}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Penalty, Site
 from weightsmith.kinds.base import as_it_is
+from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype, unit_norms
 
 __all__ = ["L1", "L2", "ElasticNet", "GroupLasso", "Hoyer", "require_non_negative"]
@@ -29,6 +30,7 @@ class L1(Penalty):
     tensor(0.3000)
     """
 
+    sharding: ClassVar[Sharding] = "values"
     unitwise: ClassVar[bool] = True
 
     strength: float
@@ -65,6 +67,7 @@ class L2(Penalty):
     tensor(0.5000)
     """
 
+    sharding: ClassVar[Sharding] = "values"
     unitwise: ClassVar[bool] = True
 
     strength: float
@@ -96,6 +99,7 @@ class ElasticNet(Penalty):
     tensor(0.3500)
     """
 
+    sharding: ClassVar[Sharding] = "values"
     unitwise: ClassVar[bool] = True
 
     l1: float

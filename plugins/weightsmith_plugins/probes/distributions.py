@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from weightsmith import Histogram
+from weightsmith import Histogram, Site
 from weightsmith.tensors import accurate_dtype, keep_
 
-__all__ = ["histogram"]
+__all__ = ["histogram", "joint_histogram"]
 
 
 def histogram(values: Tensor) -> Histogram:
@@ -54,6 +54,31 @@ def histogram(values: Tensor) -> Histogram:
         nonfinite=nonfinite,
         zeros=zeros,
         subnormal=subnormal,
+    )
+
+
+def joint_histogram(values: Tensor, site: Site) -> Histogram:
+    """The distribution of a whole weight, of which ``values`` are what is in hand: :func:`histogram` of the part, with
+    the counts of all parts added up."""
+    found = histogram(values)
+    if site.is_whole:
+        return found
+    counts = torch.tensor([found.count, found.nonfinite, found.zeros, found.subnormal], device=values.device)
+    sums = torch.cat([found.counts.to(values.device), counts, torch.stack([found.total, found.total_squares])])
+    *buckets, count, nonfinite, zeros, subnormal, total, total_squares = site.total(sums.double()).unbind()
+    ends = torch.stack([-found.minimum, found.maximum]).to(values.device)
+    ends = site.most(ends if found.count else torch.full_like(ends, -torch.inf))
+    return Histogram(
+        limits=found.limits,
+        counts=torch.stack(buckets).to(found.counts),
+        minimum=-ends[0] if count else found.minimum,
+        maximum=ends[1] if count else found.maximum,
+        total=total,
+        total_squares=total_squares,
+        count=int(count),
+        nonfinite=int(nonfinite),
+        zeros=int(zeros),
+        subnormal=int(subnormal),
     )
 
 

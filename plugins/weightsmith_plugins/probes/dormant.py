@@ -13,9 +13,10 @@ from weightsmith.binding import Binding
 from weightsmith.kinds import WeightPlugin
 from weightsmith.kinds.probe import tag
 from weightsmith.plugin import Subscription
+from weightsmith.site import Sharding
 from weightsmith.tensors import unit_norms
 
-from weightsmith_plugins.dormancy import are_dormant
+from weightsmith_plugins.dormancy import are_dormant, mean_over_units
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
@@ -37,6 +38,7 @@ class DormantUnits(WeightPlugin):
         threshold: the share of the layer's mean at or below which a unit is dormant, at least 0. Default 0.025.
     """
 
+    sharding: ClassVar[Sharding] = "joint units"
     event: ClassVar[EventEnum] = Events.EPOCH_COMPLETED
     order: ClassVar[int] = 5  # on GRADIENTS_COMPUTED before the penalties
     acts_on_its_event_only: ClassVar[bool] = True
@@ -57,7 +59,7 @@ class DormantUnits(WeightPlugin):
         def add() -> None:
             if not (binding.due() and binding.is_first_evaluation()):
                 return
-            for weight, site in binding.targets():
+            for weight, site in (target for targets in binding.rounds() for target in targets):
                 if site.gradient is not None:
                     found = unit_norms(site.gradient, site.unit_dims, order=1.0).abs().nan_to_num(0.0, 0.0, 0.0)
                     binding.notes[weight.name] = binding.notes.get(weight.name, 0.0) + found
@@ -68,9 +70,9 @@ class DormantUnits(WeightPlugin):
 
     def act(self, binding: Binding) -> None:
         shares: dict[str, Measurement] = {}
-        for weight, _ in binding.all_targets():
+        for weight, site in binding.all_targets():
             activity = binding.notes.get(weight.name)
             if activity is not None:
-                share = are_dormant(activity, self.threshold).double().mean()
+                share = mean_over_units(are_dormant(activity, self.threshold, site).double(), site)
                 shares[tag("dormant_units", weight.name, weight.leaf)] = share
         binding.publish(shares)

@@ -15,6 +15,7 @@ from weightsmith.handlers import PluginHandler
 from weightsmith.kinds import WeightPlugin
 from weightsmith.kinds.probe import tag
 from weightsmith.plugin import KEPT, Subscription
+from weightsmith.site import Sharding
 from weightsmith.targets import Target
 from weightsmith.tensors import accurate_dtype
 
@@ -43,6 +44,7 @@ class PluginEffect(WeightPlugin):
             the price of several copies of the weights in each update.
     """
 
+    sharding: ClassVar[Sharding] = "joint"
     event: ClassVar[EventEnum] = Events.EPOCH_COMPLETED
     order: ClassVar[int] = 65
     acts_on_frozen: ClassVar[bool] = True
@@ -127,9 +129,9 @@ class _Moves:
             if name not in before:
                 continue
             change = _difference(target.tensor, before[name])
-            if acting.binding is None and not bool((change != 0).any()):
+            if acting.binding is None and not bool(target.site.most((change != 0).any().to(torch.uint8))):
                 continue
-            self._note(name, acting.name, change)
+            self._note(target, acting.name, change)
             if name in self._rest:
                 self._rest[name] = _sum(self._rest[name], change)
 
@@ -138,7 +140,7 @@ class _Moves:
         """Charge the optimizer with what no plugin did in the update that is watched, and watch it no longer."""
         for target in self._targets():
             if target.weight.name in self._rest:
-                self._note(target.weight.name, "optimizer", _difference(target.tensor, self._rest[target.weight.name]))
+                self._note(target, "optimizer", _difference(target.tensor, self._rest[target.weight.name]))
         self.end()
 
     def end(self) -> None:
@@ -148,9 +150,9 @@ class _Moves:
     def _targets(self) -> tuple[Target, ...]:
         return self._binding.targets()
 
-    def _note(self, name: str, who: str, change: Tensor) -> None:
-        notes, key = self._binding.notes, (name, who)
-        norm = _norm(change)
+    def _note(self, target: Target, who: str, change: Tensor) -> None:
+        notes, key = self._binding.notes, (target.weight.name, who)
+        norm = _norm(change, target.site)
         notes[key] = notes[key] + norm if key in notes else norm
 
 
@@ -175,6 +177,7 @@ class GradientNorms(Probe):
             parameters that one of them acts on. Default true.
     """
 
+    sharding: ClassVar[Sharding] = "joint"
     sees_effective_weights: ClassVar[bool] = False
 
     by_plugin: bool = True
@@ -263,10 +266,10 @@ def _gradient_norm(site: Site) -> Tensor | None:
     gradient = site.gradient
     if gradient is None:
         return None
-    return _norm(gradient.coalesce().values() if gradient.is_sparse else gradient)
+    return _norm(gradient.coalesce().values() if gradient.is_sparse else gradient, site)
 
 
-def _norm(values: Tensor) -> Tensor:
+def _norm(values: Tensor, site: Site) -> Tensor:
     """The L2 norm, real and in float32 or better."""
-    norm: Tensor = torch.linalg.vector_norm(values, dtype=accurate_dtype(values.dtype))
-    return norm.abs()
+    norm: Tensor = torch.linalg.vector_norm(values, dtype=accurate_dtype(values.dtype)).abs()
+    return norm if site.is_whole else site.total(norm.square()).sqrt()

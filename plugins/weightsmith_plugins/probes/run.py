@@ -8,11 +8,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import ignite.distributed as idist
 import torch
 from ignite.engine import Events
-from torch import Tensor
 from weightsmith import ConfigurationError, Measurement, Plugin, Settings, WeightEvents
+from weightsmith.distributed import total_over_processes
 from weightsmith.kinds.probe import tag
 from weightsmith.plugin import KEPT, Notes
 
@@ -146,7 +145,7 @@ class Losses(Plugin):
         def publish() -> None:
             measured: dict[str, Measurement] = {}
             for name, seen in sums.items():
-                total, count, nonfinite = _over_processes(seen).tolist()
+                total, count, nonfinite = total_over_processes(seen).tolist()
                 if count:
                     measured[f"loss/{name}"] = total / count
                 if nonfinite:
@@ -159,9 +158,3 @@ class Losses(Plugin):
         yield Events.EPOCH_STARTED, lambda: sums.clear()  # Ignite reads signatures, which built-in functions lack
         yield WeightEvents.MICROBATCH_COMPLETED, add
         yield Events.EPOCH_COMPLETED, publish
-
-
-def _over_processes(sums: Tensor) -> Tensor:
-    reduced: Any = idist.all_reduce(sums.clone()) if idist.get_world_size() > 1 else sums
-    found: Tensor = reduced
-    return found

@@ -12,12 +12,14 @@ from ignite.engine.events import EventEnum
 from torch import Tensor
 from weightsmith import Measurement, Site, WeightEvents
 from weightsmith.binding import Binding
+from weightsmith.joint import joint_norm
 from weightsmith.kinds import WeightPlugin
 from weightsmith.kinds.probe import tag
 from weightsmith.plugin import KEPT, Subscription
+from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype
 
-from weightsmith_plugins.probes.distributions import histogram
+from weightsmith_plugins.probes.distributions import joint_histogram
 
 if TYPE_CHECKING:
     from weightsmith import Trainer
@@ -66,6 +68,7 @@ class UpdateProbe(WeightPlugin, abstract=True):
     epoch that is cut short), before and after the optimizer's first update of the epoch. The weights are copied in
     these updates only; where the epoch's length is not known, in each."""
 
+    sharding: ClassVar[Sharding] = "joint"
     event: ClassVar[EventEnum] = Events.EPOCH_COMPLETED
     order: ClassVar[int] = 65
     acts_on_its_event_only: ClassVar[bool] = True
@@ -86,13 +89,14 @@ class UpdateProbe(WeightPlugin, abstract=True):
                 return
             before.clear()
             if binding.due() and not trainer.is_skipping and sampled.includes_this():
-                before.update({weight.name: weight.effective_units().clone() for weight, _ in binding.targets()})
+                before.update({t.weight.name: t.effective.clone() for t in binding.targets()})
 
         @torch.no_grad()
         def end() -> None:
-            for weight, site in binding.targets():
+            for target in binding.targets():
+                weight, site = target
                 if weight.name in before:
-                    found = self.compare(before[weight.name], weight.effective_units(), site)
+                    found = self.compare(before[weight.name], target.effective, site)
                     measured = {tag(group, weight.name, weight.leaf): value for group, value in found.items()}
                     binding.notes[weight.name] = measured
             before.clear()
@@ -114,7 +118,7 @@ class UpdateHistograms(UpdateProbe):
     """
 
     def compare(self, before: Tensor, after: Tensor, site: Site) -> dict[str, Measurement]:
-        found = histogram(after - before)
+        found = joint_histogram(after - before, site)
         return {"updates": found} if found.count else {}
 
 
@@ -126,6 +130,6 @@ class UpdateRatio(UpdateProbe):
 
     def compare(self, before: Tensor, after: Tensor, site: Site) -> dict[str, Measurement]:
         dtype = accurate_dtype(before.dtype)
-        size = torch.linalg.vector_norm(before.to(dtype))
-        change = torch.linalg.vector_norm(after.to(dtype) - before.to(dtype))
+        size = joint_norm([before.to(dtype)], [site])
+        change = joint_norm([after.to(dtype) - before.to(dtype)], [site])
         return {"update_ratio": (change / size).abs()} if bool(size > 0) else {}

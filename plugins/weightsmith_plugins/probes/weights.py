@@ -8,9 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from weightsmith import Histogram, Measurement, Probe, Selector, Site, matrices
+from weightsmith.joint import size_of
+from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype, unit_matrices
 
-from weightsmith_plugins.probes.distributions import histogram
+from weightsmith_plugins.probes.distributions import joint_histogram
 from weightsmith_plugins.shapes import no_units
 
 __all__ = [
@@ -34,13 +36,14 @@ class WeightHistograms(Probe):
             weights. Default false.
     """
 
+    sharding: ClassVar[Sharding] = "joint"
     measures_raw: ClassVar[bool] = True
 
     statistics: bool = False
 
     def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
-        found = histogram(weight)
-        numbers = _statistics(found, weight) if self.statistics else {}
+        found = joint_histogram(weight, site)
+        numbers = _statistics(found, weight, site) if self.statistics else {}
         return _distribution("weights", "nonfinite", found) | numbers
 
 
@@ -52,6 +55,7 @@ class GradientHistograms(Probe):
     measured.
     """
 
+    sharding: ClassVar[Sharding] = "joint"
     sees_effective_weights: ClassVar[bool] = False
 
     def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
@@ -59,7 +63,7 @@ class GradientHistograms(Probe):
         if gradient is None:
             return {}
         values = gradient.coalesce().values() if gradient.is_sparse else gradient
-        return _distribution("gradients", "nonfinite_gradients", histogram(values))
+        return _distribution("gradients", "nonfinite_gradients", joint_histogram(values, site))
 
 
 class WeightStatistics(Probe):
@@ -76,10 +80,11 @@ class WeightStatistics(Probe):
     5.0
     """
 
+    sharding: ClassVar[Sharding] = "joint"
     measures_raw: ClassVar[bool] = True
 
     def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
-        return _statistics(histogram(weight), weight)
+        return _statistics(joint_histogram(weight, site), weight, site)
 
 
 class Sparsity(Probe):
@@ -90,10 +95,12 @@ class Sparsity(Probe):
     {'sparsity': 0.5}
     """
 
+    sharding: ClassVar[Sharding] = "joint"
     default_where: ClassVar[Selector] = matrices
 
     def measure(self, weight: Tensor, site: Site) -> dict[str, Measurement]:
-        return {"sparsity": 1 - int(weight.count_nonzero()) / weight.numel()} if weight.numel() else {}
+        size = size_of(site)
+        return {"sparsity": 1 - int(site.total(weight.count_nonzero())) / size} if size else {}
 
 
 class SpectralNorms(Probe):
@@ -124,16 +131,18 @@ class SpectralNorms(Probe):
         return {"spectral_norm": largest.amax(), "stable_rank": ranks[largest.argmax()]}
 
 
-def _statistics(found: Histogram, weight: Tensor) -> dict[str, Measurement]:
+def _statistics(found: Histogram, weight: Tensor, site: Site) -> dict[str, Measurement]:
     """What a distribution says in numbers."""
     measured: dict[str, Measurement] = {}
-    size = max(1, weight.numel())
+    size = max(1, size_of(site))
     if found.count:
         mean, square = found.total.item() / found.count, found.total_squares.item() / found.count
         variance = square - mean * mean
         if variance <= _CANCELLED * square:  # little is left of the difference but rounding
             values = weight.abs() if weight.is_complex() else weight
-            variance = torch.var(values[values.isfinite()].double(), correction=0).item()
+            finite = values[values.isfinite()].double()
+            off = finite - site.total(finite.sum()) / found.count
+            variance = site.total(off.square().sum()).item() / found.count
         measured = {
             "weight_min": found.minimum.item(),
             "weight_max": found.maximum.item(),

@@ -11,6 +11,7 @@ from torch import Tensor
 from weightsmith import Constraint, Site, Trainer
 from weightsmith.binding import Binding
 from weightsmith.plugin import Subscription
+from weightsmith.site import Sharding
 from weightsmith.targets import Target, Targets
 from weightsmith.tensors import joined, keep_, parted
 from weightsmith.weights import Weight
@@ -21,8 +22,10 @@ __all__ = ["KeepZeros", "Pruning", "count_kept", "masked"]
 class Pruning(Constraint, abstract=True):
     """What all prunings share: the mask, applied after every update, and a clean start for what grows again."""
 
+    sharding: ClassVar[Sharding] = "joint"
     forward_gradient: ClassVar[Literal["autograd", "straight-through", "none"]] = "none"
     puts_zeros: ClassVar[bool] = True
+    masks_raw: ClassVar[bool] = True
 
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
         return {"mask": torch.ones_like(weight, dtype=torch.bool)}
@@ -32,10 +35,6 @@ class Pruning(Constraint, abstract=True):
 
     def refuse(self, weights: Sequence[Weight]) -> None:
         super().refuse([weight for weight in weights if not weight.keeps_zeros])
-
-    def _seen(self, target: Target) -> Tensor:
-        """What is masked: the raw parameter, whatever keeps its zeros."""
-        return target.tensor
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
@@ -62,14 +61,18 @@ class Pruning(Constraint, abstract=True):
     def violation(self, weight: Tensor, site: Site) -> Tensor:
         """The largest magnitude of a weight that is pruned."""
         mask = site.state.get("mask")
-        return torch.zeros(()) if mask is None else weight.masked_fill(mask, 0).abs().amax()
+        left = weight.new_zeros(1) if mask is None or not weight.numel() else weight.masked_fill(mask, 0).abs()
+        return left.amax()
 
     def measured_violation(self, weight: Tensor, site: Site) -> float:
-        return float(self.violation(weight, site)) if weight.numel() else 0.0
+        return float(site.most(self.violation(weight, site)))
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
-        targets = binding.targets()
+        for targets in binding.rounds():
+            self._prune(binding, targets)
+
+    def _prune(self, binding: Binding, targets: Targets) -> None:
         if not targets:
             return
         self._prepare(targets)
@@ -77,7 +80,7 @@ class Pruning(Constraint, abstract=True):
         renewed = self._renewed(targets)
         self.project_all_(renewed.tensors, renewed.sites)
         grown = self._grown(targets, before)
-        if not grown.view(torch.uint8).amax():  # much faster than any()
+        if not grown.numel() or not grown.view(torch.uint8).amax():  # much faster than any()
             return
         for target, some in zip(targets, parted(grown, targets.tensors), strict=True):
             if some.any():
@@ -135,7 +138,7 @@ def count_kept(size: int, sparsity: float) -> int:
 def _apply_masks(targets: Sequence[Target]) -> None:
     for target in targets:
         if target.site.state:
-            keep_(target.tensor, target.site.state["mask"])
+            keep_(target.tensor, target.own(target.site.state["mask"]))
 
 
 def _begins(binding: Binding) -> bool:

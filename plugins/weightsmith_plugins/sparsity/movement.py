@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from weightsmith import Site, WeightEvents
 from weightsmith.binding import Binding
+from weightsmith.distributed import any_process
 from weightsmith.plugin import Subscription
 from weightsmith.targets import Target, Targets
 from weightsmith.tensors import accurate_dtype, keep_
@@ -36,10 +37,10 @@ class GradientPruning(RankedPruning, abstract=True):
         def look() -> None:
             if binding.trainer.is_skipping or not binding.is_first_evaluation() or not self._looks(binding):
                 return
-            targets = binding.targets()
-            self._prepare(targets)
-            self._name_idle([target for target in targets if target.gradient is None], named)
-            self._follow(binding, targets)
+            for targets in binding.rounds():
+                self._prepare(targets)
+                self._name_idle([target for target in targets if target.gradient is None], named)
+                self._follow(binding, targets)
 
         yield WeightEvents.GRADIENTS_COMPUTED, look
 
@@ -145,9 +146,11 @@ class SNIP(GradientPruning):
     @torch.no_grad()
     def _follow(self, binding: Binding, targets: Sequence[Target]) -> None:
         new = [target for target in targets if self._is_unranked(target.site)]
+        if not new:
+            return
         ranked = [target for target in new if target.gradient is not None]
         gradients = [target.gradient for target in ranked if target.gradient is not None]
-        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+        if any_process(not all(bool(gradient.isfinite().all()) for gradient in gradients)):
             logger.warning("%r: a gradient is not finite, so it waits for the next update", self)
             return
         self._rank_all_([target.tensor for target in ranked], [target.site for target in ranked])

@@ -9,8 +9,10 @@ from collections.abc import Sequence
 
 from torch import Tensor
 from weightsmith import ConfigurationError, Site
+from weightsmith.joint import largest_of_all, size_of
 from weightsmith.kinds.base import copy_to
 from weightsmith.ranking import largest, largest_of_groups
+from weightsmith.site import Sharding
 from weightsmith.tensors import copy_, from_unit_matrices, joined, keep_, parted, unit_matrices
 
 from weightsmith_plugins.shapes import no_equal_groups
@@ -41,6 +43,10 @@ class RankedPruning(Pruning, abstract=True):
                 f"{self!r}: with scope={self.scope!r} sparsity is constant: write sparsity={exact}"
             )
 
+    @property
+    def handling(self) -> Sharding:
+        return "joint" if self.scope in ("global", "layer") else "units"
+
     def misfit(self, weight: Tensor, site: Site) -> str:
         pattern = _pattern(self.scope)
         return no_equal_groups(weight, site, pattern[1]) if pattern else ""
@@ -70,10 +76,12 @@ class RankedPruning(Pruning, abstract=True):
             self._rank_together_(group)
 
     def _rank_together_(self, group: Sequence[tuple[Tensor, Site]]) -> None:
-        weights, masks = [weight for weight, _ in group], [site.state["mask"] for _, site in group]
+        sites = [site for _, site in group]
+        weights, masks = [weight for weight, _ in group], [site.state["mask"] for site in sites]
         scores, standing = joined([self._scores(weight, site) for weight, site in group]), joined(masks)
         self._set_back(scores, standing)
-        kept = largest(scores.unsqueeze(0), count_kept(scores.numel(), self.sparsity))[0]
+        count = count_kept(sum(map(size_of, sites)), self.sparsity)
+        kept = largest_of_all(scores, [weight.numel() for weight in weights], sites, count)
         copy_(masks, parted(kept, masks))
         for weight, mask in zip(weights, parted(kept.logical_and_(standing), weights), strict=True):
             keep_(weight, mask)  # what comes back starts from zero
@@ -94,7 +102,8 @@ class RankedPruning(Pruning, abstract=True):
             rows = unit_matrices(scores, site.unit_dims)[0]
             kept = largest(rows, count_kept(rows.shape[1], self.sparsity))
             return from_unit_matrices(kept, scores, site.unit_dims).bool()
-        return largest(scores.reshape(1, -1), count_kept(scores.numel(), self.sparsity)).reshape(scores.shape)
+        count = count_kept(size_of(site), self.sparsity)
+        return largest_of_all(scores.reshape(-1), [scores.numel()], [site], count).reshape(scores.shape)
 
 
 class MagnitudePruning(RankedPruning):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from weightsmith import ConfigurationError, Trainer, matrices
 from weightsmith.selection import select
+from weightsmith.shards import gather
 from weightsmith.weights import inventory
 
 from weightsmith_plugins.sparsity.masks import KeepZeros, Pruning
@@ -45,9 +46,11 @@ def sparsity_report(trainer: Trainer) -> SparsityReport:
     """How sparse each weight with two axes or more is, in a trainer's models: as its layer computes with it."""
     _require_trainer("sparsity_report", trainer)
     weights = select(matrices, inventory(trainer.models, trainer.optimizers))
-    values = {weight.name: weight.effective() for weight in weights}
-    zeros = {name: int((value == 0).sum()) for name, value in values.items()}
-    return SparsityReport(zeros, {name: value.numel() for name, value in values.items()})
+    zeros, sizes = {}, {}
+    for weight in weights:
+        value = gather(weight.effective())
+        zeros[weight.name], sizes[weight.name] = int((value == 0).sum()), value.numel()
+    return SparsityReport(zeros, sizes)
 
 
 def finalise(trainer: Trainer) -> SparsityReport:

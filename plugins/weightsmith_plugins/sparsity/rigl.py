@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Site
+from weightsmith.joint import largest_of_all, size_of
 from weightsmith.ranking import largest
 from weightsmith.targets import Target, Targets
 from weightsmith.tensors import joined
@@ -44,18 +45,18 @@ class RigL(Pruning):
             raise ConfigurationError(f"{self!r}: sparsity must be from 0 to below 1, fraction from 0 to 1")
 
     def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
-        drawn = torch.rand(weight.shape, generator=site.generator, device=weight.device)
-        kept = largest(drawn.reshape(1, -1), count_kept(weight.numel(), self.sparsity))
-        return {"mask": kept.reshape(weight.shape)}
+        drawn = torch.rand(site.shape, generator=site.generator, device=weight.device)
+        kept = largest(drawn.reshape(1, -1), count_kept(drawn.numel(), self.sparsity))
+        return {"mask": site.part(kept.reshape(site.shape))}
 
     def project(self, weight: Tensor, site: Site) -> tuple[Tensor, dict[str, Tensor]]:  # type: ignore[override]
         mask, alive = site.state["mask"], masked(weight, site)
-        if site.gradient is None or site.update == 0 or not site.gradient.isfinite().all():
+        if site.gradient is None or site.update == 0 or site.most((~site.gradient.isfinite()).sum()):
             return alive, {"mask": mask}
-        count = int(mask.sum())
-        moved = math.floor(self.fraction * min(count, mask.numel() - count))
-        stays = _best(alive.abs(), mask, count - moved)
-        grown = _best(site.gradient.abs(), ~stays, moved)
+        count = int(site.total(mask.sum()))
+        moved = math.floor(self.fraction * min(count, size_of(site) - count))
+        stays = _best(alive.abs(), mask, count - moved, site)
+        grown = _best(site.gradient.abs(), ~stays, moved, site)
         return alive.masked_fill(~stays, 0), {"mask": stays | grown}
 
     def _standing(self, target: Target) -> Tensor:
@@ -67,6 +68,7 @@ class RigL(Pruning):
         return masks > standing.logical_and_(alive)
 
 
-def _best(scores: Tensor, among: Tensor, count: int) -> Tensor:
+def _best(scores: Tensor, among: Tensor, count: int, site: Site) -> Tensor:
     """Which ``count`` of those in ``among`` score highest."""
-    return largest(scores.masked_fill(~among, -1).reshape(1, -1), count).reshape(scores.shape)
+    row = scores.masked_fill(~among, -1).reshape(-1)
+    return largest_of_all(row, [len(row)], [site], count).reshape(scores.shape)
