@@ -1,11 +1,20 @@
-"""Every built-in plugin in a run of several processes that is saved, and gone on with in another trainer."""
+"""Every built-in plugin in a run of several processes that is saved, and gone on with in another trainer.
 
-from agreement import BATCH, cases, network, parallel, whole
+Prints which end otherwise than the undisturbed run, with copies of the weights and with sharded ones.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 import torch
+from agreement import BATCH, cases, network, parallel, whole
 from ignite.engine import Events
 from weightsmith import ConfigurationError, Trainer
 from weightsmith.distributed import rank, world_size
+from worlds import together
 
 
 def trainer_of(case, how, run_dir):
@@ -25,7 +34,7 @@ def state_of(trainer):
 
 
 def end_of(case, how, folder, *, resumed):
-    """What a run of five updates ends with, that is saved after the third, or goes on from there."""
+    """What a run of six updates ends with, that is saved after the fourth, or goes on from there."""
     generator = torch.Generator().manual_seed(1)
     batches = [torch.randn((BATCH, *case.inputs[1:]), generator=generator) for _ in range(3)]
     trainer = trainer_of(case, how, folder / ("resumed" if resumed else "run"))
@@ -62,3 +71,15 @@ def differing(folder, ways):
             except Exception as error:
                 found[how, str(case)] = f"{type(error).__name__}: {error}"
     return tried, found
+
+
+def main():
+    with tempfile.TemporaryDirectory() as folder:
+        for tried, found in together(2, differing, Path(folder), ("copies", "shards")):
+            print(f"{tried} runs, of which {len(found)} went on otherwise")
+            for (how, case), problem in found.items():
+                print(f"{how}  {case}: {problem}")
+
+
+if __name__ == "__main__":
+    main()
