@@ -6,10 +6,10 @@ Each of KILLS is an iteration before whose end process 1 kills itself, once; wit
 """
 
 import os
+import re
 import signal
 import sys
 import warnings
-from datetime import timedelta
 from pathlib import Path
 
 warnings.filterwarnings("ignore")
@@ -23,19 +23,18 @@ from weightsmith.distributed import rank  # noqa: E402
 from weightsmith_plugins import Checkpoints  # noqa: E402
 
 
-def connect():
-    """Join the group, under keys of this start's own: torchrun keeps its store when it starts processes anew, and one
-    that is quicker than the other would find the other's address from before."""
-    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = dist.TCPStore(*place, is_master=False, timeout=timedelta(seconds=60))
-    own = dist.PrefixStore(f"start-{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-    number, count = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    dist.init_process_group("gloo", store=own, rank=number, world_size=count, timeout=timedelta(seconds=60))
+def join_group():
+    """As the page on durability says."""
+    page = (Path(__file__).parents[2] / "docs" / "durability.md").read_text(encoding="utf-8")
+    (block,) = [found for found in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def join_group" in found]
+    names = {}
+    exec(compile(block, "durability.md", "exec"), names)
+    names["join_group"]()
 
 
 def main(folder, *orders):
     torch.set_num_threads(1)
-    connect()
+    join_group()
     run_dir = folder / "run"
     trainer = trainer_of("copies", draws=True, run_dir=run_dir, plugins=[Checkpoints("1 updates", keep=2)])
     if saved_in(run_dir / "checkpoints"):

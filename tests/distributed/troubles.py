@@ -144,6 +144,7 @@ def kept_from_writing(folder):
     ends["saved"] = sorted(path.name for path in saved_in(folder / "full" / "checkpoints"))
     with mock.patch("weightsmith.checkpoint.several.torch.save", full if rank() == 1 else torch.save):
         ends["full"] = told(lambda: trainer.save(folder / "full" / "checkpoints" / "00000010"))
+    dist.barrier()  # the first has tidied up by now
     found = find(folder / "full")
     ends["found"] = found.name, read_manifest(found)["iteration"]
     ends["left"] = sorted(path.name for path in (folder / "full" / "checkpoints").iterdir())
