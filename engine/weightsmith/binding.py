@@ -157,7 +157,8 @@ class Binding:
         )
 
     def _rounds(self, targets: Targets, writes: Iterable[str]) -> Iterator[Targets]:
-        at_hand = targets.at_hand if self.plugin.acts_jointly else targets.at_hand.filled
+        acts_everywhere = self.plugin.acts_jointly or self.plugin.remembers  # else an empty part has no memory to save
+        at_hand = targets.at_hand if acts_everywhere else targets.at_hand.filled
         if at_hand:
             yield at_hand
         for target in targets.scattered:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from weightsmith.distributed import is_first
+from weightsmith.distributed import first_does, is_first
 from weightsmith.errors import ConfigurationError
+from weightsmith.files import write_tensors
 from weightsmith.shards import gather, reshard
 from weightsmith.weights import Weight, inventory, persistent_buffers
 
-__all__ = ["load_plain_state_dict", "plain_entries", "plain_state_dict", "plain_tensors"]
+__all__ = ["load_plain_state_dict", "plain_entries", "plain_state_dict", "write_plain"]
 
 
 def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
@@ -41,13 +43,22 @@ def plain_entries(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from persistent_buffers({"": model}).items()
 
 
-def plain_tensors(models: Mapping[str, nn.Module]) -> dict[str, Any]:
-    """Of several models, under their names, in main memory; on the first process alone, on others ``None`` for each."""
-    return {
-        f"{name}.{key}" if name else key: value.detach().cpu() if is_first() else None
-        for name, model in models.items()
-        for key, value in plain_entries(model)
-    }
+def write_plain(path: str | Path, models: Mapping[str, nn.Module]) -> list[str]:
+    """Write what :func:`plain_state_dict` gives of models, as safetensors; of several processes the first does.
+
+    Returns:
+        The names that were written.
+
+    Raises:
+        ConfigurationError: the file cannot be written.
+    """
+    tensors: dict[str, Any] = {}
+    for model_name, model in models.items():
+        for key, value in plain_entries(model):
+            name = f"{model_name}.{key}" if model_name else key
+            tensors[name] = value.detach().cpu() if is_first() else None
+    first_does(lambda: write_tensors(path, tensors))
+    return list(tensors)
 
 
 @torch.no_grad()

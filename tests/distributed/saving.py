@@ -18,7 +18,7 @@ from weightsmith_plugins import EMA, Losses, MaxNorm  # noqa: E402
 
 WAYS = ("copies", "shards")
 EPOCH = 5
-SAVED_AT = 8  # inside the second epoch, and with accumulate=3 inside a window
+SAVED_AT = 7  # inside the second epoch, and with accumulate=3 inside a window
 
 
 def network(draws):
@@ -28,12 +28,16 @@ def network(draws):
     return nn.Sequential(nn.Linear(4, 7), *middle, nn.Linear(7, 3))
 
 
-def trainer_of(how, *, draws=False, **options):
-    model = network(draws)
+def parallel(model, how):
     if how == "copies":
-        model = DistributedDataParallel(model)
-    elif how == "shards":
-        model = fully_shard(model, mesh=init_device_mesh("cpu", (world_size(),)))
+        return DistributedDataParallel(model)
+    if how == "shards":
+        return fully_shard(model, mesh=init_device_mesh("cpu", (world_size(),)))
+    return model
+
+
+def trainer_of(how, *, draws=False, **options):
+    model = parallel(network(draws), how)
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
     schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, gamma=0.5)
 

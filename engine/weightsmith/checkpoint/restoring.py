@@ -16,6 +16,7 @@ from weightsmith.checkpoint.contents import beside, collect, joined, models_of, 
 from weightsmith.checkpoint.fitting import fitted
 from weightsmith.checkpoint.folder import Contents
 from weightsmith.checkpoint.misfits import refuse_misfits
+from weightsmith.checkpoint.trees import copied
 from weightsmith.distributed import in_common
 from weightsmith.errors import ConfigurationError
 from weightsmith.finiteness import parameters_of
@@ -36,7 +37,7 @@ def restore(trainer: DurableRun, contents: Contents, *, allow_changes: bool = Fa
     """
     contents = in_common(lambda: _fitting(trainer, contents, allow_changes=allow_changes))
     before, position = collect(trainer, in_order=True, all_gradients=True), trainer._position
-    before = Contents(copy.deepcopy(before.weights), copy.deepcopy(before.state), before.manifest)
+    before = Contents(copied(before.weights), copied(before.state), before.manifest)
     try:
         in_common(lambda: _load(trainer, fitted(trainer, contents)))
     except Exception as error:
@@ -81,7 +82,7 @@ def _load(trainer: DurableRun, contents: Contents) -> None:
         weight.grad = None if gradient is None else gradient.to(weight.device, copy=True)
     for name, part in trainer.keep.items():
         if name in state["keep"]:
-            part.load_state_dict(copy.deepcopy(state["keep"][name]))
+            part.load_state_dict(copied(state["keep"][name]))
     trainer.load_own_state(state["trainer"], seed=contents.manifest["settings"]["seed"])
     trainer.state.metrics = from_values(state["metrics"], torch.device("cpu"))
     trainer.go_on_from(state["position"])

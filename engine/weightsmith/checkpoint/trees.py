@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import collections
+import copy
 import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 
-__all__ = ["Place", "key_of", "replaced", "tensors_in"]
+__all__ = ["Place", "copied", "key_of", "replaced", "tensors_in"]
 
 Place = tuple[Any, ...]
 """The keys and places that lead to an end."""
@@ -43,6 +44,11 @@ def replaced(tree: Any, change: Callable[[Place, Any], Any], path: Place = ()) -
     if isinstance(tree, (list, tuple)):
         return type(tree)(replaced(value, change, (*path, place)) for place, value in enumerate(tree))
     return change(path, tree)
+
+
+def copied(tree: Any) -> Any:
+    """A tree that shares no memory with this one. (Of some sharded tensors torch makes no deep copy.)"""
+    return replaced(tree, lambda _, value: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value))
 
 
 def key_of(path: Place) -> str:

@@ -18,18 +18,16 @@ from torch.optim import Optimizer
 from weightsmith.attachments import Attachments
 from weightsmith.binding import Binding
 from weightsmith.debugging import WriteGuard
-from weightsmith.distributed import first_does
 from weightsmith.errors import ConfigurationError
 from weightsmith.evaluation import EvaluationStep, evaluator, pair, scalars
 from weightsmith.events import WeightEvents
 from weightsmith.faults import blaming
-from weightsmith.files import write_tensors
 from weightsmith.finiteness import NonFinite
 from weightsmith.handlers import ANNOUNCEMENTS
 from weightsmith.kinds import Average, Constraint, Penalty, WeightPlugin
 from weightsmith.lending import lendable, lending, renew_statistics
 from weightsmith.measurements import Measurement, Measurements
-from weightsmith.plain import plain_tensors
+from weightsmith.plain import write_plain
 from weightsmith.plan import Plan
 from weightsmith.plugin import Plugin
 from weightsmith.selection import Where, everything, select
@@ -344,8 +342,8 @@ class Trainer(DurableRun):
 
     def export(self, path: str | Path, *, averaged: bool | Average = False) -> list[str]:
         """Write the weights and buffers as safetensors, under the names of plain models: of a parametrized weight what
-        its layer computes with, masks baked in; of several models as ``"generator.fc.weight"``. The first
-        process writes, and all must ask.
+        its layer computes with, masks baked in; of several models as ``"generator.fc.weight"``. Several processes must
+        export together: the first writes, and sharded weights are gathered for it one at a time.
 
         Args:
             path: a name that ends in ``.safetensors``.
@@ -359,9 +357,7 @@ class Trainer(DurableRun):
         """
         average = averaged if isinstance(averaged, Average) else None
         with self.averaged(average) if averaged else contextlib.nullcontext():
-            tensors = plain_tensors(self.models)
-            first_does(lambda: write_tensors(path, tensors))
-        return list(tensors)
+            return write_plain(path, self.models)
 
     @contextlib.contextmanager
     def averaged(
