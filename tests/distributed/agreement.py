@@ -95,7 +95,7 @@ def trained(case, kind, how, updates, run_dir):
     trainer = Trainer(model, optimizer, step=step, plugins=[case.plugin], seed=0, run_dir=run_dir)
     published = measured(trainer)
     trainer.run(batches, max_iters=updates)
-    memory = [state.get("memory", {}) for state in trainer.own_state()["plugins"].values()]
+    memory = [state["memory"] for state in trainer.own_state()["plugins"].values() if state.get("memory")]
     return {
         "weights": {name: gather(weight.detach()).clone() for name, weight in trainer.weights().items()},
         "memory": whole(memory),
