@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from weightsmith.errors import PluginContractError
 from weightsmith.events import TrainingState
-from weightsmith.shards import gather, is_sharded, own_part, part_of
+from weightsmith.shards import Part, gather, is_sharded, own_part, part_of
 from weightsmith.tensors import gates, row_length, unit_dims, unit_view
 from weightsmith.weights import Weight
 
@@ -83,15 +83,27 @@ class Site:
             self._row_length = row_length(own_part(self._weight.raw[0]), self.unit_dims) if is_plain else 0
 
     @classmethod
-    def alone(cls, weight: Tensor, module: nn.Module | None = None, *, name: str = "weight", seed: int = 0) -> Site:
-        """A site outside any trainer, for a tensor that ``module`` would own (default: a plain weight).
+    def alone(
+        cls,
+        weight: Tensor,
+        module: nn.Module | None = None,
+        *,
+        name: str = "weight",
+        seed: int = 0,
+        part: Part | None = None,
+    ) -> Site:
+        """A site outside any trainer, for a tensor that ``module`` would own (default: a plain weight), or for a part
+        of one.
 
         >>> Site.alone(torch.ones(4, 3, 5, 5)).unit_dims
         (1, 2, 3)
         """
         parameter = weight if isinstance(weight, nn.Parameter) else nn.Parameter(weight.detach(), requires_grad=False)
         owner = module if module is not None else nn.Module()
-        return cls(Weight(name, (), owner, name.rpartition(".")[2], (parameter,)), TrainingState(), None, str(seed))
+        site = cls(Weight(name, (), owner, name.rpartition(".")[2], (parameter,)), TrainingState(), None, str(seed))
+        if part is not None:
+            site._part, site._shape = part, part.shape
+        return site
 
     @property
     def name(self) -> str:

@@ -46,10 +46,11 @@ class Sent(TorchDispatchMode):
         self.found = Counter(messages=0, bytes=0)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
         is_sending = function.namespace in ("c10d", "_c10d_functional") and "wrap" not in str(function)
         if is_sending and "wait" not in str(function):
-            self.found += Counter(messages=1, bytes=max(map(_bytes, args)))
-        return function(*args, **(kwargs or {}))
+            self.found += Counter(messages=1, bytes=max(map(_bytes, [*args, result])))
+        return result
 
 
 def _bytes(argument):
@@ -107,6 +108,18 @@ def _between(marks, first, last):
     return {name: marks[last][name] - marks[first][name] for name in ("messages", "bytes")}
 
 
+def by_hand(how, width):
+    """The messages and bytes of one update in a loop without the engine."""
+    model = parallel(wide(width), how)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(3):
+        with Sent() as sent:
+            optimizer.zero_grad()
+            model(torch.randn(8, width)).square().mean().backward()
+            optimizer.step()
+    return sent.found["messages"], sent.found["bytes"]
+
+
 def all_counted(folder, how, chosen, widths):
     """Case and width to what it sends; without a plugin under an empty name."""
     logging.disable(logging.ERROR)
@@ -128,6 +141,11 @@ def all_counted(folder, how, chosen, widths):
             except ConfigurationError:
                 continue
     return found
+
+
+def with_and_without_engine(folder, how, chosen):
+    """What these plugins send, and what torch does alone."""
+    return all_counted(folder, how, chosen, WIDTHS), {width: by_hand(how, width) for width in WIDTHS}
 
 
 def beyond(found):

@@ -37,7 +37,7 @@ def checked(tmp_path, monkeypatch):
 def test_a_sound_plugin_passes(checked):
     report = checked(mine=SOUND + ROW.format("Sound"))
     assert report.passed
-    assert str(report) == "Sound(): 12 of 12 checks passed"
+    assert str(report) == "Sound(): 13 of 13 checks passed"
 
 
 FAULTS = {
@@ -85,13 +85,13 @@ def test_one_crash_is_told_once_with_all_that_fails_by_it(checked):
     assert len(report.findings) == 11
     assert str(report).count("ZeroDivisionError: division by zero") == 1
     assert "and so fail: goes_on_from_a_checkpoint, " in str(report)
-    assert str(report).startswith("Broken(): 1 of 12 checks passed")
+    assert str(report).startswith("Broken(): 2 of 13 checks passed")
 
 
 def test_other_plugins_are_checked_beside_a_broken_one(checked):
     rows = "CASES = [Case(Broken(), holds=torch.isfinite), Case(Sound(), holds=lambda weight: weight.abs() <= 0.5)]"
     both = SOUND + constraint("Broken", "return 1 / 0") + "\nfrom weightsmith.testing import Case\n" + rows
-    assert "Sound(): 12 of 12 checks passed" in str(checked(mine=both))
+    assert "Sound(): 13 of 13 checks passed" in str(checked(mine=both))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_files_packages_and_projects_find_their_tables(checked, path):
         "shop/tests/test_good.py": "import torch\n" + TABLE.format("shop"),
     }
     report = checked(path, files)
-    assert [str(result) for result in report.results] == ["Sound(): 12 of 12 checks passed"]
+    assert [str(result) for result in report.results] == ["Sound(): 13 of 13 checks passed"]
 
 
 def test_a_dotted_name(checked, monkeypatch, tmp_path):

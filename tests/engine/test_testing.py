@@ -99,6 +99,13 @@ class RemembersElsewhere(WeightEditor):
         return weight + counts[site.update]
 
 
+class CallsAWholeAPart(GradientEditor):
+    sharding = "units"
+
+    def edit(self, gradient, weight, site):
+        return gradient / gradient.norm()
+
+
 def inside(weight):
     return weight.abs() <= 0.5
 
@@ -118,6 +125,7 @@ BROKEN = [
     ("projection_lands_in_the_set", Case(Truthful())),
     ("projection_lands_in_the_set", Case(IgnoresBfloat16(), holds=inside)),
     ("projection_is_stable", Case(Drifts(), holds=inside)),
+    ("acts_on_parts_as_on_the_whole", Case(CallsAWholeAPart())),
     ("average_of_a_constant_is_the_constant", Case(WrongMean())),
     ("goes_on_from_a_checkpoint", Case(RemembersElsewhere())),
 ]

@@ -5,18 +5,19 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import Field, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from ignite.engine.events import CallableEventWithFilter, EventEnum, State
 from torch import Tensor
 
 from weightsmith.binding import Binding
-from weightsmith.errors import ConfigurationError, PluginContractError, UnsupportedWeightError
+from weightsmith.errors import ConfigurationError, PluginContractError, PluginDefinitionError, UnsupportedWeightError
 from weightsmith.events import WeightEvents
 from weightsmith.plugin import Plugin, Subscription
 from weightsmith.schedules import Progress, Span, parse_span
 from weightsmith.selection import Selector, Where, everything, selector
 from weightsmith.site import Sharding, Site
+from weightsmith.spelling import nearest
 from weightsmith.targets import GradientNeed, Target
 from weightsmith.tensors import row_groups, stack_rows, unstack_rows
 from weightsmith.weights import Weight
@@ -77,6 +78,11 @@ class WeightPlugin(Plugin, abstract=True):
     after: Span = field(default=0, kw_only=True)
     before: Span | None = field(default=None, kw_only=True)
     at: EventEnum | str | None = field(default=None, kw_only=True)
+
+    def __init_subclass__(cls) -> None:
+        if cls.sharding not in get_args(Sharding):
+            near = nearest(str(cls.sharding), get_args(Sharding))
+            raise PluginDefinitionError(f"{cls.__name__}.sharding is {cls.sharding!r}, which means nothing{near}")
 
     @abstractmethod
     def act(self, binding: Binding) -> None:

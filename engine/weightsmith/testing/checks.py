@@ -41,6 +41,7 @@ from weightsmith.testing.scenes import (
     has_handlers,
     layer_for,
     measured,
+    part_alone,
     plural,
     rounding,
     scene,
@@ -202,6 +203,21 @@ def plural_form_equals_singular(case: Case) -> None:
 
 
 # -------------------------------------------------------------------- one kind
+
+
+@check(Initializer, Penalty, GradientEditor, WeightEditor, Constraint, Average)
+def acts_on_parts_as_on_the_whole(case: Case) -> None:
+    """If it says that it treats every value, or every unit, on its own (``sharding``), what it makes of some rows of a
+    weight are these rows of what it makes of the weight."""
+    handling = case.plugin.handling  # type: ignore[attr-defined]
+    for shape in case.shapes if handling in ("values", "units") else ():
+        tensors = tensors_for(case.plugin, shape)
+        whole, first = singular(case.plugin, tensors, number=0), shape[0] // 2
+        for start, size in ((0, first), (first, shape[0] - first)):
+            part = part_alone(tensors[0], start, size)
+            found = singular(case.plugin, [tensor.narrow(0, start, size) for tensor in tensors], number=0, part=part)
+            wanted = whole.narrow(0, start, size)
+            assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6), f"rows {start} to {start + size} come out else"
 
 
 @check(Initializer)

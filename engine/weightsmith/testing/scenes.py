@@ -27,6 +27,7 @@ from weightsmith.kinds import (
 )
 from weightsmith.measurements import Picture, Settings
 from weightsmith.plugin import Plugin
+from weightsmith.shards import Part
 from weightsmith.site import Site
 from weightsmith.testing.cases import Case
 from weightsmith.trainer import Trainer
@@ -41,6 +42,7 @@ __all__ = [
     "has_handlers",
     "layer_for",
     "measured",
+    "part_alone",
     "plural",
     "rounding",
     "scene",
@@ -65,14 +67,20 @@ def asked(plugin: Any, method: str, *tensors: Tensor, site: Site) -> Any:
     return plugin._ask(getattr(plugin, method), *tensors, site=site)
 
 
-def singular(plugin: Any, tensors: Sequence[Tensor], number: int) -> Tensor:
-    """The singular form, on the weight that :func:`plural` takes as its ``number``-th."""
-    site = Site.alone(tensors[0], name=f"weight{number}")
+def singular(plugin: Any, tensors: Sequence[Tensor], number: int, part: Part | None = None) -> Tensor:
+    """The singular form, on the weight that :func:`plural` takes as its ``number``-th; or on a part of it."""
+    site = Site.alone(tensors[0], name=f"weight{number}", part=part)
     if isinstance(plugin, Penalty):
         gradient: Tensor = asked(plugin, "gradient", tensors[0], site=site)
         return torch.ones_like(tensors[0]) + gradient
     result: Tensor = plugin(*tensors, site=site)
     return result
+
+
+def part_alone(whole: Tensor, start: int, size: int) -> Part:
+    """Some rows of a weight, as another process would hold them; there is none that could be asked for the others."""
+    nobody: Any = None
+    return Part(whole.shape, 0, start, size, nobody, nobody)
 
 
 def plural(plugin: Any, *columns: Sequence[Tensor]) -> list[Tensor]:
