@@ -16,7 +16,7 @@ from weightsmith.layers import ParametrizedLayers
 from weightsmith.optimizers import forget, momenta
 from weightsmith.schedules import Progress
 from weightsmith.selection import select
-from weightsmith.shards import gather, own_part, put_back, spread
+from weightsmith.shards import gather, is_sharded, own_part, part_of, put_back, spread
 from weightsmith.site import Site
 from weightsmith.targets import Target, Targets, gathered
 from weightsmith.tensors import unit_view
@@ -127,6 +127,11 @@ class Binding:
             and isinstance(weight.module, (nn.Embedding, nn.EmbeddingBag))
         ):
             problem = "gets sparse gradients: make the embedding with sparse=False, or leave it out with `where`"
+        elif self.plugin.acts_jointly and is_sharded(weight.raw[0]) and part_of(weight.raw[0]) is None:
+            problem = (
+                "is sharded along several axes, or in pieces that do not follow one another, of which this plugin can "
+                "find nothing together: shard it along one axis, or leave it out with `where`"
+            )
         if problem:
             raise UnsupportedWeightError(f"{self.plugin!r}: weight {weight.name!r} {problem}")
 

@@ -39,8 +39,9 @@ def joint_norm(tensors: Sequence[Tensor], sites: Sequence[Site]) -> Tensor:
         return global_norm(tensors)
     here = [tensor for tensor, site in zip(tensors, sites, strict=True) if site._part is not None]
     whole = [tensor for tensor, site in zip(tensors, sites, strict=True) if site._part is None]
-    square = part.total(global_norm(here).square())
-    return (square + global_norm(whole).square() if whole else square).sqrt()
+    norm = global_norm(here)
+    square = part.total(norm.double().square())  # in float64, where no square of a float32 is lost
+    return (square + global_norm(whole).double().square() if whole else square).sqrt().to(norm.dtype)
 
 
 def joint_norms(tensors: Sequence[Tensor], sites: Sequence[Site]) -> Tensor:
@@ -49,7 +50,8 @@ def joint_norms(tensors: Sequence[Tensor], sites: Sequence[Site]) -> Tensor:
     together, part = torch.stack([norm.to(norms[0].device) for norm in norms]), _part(sites)
     if part is None:
         return together
-    return torch.where(_are_sharded(sites, together.device), part.total(together.square()).sqrt(), together)
+    spanning = part.total(together.double().square()).sqrt().to(together.dtype)
+    return torch.where(_are_sharded(sites, together.device), spanning, together)
 
 
 def any_of_each(flags: Sequence[Tensor], sites: Sequence[Site]) -> Tensor:
@@ -136,10 +138,10 @@ def _equal_before(equal: Tensor, sizes: Sequence[int], sites: Sequence[Site], pa
     """Of each weight, how many equal values come before the first that is in hand."""
     own = torch.stack([some.sum() for some in _split(equal, sizes)])
     processes = dist.get_world_size(part.group)
-    all_counts = own.new_empty(processes * len(own))
-    dist.all_gather_into_tensor(all_counts, own, group=part.group)
+    all_counts = [torch.empty_like(own) for _ in range(processes)]
+    dist.all_gather(all_counts, own, group=part.group)
     me, before, found = dist.get_rank(part.group), 0, []
-    for site, counts in zip(sites, all_counts.view(processes, -1).T.tolist(), strict=True):
+    for site, counts in zip(sites, torch.stack(all_counts).T.tolist(), strict=True):
         is_sharded = site._part is not None
         found.append(before + (sum(counts[:me]) if is_sharded else 0))
         before += sum(counts) if is_sharded else counts[0]

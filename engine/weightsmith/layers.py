@@ -96,9 +96,11 @@ class ParametrizedLayers:
                 continue
             parametrized = Parametrized(self._binding, site, *self._maps, parameters)
             registration = Registration(weight, parametrized, weight.trainable, tuple(weight.module._parameters))
+            gradient = weight.raw[0].grad  # of a window that is open: registering a sharded weight drops it
             register(weight, parametrized)
             self._binding.trainer._replicas.mistrust_wrappers()
             follow(self._binding.trainer.models.values(), weight.raw[0], *_home_of_raw(weight))
+            weight.raw[0].grad = gradient
             self._registered[weight.name] = registration
             if parameters:
                 optimizer, group = self._home(weight)

@@ -11,6 +11,7 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from weightsmith.binding import Binding
+from weightsmith.distributed import mean_over_processes
 from weightsmith.errors import ConfigurationError
 from weightsmith.faults import blaming
 from weightsmith.shards import reshard
@@ -84,8 +85,8 @@ def _enforce(constraint: Binding, lent: list[Target]) -> None:
 
 
 def renew_statistics(trainer: Trainer, data: Iterable[Any]) -> None:
-    """Compute the running statistics of a model's batch norms anew, as the mean over batches; of those in training
-    mode, for the others were frozen. Every module stays in its own mode.
+    """Compute the running statistics of a model's batch norms anew, as the mean over the batches of all processes; of
+    those in training mode, for the others were frozen. Every module stays in its own mode.
 
     Raises:
         ConfigurationError: ``data`` has no batch, or there are several models.
@@ -106,6 +107,9 @@ def renew_statistics(trainer: Trainer, data: Iterable[Any]) -> None:
             with torch.no_grad(), trainer._autocast():
                 model(trainer.to_device(inputs))
             batches += 1
+        for statistics in (each for norm in norms for each in (norm.running_mean, norm.running_var)):
+            if statistics is not None:
+                statistics.copy_(mean_over_processes(statistics))
     finally:
         for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

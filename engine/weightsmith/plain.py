@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from weightsmith.distributed import first_does, is_first
 from weightsmith.errors import ConfigurationError
 from weightsmith.files import write_tensors
-from weightsmith.shards import gather, reshard
+from weightsmith.shards import gather, put_back
 from weightsmith.weights import Weight, inventory, persistent_buffers
 
 __all__ = ["load_plain_state_dict", "plain_entries", "plain_state_dict", "write_plain"]
@@ -35,7 +35,6 @@ def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
 def plain_entries(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """As :func:`plain_state_dict`, one after another. A sharded weight is gathered when its turn comes, so that a
     process that keeps none holds one whole weight at a time; every process must go through all."""
-    reshard([model])
     for weight in inventory({"": model}, {}):
         value = gather(weight.effective().detach())
         for name in weight.names:
@@ -90,7 +89,7 @@ def load_plain_state_dict(model: nn.Module, state: Mapping[str, Tensor]) -> None
 
 def _assign(name: str, weight: Weight, value: Tensor) -> None:
     if not weight.parametrized:
-        weight.parameter.copy_(value)
+        put_back(weight.parameter, value)
         return
     setattr(weight.module, weight.leaf, value.to(weight.raw[0]))
     difference = weight.misfit(value)

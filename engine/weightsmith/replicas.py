@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, Replicate
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
@@ -15,7 +16,7 @@ from torch.optim import Optimizer
 from weightsmith.distributed import is_distributed, world_size
 from weightsmith.errors import ReplicaDriftError
 from weightsmith.optimizers import held_by
-from weightsmith.shards import is_sharded
+from weightsmith.shards import is_sharded, own_part
 
 __all__ = ["Replicas", "drifted", "inside"]
 
@@ -55,11 +56,15 @@ class Replicas:
     def _begin_alike(self) -> None:
         """Give every copy the values of the first."""
         with torch.no_grad():
-            for tensor in _copies(self._models.values()):
-                dist.broadcast(tensor, src=0)
+            for tensor in _entries(self._models.values()):
+                for group in _copying_groups(tensor):
+                    own = own_part(tensor)
+                    sent = own.contiguous()
+                    dist.broadcast(sent, group=group, group_src=0)
+                    own.copy_(sent)
 
     def _note_pass(self, module: Any, _: Any) -> None:
-        self._passed = self._passed or bool(module.require_backward_grad_sync)
+        self._passed = self._passed or (bool(module.require_backward_grad_sync) and torch.is_grad_enabled())
 
     def mistrust_wrappers(self) -> None:
         """From now on, average all gradients here: a layer computes with another function of its weight than when the
@@ -121,15 +126,19 @@ def drifted(models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]
     Each tensor is summed up in two whole numbers, of which the largest and the least over all processes are compared:
     32 bytes a tensor, and one pass over what is in memory.
     """
-    found = dict(_named(models, optimizers))
-    if not found or not is_distributed():
-        return []
-    sums = torch.stack([checksum(tensor) for tensor in found.values()])
-    extremes = torch.cat([sums, -sums])
-    dist.all_reduce(extremes, dist.ReduceOp.MAX)
-    most, least = extremes.chunk(2)
-    differs = (most != -least).any(dim=1).tolist()
-    return [name for name, is_other in zip(found, differs, strict=True) if is_other]
+    groups: dict[Any, dict[str, Tensor]] = {}
+    for name, tensor in _named(models, optimizers) if is_distributed() else ():
+        for group in _copying_groups(tensor):
+            groups.setdefault(group, {})[name] = own_part(tensor)
+    found: list[str] = []
+    for group, tensors in groups.items():
+        sums = torch.stack([checksum(tensor) for tensor in tensors.values()])
+        extremes = torch.cat([sums, -sums])
+        dist.all_reduce(extremes, dist.ReduceOp.MAX, group=group)
+        most, least = extremes.chunk(2)
+        differs = (most != -least).any(dim=1).tolist()
+        found += [name for name, is_other in zip(tensors, differs, strict=True) if is_other]
+    return found
 
 
 def checksum(tensor: Tensor) -> Tensor:
@@ -156,13 +165,12 @@ _BLOCK = 2**20
 
 def _named(models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimizer]) -> Iterator[tuple[str, Tensor]]:
     for name, model in models.items():
-        for key, weight in model.named_parameters():
-            if not is_sharded(weight):
-                yield f"the weight {f'{name}.{key}' if name else key!r}", weight
+        for key, weight in inside(model).named_parameters():
+            yield f"the weight {f'{name}.{key}' if name else key!r}", weight
     for name, optimizer in optimizers.items():
         for place, held in enumerate(held_by(optimizer)):
             for key, value in optimizer.state.get(held, {}).items():
-                if isinstance(value, Tensor) and not is_sharded(value):
+                if isinstance(value, Tensor):
                     yield f"{key!r}, which the optimizer {name!r} remembers of its parameter {place},", value
 
 
@@ -199,11 +207,20 @@ def _trained(model: nn.Module) -> frozenset[int]:
     return frozenset(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
 
 
-def _copies(models: Iterable[nn.Module]) -> Iterator[Tensor]:
+def _entries(models: Iterable[nn.Module]) -> Iterator[Tensor]:
     for model in models:
         for tensor in (*model.parameters(), *model.buffers()):
-            if not is_sharded(tensor):
-                yield tensor.detach()
+            yield tensor.detach()
+
+
+def _copying_groups(tensor: Tensor) -> list[Any]:
+    """The groups of processes that hold the same of a tensor: all, for a whole one; for a sharded one those along which
+    it is copied, if there are any."""
+    if not isinstance(tensor, DTensor):
+        return [None]
+    return [
+        tensor.device_mesh.get_group(i) for i, where in enumerate(tensor.placements) if isinstance(where, Replicate)
+    ]
 
 
 def _running_statistics(models: Iterable[nn.Module]) -> Iterator[Tensor]:

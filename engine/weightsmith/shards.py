@@ -13,7 +13,18 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-__all__ = ["Part", "follow", "gather", "is_sharded", "own_part", "part_of", "put_back", "reshard", "spread"]
+__all__ = [
+    "Part",
+    "follow",
+    "gather",
+    "is_sharded",
+    "own_part",
+    "part_of",
+    "put_back",
+    "reshard",
+    "sharded_modules",
+    "spread",
+]
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -122,10 +133,13 @@ def part_of(tensor: Tensor) -> Part | None:
 def reshard(models: Iterable[nn.Module]) -> None:
     """Let modules that ``fully_shard`` made hold their parts again, where a forward pass without a backward pass left
     them whole."""
-    for model in models:
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+    for module in sharded_modules(models):
+        module.reshard()
+
+
+def sharded_modules(models: Iterable[nn.Module]) -> list[FSDPModule]:
+    """The modules that ``fully_shard`` made."""
+    return [module for model in models for module in model.modules() if isinstance(module, FSDPModule)]
 
 
 def follow(models: Iterable[nn.Module], raw: Tensor, module: nn.Module, leaf: str) -> None:

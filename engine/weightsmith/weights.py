@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from weightsmith.errors import ConfigurationError, ConflictError
 from weightsmith.optimizers import held_by
-from weightsmith.shards import gather, is_sharded, put_back
+from weightsmith.shards import gather, is_sharded, put_back, reshard
 from weightsmith.tensors import unit_view
 
 __all__ = ["Weight", "inventory", "persistent_buffers", "raw_weights"]
@@ -164,6 +164,7 @@ def inventory(models: Mapping[str, nn.Module], optimizers: Mapping[str, Optimize
         ConflictError: two optimizers hold one weight.
         ConfigurationError: an optimizer holds a parameter that a model has replaced since.
     """
+    reshard(models.values())  # a forward pass may have left whole weights in the place of parts
     found: dict[tuple[int, ...], Weight] = {}
     for prefix, model in models.items():
         for weight in _walk(prefix, model):

@@ -15,7 +15,7 @@ from weightsmith.distributed import any_process
 from weightsmith.errors import ConfigurationError
 from weightsmith.optimizers import held_by
 from weightsmith.replicas import Replicas
-from weightsmith.shards import is_sharded
+from weightsmith.shards import is_sharded, own_part
 from weightsmith.tensors import divide_
 
 __all__ = ["Window", "Windows"]
@@ -122,7 +122,7 @@ class Window:
                 self.scaler.update()
                 return False
         if count > 1:
-            divide_(self.gradients(), count)
+            divide_([own_part(gradient) for gradient in self.gradients()], count)
         return True
 
     def step(self, closure: Callable[[], Any] | None = None) -> None:
@@ -188,7 +188,7 @@ class Windows:
         accumulate: micro-batches per window.
 
     Raises:
-        ConfigurationError: an optimizer that evaluates repeatedly meets accumulation or a scaler.
+        ConfigurationError: an optimizer that evaluates repeatedly meets accumulation, a scaler, or sharded weights.
     """
 
     def __init__(
@@ -212,6 +212,11 @@ class Windows:
                 raise ConfigurationError(
                     f"optimizer {name!r} holds float16 weights, whose gradients a scaler cannot unscale: keep the "
                     "model in float32, which precision='float16' casts where it may"
+                )
+            if window.evaluates_repeatedly and any(map(is_sharded, held_by(optimizer))):
+                raise ConfigurationError(
+                    f"optimizer {name!r} ({type(optimizer).__name__}) joins all weights to one row, which sharded ones "
+                    "do not allow: give each process a copy of the model"
                 )
             if window.evaluates_repeatedly and (accumulate > 1 or scaled):
                 raise ConfigurationError(

@@ -76,6 +76,9 @@ def network(case, kind):
 def parallel(model, how):
     if how == "copies":
         return DistributedDataParallel(model)
+    if how == "hybrid":  # copies of shards
+        mesh = init_device_mesh("cpu", (2, world_size() // 2), mesh_dim_names=("copies", "shards"))
+        return fully_shard(model, mesh=mesh, reshard_after_forward=True)
     if how == "shards":
         return fully_shard(model, mesh=init_device_mesh("cpu", (world_size(),)), reshard_after_forward=True)
     return model

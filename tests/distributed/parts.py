@@ -4,12 +4,13 @@ import math
 
 import torch
 import torch.distributed as dist
+from ignite.engine import Events
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
-from weightsmith import ReplicaDriftError, Trainer, WeightEvents
+from weightsmith import ConfigurationError, ReplicaDriftError, Trainer, WeightEvents
 from weightsmith.distributed import rank, world_size
 from weightsmith.events import TrainingState
 from weightsmith.joint import any_of_each, joint_norm, joint_norms, largest_of_all
@@ -17,6 +18,7 @@ from weightsmith.replicas import checksum, drifted
 from weightsmith.shards import gather, own_part, part_of, put_back, spread
 from weightsmith.site import Site
 from weightsmith.weights import Weight
+from weightsmith_plugins import L2, LSUV, ShrinkPerturb, SpectralNorm, WeightNorm
 
 
 def mesh():
@@ -178,6 +180,121 @@ def adversaries(how):
     return {name: gather(weight.detach()).clone() for name, weight in trainer.weights().items()}
 
 
+def searched(how):
+    """Weights after steps of LBFGS, whose line search goes by the loss: of one's own part it would go another way."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2))
+    if how == "shards":
+        model = fully_shard(model, mesh=mesh(), reshard_after_forward=True)
+    optimizer = torch.optim.LBFGS(model.parameters(), lr=1, max_iter=4, line_search_fn="strong_wolfe")
+
+    def step(trainer, batch):
+        return trainer.update(lambda: (model(batch) - 1).square().mean())
+
+    trainer = Trainer(model, optimizer, step=step, seed=0, plugins=[L2(0.01)])
+    trainer.run(batches(), max_epochs=1)
+    return {name: gather(weight.detach()).clone() for name, weight in trainer.weights().items()}
+
+
+def windowed(how, plugin, attached_at=None):
+    """Weights after windows of two micro-batches; the plugin comes into an open one, if it does not start the run."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)).double()
+    if how == "shards":
+        model = fully_shard(model, mesh=mesh(), reshard_after_forward=True)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def step(trainer, batch):
+        return trainer.update(lambda: model(batch.double()).square().mean())
+
+    plugins = [] if attached_at else [plugin]
+    trainer = Trainer(model, optimizer, step=step, seed=0, accumulate=2, plugins=plugins)
+    if attached_at:
+        trainer.add_event_handler(Events.ITERATION_COMPLETED(once=attached_at), lambda: trainer.attach(plugin))
+    trainer.run(batches(7), max_epochs=1)
+    return {name: gather(weight.detach()).clone() for name, weight in trainer.weights().items()}
+
+
+WINDOWED = {"WeightNorm": (WeightNorm(), None), "SpectralNorm": (SpectralNorm(), 3), "L2": (L2(0.1), 3)}
+
+
+def windows(how):
+    return {name: windowed(how, *settings) for name, settings in WINDOWED.items()}
+
+
+def as_torch_shards():
+    """With torch's default, whose root stays whole after a forward pass: how LSUV starts it, and what the model gives
+    after an edit."""
+    torch.manual_seed(0)
+    model = fully_shard(nn.Sequential(nn.Linear(3, 5), nn.Tanh(), nn.Linear(5, 2)), mesh=mesh())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with torch.no_grad():
+        model(torch.ones(1, 3))
+    seen = []
+
+    def step(trainer, batch):
+        out = model(batch)
+        seen.append(float(out.abs().max()))
+        return trainer.update(out.square().mean())
+
+    plugins = [LSUV(), ShrinkPerturb(0.0, 0.0, at="EPOCH_COMPLETED")]
+    trainer = Trainer(model, optimizer, step=step, seed=0, plugins=plugins)
+    norms = []
+
+    @trainer.on(Events.EPOCH_STARTED)
+    def note():
+        norms.append([float(gather(weight.detach()).norm()) for weight in trainer.weights("*.weight").values()])
+
+    @trainer.on(Events.EPOCH_COMPLETED)
+    @torch.no_grad()
+    def look():
+        model(batches()[0])
+
+    trainer.run(batches(), max_epochs=2)
+    return norms[0], seen[-1]
+
+
+def refusals():
+    """What is said of LBFGS on shards."""
+    model = fully_shard(nn.Linear(3, 5), mesh=mesh())
+    try:
+        Trainer(model, torch.optim.LBFGS(model.parameters()), nn.MSELoss())
+    except ConfigurationError as error:
+        return str(error)
+    return ""
+
+
+def looked_at_in_between():
+    """Weights where a step looks at the wrapped model without a gradient, and trains the model inside."""
+    torch.manual_seed(0)
+    network = nn.Linear(3, 2)
+    model = DistributedDataParallel(network)
+
+    def step(trainer, batch):
+        with torch.no_grad():
+            model(batch)
+        return trainer.update(network(batch).square().mean())
+
+    trainer = Trainer(model, torch.optim.SGD(model.parameters(), lr=0.1), step=step, seed=0)
+    trainer.run(batches(), max_epochs=1)
+    return network.weight.detach().clone()
+
+
+def hybrid():
+    """What the check for drift says of copies of shards that begin differently, before and after one is spoilt."""
+    torch.manual_seed(rank() // 2)  # another start for each copy
+    shape = init_device_mesh("cpu", (2, 2), mesh_dim_names=("copies", "shards"))
+    model = fully_shard(nn.Linear(3, 4), mesh=shape)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    trainer = Trainer(
+        model, optimizer, step=lambda trainer, batch: trainer.update(model(batch).square().mean()), seed=0
+    )
+    trainer.run(batches(), max_epochs=1)
+    before = drifted(trainer.models, trainer.optimizers)
+    own_part(model.weight)[:1] += 1e-7 * (rank() // 2)
+    return before, drifted(trainer.models, trainer.optimizers)
+
+
 def everything():
     """All of it in one go: a process costs seconds to start."""
     return {
@@ -186,6 +303,11 @@ def everything():
         "copies": {(kind, n): copies(kind, n) for kind in ("plain", "wrapped") for n in (1, 3)},
         "unused": unused("plain"),
         "drifting": drifting(),
+        "searched": searched("copies"),
+        "windows": {how: windows(how) for how in ("copies", "shards")},
+        "torch's shards": as_torch_shards(),
+        "refusals": refusals(),
+        "looked at": looked_at_in_between(),
         "adversaries": {how: adversaries(how) for how in ("copies", "shards")},
         "sums": [checksum(torch.arange(5.0)), checksum(torch.arange(5.0).flip(0))],
         "backend": dist.get_backend(),

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from parts import adversaries, all_scored, copies, everything
+from parts import WINDOWED, adversaries, all_scored, copies, everything, hybrid, searched, windowed
 from weightsmith.ranking import largest
 from worlds import together
 
@@ -61,6 +61,44 @@ def test_copies_learn_what_one_process_learns(found):
         for end in found:
             for name, weight in adversaries("copies").items():
                 torch.testing.assert_close(end["adversaries"][how][name], weight, rtol=1e-5, atol=1e-6)
+
+
+def test_a_line_search_goes_the_same_way_on_all_processes(found):
+    for end in found:
+        for name, weight in searched("copies").items():
+            torch.testing.assert_close(end["searched"][name], weight, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", ["copies", "shards"])
+@pytest.mark.parametrize("name", WINDOWED)
+def test_open_windows_outlast_what_is_attached_to_them(found, how, name):
+    alone = windowed("copies", *WINDOWED[name])
+    for end in found:
+        weights = end["windows"][how][name]
+        assert weights.keys() == alone.keys()
+        assert all(torch.allclose(weights[each], alone[each], rtol=0, atol=1e-12) for each in alone)
+
+
+def test_weights_that_torch_left_whole_are_looked_at_anew(found):
+    for end in found:
+        norms, output = end["torch's shards"]
+        assert output == 0  # of weights that were edited to 0 while they were whole
+        assert all(0.3 < norm < 10 for norm in norms)
+
+
+def test_a_look_at_the_wrapped_model_synchronises_nothing(found):
+    first, second = (end["looked at"] for end in found)
+    assert torch.equal(first, second)
+
+
+def test_an_optimizer_that_joins_all_weights_is_refused_on_shards(found):
+    assert all("LBFGS" in end["refusals"] and "copy of the model" in end["refusals"] for end in found)
+
+
+def test_copies_of_shards_begin_alike_and_are_compared():
+    ends = together(4, hybrid)
+    assert [before for before, _ in ends] == [[]] * 4
+    assert any(after and after[0].startswith("the weight 'weight'") for _, after in ends)
 
 
 def test_running_statistics_are_the_mean_over_processes(found):

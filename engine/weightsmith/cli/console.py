@@ -21,7 +21,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from weightsmith.cli.crashing import explaining
 from weightsmith.cli.guarding import beginning
-from weightsmith.distributed import from_first, is_first, mean
+from weightsmith.distributed import from_first, is_first, mean_over_processes
 from weightsmith.errors import RunStopped
 from weightsmith.events import WeightEvents
 from weightsmith.trainer import Trainer
@@ -72,7 +72,7 @@ class Console:
     def _losses(self) -> dict[str, float]:
         """The mean loss of each optimizer's updates since it was asked last, over all processes."""
         is_one = len(self._trainer.optimizers) == 1
-        means = {name: float(mean(total / self._counts[name])) for name, total in self._sums.items()}
+        means = {name: float(mean_over_processes(total / self._counts[name])) for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return {"loss" if is_one else f"loss {name}": loss for name, loss in means.items()}
 

@@ -14,14 +14,14 @@ from weightsmith.distributed.processes import (
     in_common,
     is_distributed,
     is_first,
-    mean,
+    mean_over_processes,
     rank,
     told_by_any,
     total_over_processes,
     world_size,
 )
 from weightsmith.distributed.restarts import Job, is_restarted, this_job
-from weightsmith.distributed.sharing import share, warn_of_same_batch
+from weightsmith.distributed.sharing import share, warn_of_same_batch, warn_of_unshared
 
 __all__ = [
     "Job",
@@ -36,7 +36,7 @@ __all__ = [
     "is_restarted",
     "joined",
     "launched_rank",
-    "mean",
+    "mean_over_processes",
     "own_device",
     "parallel",
     "rank",
@@ -45,5 +45,6 @@ __all__ = [
     "told_by_any",
     "total_over_processes",
     "warn_of_same_batch",
+    "warn_of_unshared",
     "world_size",
 ]

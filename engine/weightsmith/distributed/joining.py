@@ -57,6 +57,7 @@ def joined(device: str | torch.device = "cpu", timeout: float | None = None) -> 
     try:
         yield
         _wait_for_all()
+        _part()
     except Exception as error:
         get_error_handler().record_exception(error)  # first, so that torchrun does not blame whom the leaving breaks
         raise

@@ -20,7 +20,7 @@ __all__ = [
     "in_common",
     "is_distributed",
     "is_first",
-    "mean",
+    "mean_over_processes",
     "rank",
     "told_by_any",
     "total_over_processes",
@@ -87,8 +87,8 @@ def any_process(flag: bool) -> bool:
     return bool(together.item())
 
 
-def mean(value: Tensor) -> Tensor:
-    """The mean over all processes, element by element."""
+def mean_over_processes(value: Tensor) -> Tensor:
+    """The mean over all processes, element by element; itself, if there are no others."""
     return total_over_processes(value.detach()) / world_size()
 
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.data import BatchSampler, DataLoader, IterableDataset, Sampler
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
 from weightsmith.distributed.processes import from_first, gathered_objects, is_distributed, is_first, rank, world_size
 from weightsmith.errors import ConfigurationError
 
-__all__ = ["share", "warn_of_same_batch"]
+__all__ = ["share", "warn_of_same_batch", "warn_of_unshared"]
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +164,20 @@ def warn_of_same_batch(batch: Any) -> None:
             "all %d processes were given the very same first batch, so together they do what one would: give run() "
             "share(batches), of weightsmith.distributed, or launch.share(batches); if the step takes each process's "
             "part by itself, or that is meant, all is well",
+            world_size(),
+        )
+
+
+def warn_of_unshared(data: Any) -> None:
+    """Warn where a loader, as it stands, gives each process all samples, in an order of its own."""
+    if not is_distributed() or not is_first() or type(data) is not DataLoader:
+        return
+    if not isinstance(data.batch_sampler, _Shares) and not isinstance(data.sampler, DistributedSampler):
+        logger.warning(
+            "each of %d processes goes through all of the DataLoader, so that an epoch takes every sample %d times: "
+            "give run() share(loader), of weightsmith.distributed, or launch.share(loader); if its dataset is this "
+            "process's own, all is well",
+            world_size(),
             world_size(),
         )
 

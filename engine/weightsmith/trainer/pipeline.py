@@ -12,11 +12,12 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from weightsmith.distributed import warn_of_same_batch
+from weightsmith.distributed import mean_over_processes, warn_of_same_batch, warn_of_unshared
 from weightsmith.errors import ConfigurationError
 from weightsmith.events import TrainingState, WeightEvents
 from weightsmith.finiteness import FinitenessWatch, NonFinite
 from weightsmith.replicas import Replicas
+from weightsmith.shards import reshard, sharded_modules
 from weightsmith.trainer.loop import ResumableLoop
 from weightsmith.window import Window, Windows
 
@@ -64,6 +65,8 @@ class UpdatePipeline(ResumableLoop):
         self._updates_before: dict[str, int] = {}
         self._iterations_before = 0
         parameters = [p for model in self.models.values() for p in model.parameters()]
+        reshard(self.models.values())
+        self._sharded_modules = sharded_modules(self.models.values())
         self._replicas = Replicas(self.models, self.optimizers)
         self._windows = Windows(
             self.optimizers, parameters, device, self._replicas, scaled=precision == "float16", accumulate=accumulate
@@ -151,7 +154,7 @@ class UpdatePipeline(ResumableLoop):
                 window.close()
                 self._fire_event(WeightEvents.GRADIENTS_COMPUTED)
                 self._fire_event(WeightEvents.GRADIENTS_READY)
-                return loss.detach() + self._charged()
+                return mean_over_processes(loss.detach()) + self._charged()  # by which all go the same way
 
         window.step(evaluation)
         self._finiteness.look_at_loss(window)
@@ -245,6 +248,7 @@ class UpdatePipeline(ResumableLoop):
 
     def _flush(self) -> None:
         """End the windows that are still open, with fewer micro-batches: an epoch or the run ends."""
+        self._replicas.begin_iteration(ends_window=False)  # no wrapper has averaged what is in them
         for window in self._windows:
             if window.microbatches:
                 self._open(window)
@@ -307,6 +311,7 @@ class UpdatePipeline(ResumableLoop):
     def _start(self) -> None:
         self._updates_before, self._iterations_before = dict(self.state.updates), self.state.iteration
         self._look_again()
+        warn_of_unshared(self.state.dataloader)
         if not self._initialized:
             self._fire_event(WeightEvents.INITIALIZING)
             self._initialized = True
@@ -319,6 +324,8 @@ class UpdatePipeline(ResumableLoop):
                 model.train()
         if self.state.iteration == self._iterations_before + 1:
             warn_of_same_batch(batch)
+        for module in self._sharded_modules:  # whoever looked at an output left the weights whole, as they were then
+            module.reshard()
         self._replicas.begin_iteration(ends_window=self._windows.ends_with_next(self.accumulate))
         with self._autocast():
             output = self._step(self, batch)

@@ -13,7 +13,7 @@ from weightsmith.binding import Binding
 from weightsmith.distributed import is_distributed, total_over_processes
 from weightsmith.evaluation import evaluating
 from weightsmith.importing import looked_up
-from weightsmith.shards import gather
+from weightsmith.shards import gather, reshard
 from weightsmith.targets import Target
 from weightsmith.tensors import accurate_dtype, unit_view
 from weightsmith.weights import Weight
@@ -79,6 +79,7 @@ class LSUV(Initializer):
                 return
             whole = unit_view(gather(weight.effective()), weight.layout)
             weight.assign(whole / variance.sqrt())
+            reshard([model])
 
     def _variance(self, outputs: Tensor) -> Tensor:
         """Over the batches of all processes, where each has its own."""

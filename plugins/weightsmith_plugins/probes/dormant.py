@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from ignite.engine import Events
 from ignite.engine.events import EventEnum
-from weightsmith import ConfigurationError, Measurement, Selector, WeightEvents, matrices
+from torch import Tensor
+from weightsmith import ConfigurationError, Measurement, Selector, Site, WeightEvents, matrices
 from weightsmith.binding import Binding
 from weightsmith.kinds import WeightPlugin
 from weightsmith.kinds.probe import tag
@@ -52,6 +53,10 @@ class DormantUnits(WeightPlugin):
         if not self.threshold >= 0:
             raise ConfigurationError(f"{self!r}: threshold must be at least 0")
 
+    def init(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
+        units = unit_norms(weight, site.unit_dims, order=1.0).abs()
+        return {"activity": torch.zeros_like(units), "updates": torch.tensor(0)}
+
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
 
@@ -59,20 +64,28 @@ class DormantUnits(WeightPlugin):
         def add() -> None:
             if not (binding.due() and binding.is_first_evaluation()):
                 return
-            for weight, site in (target for targets in binding.rounds() for target in targets):
-                if site.gradient is not None:
-                    found = unit_norms(site.gradient, site.unit_dims, order=1.0).abs().nan_to_num(0.0, 0.0, 0.0)
-                    binding.notes[weight.name] = binding.notes.get(weight.name, 0.0) + found
+            for targets in binding.rounds():
+                self._prepare(targets)
+                for _, site in targets:
+                    if site.gradient is not None:
+                        found = unit_norms(site.gradient, site.unit_dims, order=1.0).abs().nan_to_num(0.0, 0.0, 0.0)
+                        site.state["activity"].add_(found)
+                        site.state["updates"].add_(1)
 
-        yield Events.EPOCH_STARTED, lambda: binding.notes.clear()
+        def forget() -> None:
+            for _, site in binding.all_targets():
+                for entry in site.state.values():
+                    entry.zero_()
+
+        yield Events.EPOCH_STARTED, forget
         yield WeightEvents.GRADIENTS_COMPUTED, add
         yield self.event, binding.run
 
     def act(self, binding: Binding) -> None:
         shares: dict[str, Measurement] = {}
         for weight, site in binding.all_targets():
-            activity = binding.notes.get(weight.name)
-            if activity is not None:
-                share = mean_over_units(are_dormant(activity, self.threshold, site).double(), site)
+            if site.state and site.state["updates"]:
+                dormant = are_dormant(site.state["activity"], self.threshold, site)
+                share = mean_over_units(dormant.double(), site)
                 shares[tag("dormant_units", weight.name, weight.leaf)] = share
         binding.publish(shares)
