@@ -62,6 +62,9 @@ def _row(found, case, narrow, wide):
     for when in ("start", "update", "epoch"):
         count, size = of[when]["messages"], of[when]["bytes"]
         growth = "" if few is None else _growth(few[when]["bytes"], size)
+        if size < 0:
+            cells.append(f"saves {-size:,.0f} B: what is frozen has no gradient")
+            continue
         cells.append("–" if not count and not size else f"{count:.3g} messages, {size:,.0f} B{growth}")
     more = found.get(("shards:4", *key[1:]))
     held = [of["held"], more["held"]] if more else [of["held"]]
