@@ -38,7 +38,7 @@ def test_joint_plugins_send_a_few_numbers_and_others_the_weights(found):
         assert not any(sent.values())
         return
     for width in map(str, WIDTHS):
-        assert sent["ClipNorm(max_norm=0.5)", width] == torch.float32.itemsize
+        assert sent["ClipNorm(max_norm=0.5)", width] == torch.float64.itemsize
         assert sent["MagnitudePruning(sparsity=0.6)", width] == 4 * 256 * 8 + 2 * 2 * 8
         assert sent["SpectralPenalty(strength=0.1)", width] == 4 * (3 * int(width) + 2)
         assert sent["Orthonormal()", width] == 4 * 2 * 2 * int(width) ** 2
