@@ -87,6 +87,14 @@ def test_a_recipe_trains_under_torchrun_and_another_number_of_processes_goes_on(
         torch.testing.assert_close(found.weights[name], weight, rtol=0, atol=1e-5)
 
 
+def test_the_plan_of_a_sharded_recipe_says_what_is_gathered(tmp_path):
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"{RECIPE}paths: [{HERE.parents[1] / 'scripts'}]\nshard: true\n", encoding="utf-8")
+    stdout, _ = called(*TORCHRUN, "-m", "weightsmith", "plan", recipe)
+    assert stdout.count("sharded, so gathered one at a time: 1.weight") == 1  # for the initializer, by one process
+    assert not (tmp_path / "runs").exists()
+
+
 # -------------------------------------------------------------------- restarts
 
 

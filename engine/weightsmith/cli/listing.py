@@ -9,6 +9,7 @@ from pathlib import Path
 
 from weightsmith.catalogue import KINDS, call, described, first_sentence, kind_of
 from weightsmith.discovery import plugin_class, registry
+from weightsmith.distributed import joined
 from weightsmith.plugin import Plugin
 from weightsmith.recipe import prepare, read_recipe
 
@@ -21,14 +22,15 @@ def plan(recipe: str, *, changes: Sequence[str] = ()) -> int | None:
     """Say what will touch which weight, on which event, in which order, with what value over time; and which weights
     nothing touches. No batch is run, and nothing is written.
 
-    All conflicts are named: what cannot work on these models, or not together.
+    All conflicts are named: what cannot work on these models, or not together. Under torchrun, with ``shard=true``, it
+    says too which sharded weights a plugin needs whole.
 
     Args:
         recipe: the YAML file.
         changes: settings in place of the recipe's, such as ``optimizer.lr=0.01 plugins.MaxNorm.limit=2``.
     """
     found = read_recipe(recipe, changes)
-    with tempfile.TemporaryDirectory() as folder:  # for plugins that ask for one
+    with joined(found.settings.device), tempfile.TemporaryDirectory() as folder:  # for plugins that ask for one
         experiment = prepare(found, Path(folder))
         trainer, epochs, length = experiment.trainer, found.settings.epochs, experiment.epoch_length
         accumulate = found.settings.accumulate
