@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from train_digits import DigitNet
 from weightsmith import Plugin, Trainer, matrices, named
 from weightsmith.cli import Launch, script
-from weightsmith.distributed import mean, rank, share, world_size
+from weightsmith.distributed import mean_over_processes, rank, share, world_size
 
 LATENT = 16
 
@@ -132,7 +132,7 @@ def train(
     @trainer.on(Events.ITERATION_COMPLETED)
     def note() -> None:
         for name, loss in trainer.state.losses.items():
-            noted.note(name, abs(mean(loss)))
+            noted.note(name, abs(mean_over_processes(loss)))
 
     launch.train(trainer, launch.share(DataLoader(digits, batch_size=32, shuffle=True, drop_last=True)))
     largest = {f"largest_{name}_loss": max(noted[name]) for name in models}

@@ -101,9 +101,8 @@ def test_the_plan_of_a_sharded_recipe_says_what_is_gathered(tmp_path):
 def test_a_run_of_which_a_process_is_killed_goes_on_by_itself_to_the_same_weights(tmp_path):
     called(*TORCHRUN, HERE / "restart_job.py", f"--runs={tmp_path / 'whole'}", "--end=well")
     command = [*TORCHRUN, "--max-restarts=1", HERE / "restart_job.py", f"--runs={tmp_path / 'killed'}", "--end=kill"]
-    stdout, stderr = called(*command)
+    stdout, _ = called(*command)
     assert "going on from" in stdout
-    assert "another process ended" in stderr
     found, expected = (read(find(run_in(tmp_path / name))).weights for name in ("killed", "whole"))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
