@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Literal, TypeAlias
@@ -247,8 +246,9 @@ class Site:
         part = self._part
         if is_sharded(entry):
             return own_part(entry)
-        if entry.numel() == math.prod(self._shape):  # however its axes were seen when it was saved
-            entry = entry.reshape(self._shape if part is None else part.shape)
+        seen = self._shape if part is None else part.shape
+        if entry.shape in (self._shape, self._weight.raw[0].shape) and entry.shape != seen:
+            entry = entry.reshape(seen)  # its axes were seen otherwise when it was saved
         if part is None or not self._follows(entry, part.shape[part.axis]):
             return entry
         return entry.narrow(part.axis, part.start, part.size)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from parts import WINDOWED, adversaries, all_scored, copies, everything, hybrid, searched, windowed
+from parts_and_copies import WINDOWED, adversaries, all_scored, copies, everything, hybrid, searched, windowed
 from weightsmith.ranking import largest
 from worlds import together
 

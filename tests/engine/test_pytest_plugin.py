@@ -42,7 +42,7 @@ def collected(result):
 def test_a_table_and_a_test_are_enough_and_a_broken_plugin_fails(pytester):
     smaller = "CASES = [Case(Inside(), holds=lambda weight: weight.abs() <= 0.25)]"
     result = run(pytester, "-v", test_good=GOOD + TEST, test_broken=smaller + TEST)
-    result.assert_outcomes(passed=22, failed=2)
+    result.assert_outcomes(passed=24, failed=2)
     result.stdout.fnmatch_lines(
         [
             "test_good.py::test_conformance[[]projection_is_stable-Inside()[]] PASSED*",
@@ -56,7 +56,7 @@ def test_what_torch_says_of_itself_when_ignite_is_imported_is_no_warning_of_the_
     own = "warnings.warn('mine', DeprecationWarning)\n"
     path = pytester.makepyfile(test_good=warns + own + PLUGIN + GOOD + TEST)
     result = pytester.runpytest_subprocess(path)
-    result.assert_outcomes(passed=12, warnings=1)
+    result.assert_outcomes(passed=13, warnings=1)
     result.stdout.fnmatch_lines(["*DeprecationWarning: mine"])
 
 
@@ -81,7 +81,7 @@ def test_equal_rows_have_ids_of_their_own_and_the_same_in_every_process(pytester
         twice = "CASES = [Case(Inside(), holds=inside), Case(Inside(), holds=inside)]"
         found.append(collected(run(pytester, "--collect-only", "-q", test_twice=twice + TEST)))
     assert found[0] == found[1]
-    assert len(set(found[0])) == len(found[0]) == 24
+    assert len(set(found[0])) == len(found[0]) == 26
 
 
 def test_parameters_and_fixtures_of_the_authors_own_stand(pytester):
@@ -116,7 +116,7 @@ def case():
     }
     found = collected(run(pytester, "--collect-only", "-q", **modules))
     assert len([name for name in found if name.startswith("test_marked[")]) == 4
-    assert len([name for name in found if name.startswith("TestInside::test_method[")]) == 12
+    assert len([name for name in found if name.startswith("TestInside::test_method[")]) == 13
     assert found.count("TestInside::test_method") == 1
 
 

@@ -104,7 +104,7 @@ def test_packages_pass_their_tests_from_their_sources(packages, flat):
         run("ruff", "format", "--check", ".", folder=package)
     ball = next(package for package in packages if package.name == "unit-ball")
     told = run("pytest", "-q", "-p", "no:cacheprovider", folder=ball, PYTHONPATH="src")
-    assert "15 passed" in told
+    assert "16 passed" in told
     assert check_plugins(str(ball)).passed
     run("mypy", "--strict", "--cache-dir", str(flat / ".mypy_cache"), "src", "tests", folder=ball, MYPYPATH="src")
 
