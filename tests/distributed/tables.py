@@ -65,7 +65,9 @@ def _row(found, case, narrow, wide):
         if size < 0:
             cells.append(f"saves {-size:,.0f} B: what is frozen has no gradient")
             continue
-        cells.append("–" if not count and not size else f"{count:.3g} messages, {size:,.0f} B{growth}")
+        cells.append(
+            "–" if not count and not size else f"{count:.3g} message{'' if count == 1 else 's'}, {size:,.0f} B{growth}"
+        )
     more = found.get(("shards:4", *key[1:]))
     held = [of["held"], more["held"]] if more else [of["held"]]
     cells.append("–" if not max(held) else ", ".join(f"{size:,} B" for size in held))
