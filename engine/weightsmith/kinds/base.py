@@ -82,7 +82,10 @@ class WeightPlugin(Plugin, abstract=True):
     def __init_subclass__(cls) -> None:
         if cls.sharding not in get_args(Sharding):
             near = nearest(str(cls.sharding), get_args(Sharding))
-            raise PluginDefinitionError(f"{cls.__name__}.sharding is {cls.sharding!r}, which means nothing{near}")
+            choices = ", ".join(map(repr, get_args(Sharding)))
+            raise PluginDefinitionError(
+                f"{cls.__name__}.sharding is {cls.sharding!r}, and must be one of {choices}{near}"
+            )
 
     @abstractmethod
     def act(self, binding: Binding) -> None:
