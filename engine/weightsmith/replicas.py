@@ -66,6 +66,11 @@ class Replicas:
     def _note_pass(self, module: Any, _: Any) -> None:
         self._passed = self._passed or (bool(module.require_backward_grad_sync) and torch.is_grad_enabled())
 
+    @property
+    def has_wrappers(self) -> bool:
+        """Whether ``DistributedDataParallel`` wraps a model."""
+        return bool(self._wrapped)
+
     def mistrust_wrappers(self) -> None:
         """From now on, average all gradients here: a layer computes with another function of its weight than when the
         model was wrapped."""
@@ -80,12 +85,12 @@ class Replicas:
         for model in self._wrapped:
             model.require_backward_grad_sync = ends_window and fits
 
-    def average_gradients(self, parameters: Sequence[Tensor]) -> None:
+    def average_gradients(self, optimizer: Optimizer) -> None:
         """Give every copy the mean of all copies' gradients. A weight that no copy has a gradient of keeps none."""
         if not self._is_needed or self._passed:
             return
         self._have_statistics_moved = True
-        whole = [parameter for parameter in parameters if parameter.requires_grad and not is_sharded(parameter)]
+        whole = [parameter for parameter in held_by(optimizer) if parameter.requires_grad and not is_sharded(parameter)]
         if not whole:
             return
         flags = torch.tensor([float(parameter.grad is not None) for parameter in whole], device=whole[0].device)

@@ -47,6 +47,7 @@ class Window:
         self.microbatches = 0
         self.evaluates_repeatedly = _needs_closure(optimizer)
         self._others = others
+        self._has_sharded_others = any(map(is_sharded, others))
         self._replicas = replicas
 
     def gradients(self) -> list[Tensor]:
@@ -85,7 +86,7 @@ class Window:
         scaled = loss if self.scaler is None else self.scaler.scale(loss.float())
         if not self._others:  # no fence is needed around all trainable weights, which would cost 6 µs a step
             scaled.backward()  # type: ignore[no-untyped-call]
-        elif any(map(is_sharded, self._others)):  # which stand in the graph as other tensors
+        elif self._has_sharded_others:  # which stand in the graph as other tensors
             with _keeping_gradients(self._others):
                 scaled.backward()  # type: ignore[no-untyped-call]
         else:
@@ -114,7 +115,7 @@ class Window:
         """End the window: the mean over all processes and over its micro-batches, unscaled. False if the scaler says to
         skip this update."""
         count, self.microbatches = self.microbatches, 0
-        self._replicas.average_gradients(held_by(self.optimizer))
+        self._replicas.average_gradients(self.optimizer)
         if self.scaler is not None:
             self.scaler.unscale_(self.optimizer)
             if any_process(any(found.item() for found in self._infinities().values())):

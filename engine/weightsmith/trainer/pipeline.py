@@ -326,7 +326,8 @@ class UpdatePipeline(ResumableLoop):
             warn_of_same_batch(batch)
         for module in self._sharded_modules:  # whoever looked at an output left the weights whole, as they were then
             module.reshard()
-        self._replicas.begin_iteration(ends_window=self._windows.ends_with_next(self.accumulate))
+        if self._replicas.has_wrappers:
+            self._replicas.begin_iteration(ends_window=self._windows.ends_with_next(self.accumulate))
         with self._autocast():
             output = self._step(self, batch)
         self._replicas.average_statistics()
