@@ -74,16 +74,7 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
         if seed >= 2**32:
             raise ConfigurationError(f"seed {seed} is more than NumPy takes: give one below 2**32")
     manual_seed(seed)
-    batches = _built_batches(recipe, "data", recipe.batches)
-    validation = None if recipe.validation is None else _built_batches(recipe, "validation", recipe.validation)
-    if settings.one_batch:
-        with located(recipe.plain, "data"):
-            first = _first(batches)
-        batches, validation = [first] * (_length(batches) or 1), [first]
-    with located(recipe.plain, "data"):
-        batches = share(batches)
-    with located(recipe.plain, "validation"):
-        validation = None if validation is None else share(validation, even=False)
+    batches, validation = _own_batches(recipe)
     built = {name: model.build().to(device) for name, model in recipe.models.items()}
     models = parallel(built, settings.shard)
     optimizers = {
@@ -121,6 +112,20 @@ def prepare(recipe: Recipe, run_dir: Path | None = None) -> Experiment:
     if recipe.step is None:  # a step of one's own may measure anything
         _refuse_missing_metrics(trainer, recipe)
     return Experiment(recipe, seed, trainer, batches)
+
+
+def _own_batches(recipe: Recipe) -> tuple[Iterable[Any], Iterable[Any] | None]:
+    """This process's share of the batches to train on, and of those to validate on, if there are any."""
+    batches = _built_batches(recipe, "data", recipe.batches)
+    validation = None if recipe.validation is None else _built_batches(recipe, "validation", recipe.validation)
+    if recipe.settings.one_batch:
+        with located(recipe.plain, "data"):
+            first = _first(batches)
+        batches, validation = [first] * (_length(batches) or 1), [first]
+    with located(recipe.plain, "data"):
+        batches = share(batches)
+    with located(recipe.plain, "validation"):
+        return batches, None if validation is None else share(validation, even=False)
 
 
 def _built_batches(recipe: Recipe, key: str, described: Component) -> Iterable[Any]:
