@@ -11,7 +11,8 @@ from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
 from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.nn.parallel import DistributedDataParallel  # noqa: E402
 from weightsmith import Trainer  # noqa: E402
-from weightsmith.distributed import rank, world_size  # noqa: E402
+from weightsmith.checkpoint import manifest  # noqa: E402
+from weightsmith.distributed import first_does, rank, world_size  # noqa: E402
 from weightsmith.randomness import random_states  # noqa: E402
 from weightsmith.shards import gather, own_part  # noqa: E402
 from weightsmith_plugins import EMA, Losses, MaxNorm  # noqa: E402
@@ -136,3 +137,25 @@ def gone_on_with_on_four(folder):
         trainer.run(batches(), max_epochs=3)
         ends[how] = whole_weights(trainer)
     return ends
+
+
+def taken_of(folder, newest):
+    """Which checkpoint a run goes on from, with the files of which this process sums up the content on the way: of
+    intact ones; and with each file of the newest damaged in turn."""
+    summed, original = [], manifest._sum
+    manifest._sum = lambda path: summed.append(path.name) or original(path)
+    taken = {}
+    for name in [None, *manifest.read_manifest(newest)["files"]]:
+        first_does(lambda name=name: spoil(newest / name) if name else None)
+        summed.clear()
+        taken[name] = trainer_of("copies").resume(folder).name, tuple(summed)
+        first_does(lambda name=name: spoil(newest / name) if name else None)
+    manifest._sum = original
+    return taken
+
+
+def spoil(path):
+    """Turn one bit of a file over; done again, it is as it was."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)

@@ -17,6 +17,8 @@ from saving import (
     run_and_save,
     saved_on_one,
     saved_on_two,
+    spoil,
+    taken_of,
     trainer_of,
     whole_weights,
 )
@@ -129,14 +131,32 @@ def test_damage_is_found_in_every_file(on_two, folder, tmp_path, name):
     shutil.copytree(folder / "shards", run / f"{SAVED_AT:08d}")
     assert find(tmp_path) == run / f"{SAVED_AT:08d}" == saved_in(run)[0]
     damaged = run / f"{SAVED_AT:08d}" / name
-    content = bytearray(damaged.read_bytes())
-    content[len(content) // 2] ^= 1
-    damaged.write_bytes(content)
+    spoil(damaged)
     with pytest.raises(DamagedCheckpointError, match=name):
         read(run / f"{SAVED_AT:08d}")
     damaged.unlink()
     with pytest.raises(DamagedCheckpointError, match="missing"):
         read(run / f"{SAVED_AT:08d}")
+
+
+def test_processes_share_the_reading_of_sums_and_agree_on_what_is_damaged(on_two, folder, tmp_path):
+    older, newer = tmp_path / "checkpoints" / "00000007", tmp_path / "checkpoints" / "00000008"
+    for place in (older, newer):
+        shutil.copytree(folder / "copies", place)
+    renumber(newer)
+    ends = together(2, taken_of, tmp_path, newer)
+    files = sorted(read_manifest(newer)["files"])
+    assert [end[None][0] for end in ends] == [newer.name] * 2
+    assert sorted(ends[0][None][1] + ends[1][None][1]) == files  # each once
+    assert all(end[None][1] for end in ends)
+    for name in files:  # whichever process finds it
+        assert [end[name][0] for end in ends] == [older.name] * 2
+
+
+def renumber(checkpoint):
+    """As if the run had been saved an iteration later."""
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    reseal(checkpoint, {**manifest, "iteration": int(checkpoint.name), "saves": manifest["saves"] + 1})
 
 
 def test_what_would_run_code_is_refused(on_two, folder, tmp_path):

@@ -1,23 +1,17 @@
 """Checkpoints: what a run consists of, and how it stands on the disk."""
 
 from weightsmith.checkpoint.contents import collect
-from weightsmith.checkpoint.folder import (
-    Contents,
-    find,
-    link,
-    read_manifest,
-    saved_in,
-    sweep,
-    verified_manifest,
-    write,
-)
+from weightsmith.checkpoint.finding import find, link, saved_in, sweep
+from weightsmith.checkpoint.folder import Contents, write
+from weightsmith.checkpoint.manifest import read_manifest
 from weightsmith.checkpoint.restoring import restore
-from weightsmith.checkpoint.several import open_checkpoint, read, write_together
+from weightsmith.checkpoint.several import find_together, open_checkpoint, read, write_together
 
 __all__ = [
     "Contents",
     "collect",
     "find",
+    "find_together",
     "link",
     "open_checkpoint",
     "read",
@@ -25,7 +19,6 @@ __all__ = [
     "restore",
     "saved_in",
     "sweep",
-    "verified_manifest",
     "write",
     "write_together",
 ]

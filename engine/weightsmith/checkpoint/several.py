@@ -25,23 +25,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from weightsmith.checkpoint.folder import (
-    Contents,
-    begin,
-    commit,
-    read_one,
-    reading,
-    refuse_to_replace,
-    sync_and_sum,
-    verified_manifest,
-    writing,
-)
+from weightsmith.checkpoint.finding import itself, newest_good, saved_of
+from weightsmith.checkpoint.folder import Contents, begin, commit, read_one, reading, refuse_to_replace, writing
+from weightsmith.checkpoint.manifest import read_manifest, refuse_damage, sync_and_sum, verified_manifest
 from weightsmith.checkpoint.parts import INDEX, Parts, is_storable, write_parts
 from weightsmith.checkpoint.trees import Place, key_of, replaced, tensors_in
 from weightsmith.distributed import first_does, from_first, gathered_objects, in_common, is_first, rank, world_size
 from weightsmith.shards import is_sharded
 
-__all__ = ["open_checkpoint", "read", "write_together"]
+__all__ = ["find_together", "open_checkpoint", "read", "write_together"]
 
 _SHARED = "weightsmith.Shared"
 """In a process's file, the key of a dict that stands in the place of a shared tensor."""
@@ -144,6 +136,22 @@ class _Saved:
         if isinstance(tree, (list, tuple)):
             return type(tree)(map(self._outlined, tree))
         return tree
+
+
+def find_together(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint that ``path`` means, as :func:`~weightsmith.checkpoint.find` has it, and what it says of itself,
+    once its files are seen to be what was written: by all processes, each of which reads its share of them. Raises as
+    :func:`read`, on every one."""
+    direct = first_does(lambda: itself(path))
+    if direct is not None:
+        return direct, _verified_together(direct)
+    return newest_good(path, first_does(lambda: saved_of(path)), _verified_together)
+
+
+def _verified_together(path: Path) -> dict[str, Any]:
+    manifest = first_does(lambda: read_manifest(path))
+    in_common(lambda: refuse_damage(path, manifest, share=rank(), shares=world_size()))
+    return manifest
 
 
 def open_checkpoint(path: Path, manifest: Mapping[str, Any]) -> Contents:

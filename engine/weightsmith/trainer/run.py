@@ -19,11 +19,10 @@ from torch.optim import Optimizer
 from weightsmith.attachments import Attachments
 from weightsmith.checkpoint import (
     collect,
-    find,
+    find_together,
     open_checkpoint,
     restore,
     saved_in,
-    verified_manifest,
     write,
     write_together,
 )
@@ -131,8 +130,7 @@ class DurableRun(UpdatePipeline):
         """
         if self._is_running:
             raise ConfigurationError("resume() was called inside a run: call it before run()")
-        found = first_does(lambda: find(Path(path)))
-        manifest = first_does(lambda: verified_manifest(found))
+        found, manifest = find_together(Path(path))
         contents = in_common(lambda: open_checkpoint(found, manifest))
         if not contents.manifest.get("is_good"):
             logger.warning("%s was saved when the run was not in order: not at a safe point, or not finite", found)
