@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from weightsmith.errors import SelectionError, UnsupportedWeightError
+from weightsmith.errors import PluginContractError, SelectionError, UnsupportedWeightError
 from weightsmith.events import TrainingState, WeightEvents
 from weightsmith.layers import ParametrizedLayers
 from weightsmith.optimizers import forget, momenta
@@ -168,7 +168,16 @@ class Binding:
             yield at_hand
         for target in targets.scattered:
             with gathered(target, writes, self.plugin.gradient_need) as whole:
+                stood_at = torch.get_rng_state()
                 yield Targets([whole])
+                self._refuse_own_draws(stood_at, target.weight)
+
+    def _refuse_own_draws(self, stood_at: Tensor, weight: Weight) -> None:
+        if not torch.equal(stood_at, torch.get_rng_state()):
+            raise PluginContractError(
+                f"{self.plugin!r} drew from torch's global generator for the sharded weight {weight.name!r}: every "
+                "process would draw something else, and keep its part of it; draw from site.generator"
+            )
 
     def each(self, targets: Targets | None = None) -> Iterator[Target]:
         """The weights one by one, to be looked at: as :meth:`rounds`, with those of which nothing is here, so that all

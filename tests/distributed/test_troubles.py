@@ -1,5 +1,7 @@
 """What one of several processes meets, and what all of them make of it."""
 
+import re
+
 import filelock
 import pytest
 import torch
@@ -69,6 +71,26 @@ def test_what_does_not_fit_on_one_is_loaded_on_none(ends):
         assert (kind, is_as_before) == ("ConfigurationError", True)
         assert "'0.more' is in the model, and not in the checkpoint" in words
     assert "raised on process 1" in ends[0]["resumed_what_does_not_fit"][1]
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "words"),
+    [
+        (
+            "batches",
+            "ConfigurationError",
+            "'epoch_length': 5, 'max_epochs': 1.*0 and .*'epoch_length': 4.* on process 1",
+        ),
+        ("epochs", "ConfigurationError", "'max_epochs': 1.*'max_epochs': 2.*share"),
+        ("folder", "ConfigurationError", "run_dir must be the same on all processes, and is None on process 0 and"),
+        ("draws", "PluginContractError", "DrawsByItself.* drew from torch's global generator .*'0.weight'"),
+        ("endless", "ConfigurationError", "the DataLoader's repeat does not say how many batches"),
+    ],
+)
+def test_what_must_be_the_same_on_all_is_told_before_they_wait_for_each_other(ends, what, kind, words):
+    for end in ends:
+        assert end["disagreed"][what][0] == kind
+        assert re.search(words, end["disagreed"][what][1])
 
 
 def test_a_crash_asks_nothing_of_the_others(ends, folder):

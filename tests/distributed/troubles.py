@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import itertools
 import logging
 import math
 import os
 import signal
 import warnings
+from dataclasses import field
 from unittest import mock
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
@@ -15,9 +17,11 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from ignite.engine import Events  # noqa: E402
 from saving import WAYS, batches, network, parallel, trainer_of, whole_weights  # noqa: E402
-from weightsmith import Trainer  # noqa: E402
+from torch.utils.data import DataLoader  # noqa: E402
+from weightsmith import Trainer, WeightEditor  # noqa: E402
 from weightsmith.checkpoint import find, read_manifest, saved_in  # noqa: E402
-from weightsmith.distributed import rank, world_size  # noqa: E402
+from weightsmith.distributed import rank, share, world_size  # noqa: E402
+from weightsmith.selection import Where  # noqa: E402
 from weightsmith.shards import own_part  # noqa: E402
 from weightsmith_plugins import Checkpoints  # noqa: E402
 
@@ -164,6 +168,31 @@ def resumed_what_does_not_fit(folder):
     return *ends, all(torch.equal(before[name], weight) for name, weight in whole_weights(second).items())
 
 
+# -------------------------------------------------------------------- what must be the same on all
+
+
+class DrawsByItself(WeightEditor):
+    """Add noise from the global generator."""
+
+    where: Where = field(default="*.weight", kw_only=True)
+
+    def edit(self, weight, gradient, site):
+        return weight + torch.randn_like(weight)
+
+
+def disagreed(folder):
+    """Processes are given other data, or another folder, or a plugin draws what the others do not."""
+    other = folder / "other" if rank() else None
+    endless = DataLoader(torch.zeros(4), batch_sampler=itertools.repeat([0, 1]))
+    return {
+        "batches": told(lambda: trainer_of("copies").run(batches()[rank() :], max_epochs=1)),
+        "epochs": told(lambda: trainer_of("copies").run(batches(), max_epochs=1 + rank())),
+        "folder": told(lambda: trainer_of("copies", run_dir=other).run(batches(), max_epochs=1)),
+        "draws": told(lambda: trainer_of("shards", plugins=[DrawsByItself()]).run(batches(), max_epochs=1)),
+        "endless": told(lambda: share(endless)),
+    }
+
+
 # -------------------------------------------------------------------- crashes
 
 
@@ -193,6 +222,7 @@ def in_trouble(folder):
         spoilt_a_weight,
         kept_from_writing,
         resumed_what_does_not_fit,
+        disagreed,
         crashed,
     )
     return {work.__name__: work(folder) for work in works}

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from weightsmith.errors import ConfigurationError
+
 __all__ = [
     "LateMaximum",
     "any_process",
@@ -22,6 +24,7 @@ __all__ = [
     "is_first",
     "mean_over_processes",
     "rank",
+    "refuse_disagreement",
     "told_by_any",
     "total_over_processes",
     "world_size",
@@ -90,6 +93,26 @@ def any_process(flag: bool) -> bool:
 def mean_over_processes(value: Tensor) -> Tensor:
     """The mean over all processes, element by element; itself, if there are no others."""
     return total_over_processes(value.detach()) / world_size()
+
+
+def refuse_disagreement(what: str, given: Any, todo: str) -> None:
+    """Raise where processes were given different things that must be the same, for they would wait for each other.
+    Every process must ask.
+
+    Args:
+        what: what was given, in words.
+        given: what this process was given; it must compare equal.
+        todo: what to do, in words.
+    """
+    if not is_distributed():
+        return
+    told = gathered_objects(given)
+    for number, other in enumerate(told):
+        if other != told[0]:
+            raise ConfigurationError(
+                f"{what} must be the same on all processes, and is {told[0]!r} on process 0 and {other!r} on process "
+                f"{number}: {todo}"
+            )
 
 
 def told_by_any(words: str | None) -> str | None:

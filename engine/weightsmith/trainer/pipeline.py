@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from weightsmith.distributed import mean_over_processes, warn_of_same_batch, warn_of_unshared
+from weightsmith.distributed import mean_over_processes, refuse_disagreement, warn_of_same_batch, warn_of_unshared
 from weightsmith.errors import ConfigurationError
 from weightsmith.events import TrainingState, WeightEvents
 from weightsmith.finiteness import FinitenessWatch, NonFinite
@@ -311,6 +311,8 @@ class UpdatePipeline(ResumableLoop):
     def _start(self) -> None:
         self._updates_before, self._iterations_before = dict(self.state.updates), self.state.iteration
         self._look_again()
+        length = {name: getattr(self.state, name) for name in ("epoch_length", "max_epochs", "max_iters")}
+        refuse_disagreement("the length of the run", length, "share(loader) gives all as many batches")
         warn_of_unshared(self.state.dataloader)
         if not self._initialized:
             self._fire_event(WeightEvents.INITIALIZING)

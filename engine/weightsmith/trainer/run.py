@@ -26,7 +26,16 @@ from weightsmith.checkpoint import (
     write,
     write_together,
 )
-from weightsmith.distributed import LateMaximum, first_does, from_first, in_common, is_distributed, is_first, rank
+from weightsmith.distributed import (
+    LateMaximum,
+    first_does,
+    from_first,
+    in_common,
+    is_distributed,
+    is_first,
+    rank,
+    refuse_disagreement,
+)
 from weightsmith.errors import ConfigurationError, GoBack, NonFiniteError, RunStopped
 from weightsmith.finiteness import Restore, first_nonfinite_of_all, scale_learning_rates
 from weightsmith.measurements import Published
@@ -154,6 +163,7 @@ class DurableRun(UpdatePipeline):
         """As Ignite's. After :meth:`resume` it goes on from there, given the same data, and trains nothing if the run
         was over."""
         self._stop_asked, self._signal = None, 0
+        refuse_disagreement("run_dir", self.run_dir, "new_run_dir() of weightsmith.runs makes one for all")
         with contextlib.ExitStack() as stack:
             if self.run_dir is not None:
                 first_does(lambda: self._take(stack))
