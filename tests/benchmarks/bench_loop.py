@@ -1,34 +1,61 @@
-"""Microseconds per iteration of the Trainer against a hand-written loop and Ignite's trainer, as ratios.
+"""Microseconds per iteration of the Trainer against a hand-written loop, as ratios; and of what else people use.
 
-The contenders alternate in one process, so that a noisy machine disturbs all alike; the figures are medians.
+The contenders alternate in one process; the figures are medians. Handlers do nothing: their cost is the engine's alone.
+Lightning and Keras take part where they are installed (``pip install -e '.[bench]'``).
 """
 
 import argparse
+import importlib.util
+import logging
+import os
 import statistics
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
+os.environ.setdefault("KERAS_BACKEND", "torch")
+warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-from ignite.engine import create_supervised_trainer  # noqa: E402
-from weightsmith import Trainer  # noqa: E402
+from ignite.engine import Engine, Events, create_supervised_trainer  # noqa: E402
+from measuring import Times, keep, ratio  # noqa: E402
+from weightsmith import Trainer, WeightEvents  # noqa: E402
 
 Batches = list[tuple[Tensor, Tensor]]
-Contender = Callable[[Batches], None]
+Contender = Callable[[Batches], float]
+"""Trains on all batches, and tells how many seconds that took."""
+
+UPDATE = (
+    WeightEvents.MICROBATCH_COMPLETED,
+    WeightEvents.GRADIENTS_COMPUTED,
+    WeightEvents.GRADIENTS_READY,
+    WeightEvents.STEP_COMPLETED,
+    WeightEvents.WEIGHTS_EDITED,
+    WeightEvents.UPDATE_COMPLETED,
+)
 
 
-def network() -> tuple[nn.Module, torch.optim.Optimizer, nn.Module]:
+def network(*, fused: bool = False) -> tuple[nn.Module, torch.optim.Optimizer, nn.Module]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
-    return model, torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9), nn.CrossEntropyLoss()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, fused=fused or None)
+    return model, optimizer, nn.CrossEntropyLoss()
 
 
-def by_hand() -> Contender:
-    model, optimizer, loss_fn = network()
+def timed(run: Callable[[Batches], Any]) -> Contender:
+    def contender(batches: Batches) -> float:
+        start = time.perf_counter()
+        run(batches)
+        return time.perf_counter() - start
+
+    return contender
+
+
+def by_hand(*, fused: bool = False) -> Contender:
+    model, optimizer, loss_fn = network(fused=fused)
     model.train()
 
     def run(batches: Batches) -> None:
@@ -37,43 +64,136 @@ def by_hand() -> Contender:
             loss_fn(model(inputs), targets).backward()
             optimizer.step()
 
-    return run
+    return timed(run)
 
 
-def ignite() -> Contender:
+def idle() -> None:
+    """A handler that costs nothing."""
+
+
+def with_handlers(engine: Engine, events: tuple[Any, ...]) -> Engine:
+    """12 handlers over these events, and 10 when an iteration is completed."""
+    for place in range(12):
+        engine.add_event_handler(events[place % len(events)], idle)
+    for _ in range(10):
+        engine.add_event_handler(Events.ITERATION_COMPLETED, idle)
+    return engine
+
+
+def ignite(*, handlers: bool = False) -> Contender:
     model, optimizer, loss_fn = network()
     engine = create_supervised_trainer(model, optimizer, loss_fn, output_transform=lambda x, y, y_pred, loss: loss)
-    return lambda batches: engine.run(batches, max_epochs=1) and None
+    if handlers:
+        with_handlers(engine, (Events.ITERATION_STARTED, Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED))
+    return timed(lambda batches: engine.run(batches, max_epochs=1))
 
 
-def weightsmith() -> Contender:
-    trainer = Trainer(*network())
-    return lambda batches: trainer.run(batches, max_epochs=1) and None
+def weightsmith(*, handlers: bool = False, fused: bool = False) -> Contender:
+    trainer = Trainer(*network(fused=fused))
+    if handlers:
+        with_handlers(trainer, UPDATE)
+    return timed(lambda batches: trainer.run(batches, max_epochs=1))
 
 
-def main(iterations: int, rounds: int, threads: int) -> None:
+def lightning() -> Contender:
+    import lightning as L
+
+    for name in ("lightning", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    model, optimizer, loss_fn = network()
+
+    class Module(L.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model, self.seconds = model, 0.0
+
+        def training_step(self, batch: Any, _: int) -> Tensor:
+            inputs, targets = batch
+            loss: Tensor = loss_fn(self.model(inputs), targets)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return optimizer
+
+        def on_train_epoch_start(self) -> None:  # what a fit prepares is not timed
+            self.start = time.perf_counter()
+
+        def on_train_epoch_end(self) -> None:
+            self.seconds = time.perf_counter() - self.start
+
+    module = Module()
+
+    def contender(batches: Batches) -> float:
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trainer = L.Trainer(accelerator="cpu", max_epochs=1, enable_checkpointing=False, **quiet)
+            trainer.fit(module, batches)
+        return module.seconds
+
+    return contender
+
+
+def keras() -> Contender:
+    import keras as K
+
+    torch.manual_seed(0)
+    model = K.Sequential([K.layers.Dense(64, activation="relu"), K.layers.Dense(10)])
+    loss = K.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=K.optimizers.SGD(1e-3, momentum=0.9), loss=loss)
+
+    def contender(batches: Batches) -> float:
+        inputs, targets = (torch.cat(each).numpy() for each in zip(*batches, strict=True))
+        start = time.perf_counter()
+        model.fit(inputs, targets, batch_size=32, epochs=1, verbose=0, shuffle=False)
+        return time.perf_counter() - start
+
+    return contender
+
+
+HAND = "hand-written"
+CONTENDERS: dict[str, Callable[[], Contender]] = {
+    HAND: by_hand,
+    "Trainer": weightsmith,
+    "Trainer, 22 handlers": lambda: weightsmith(handlers=True),
+    "hand-written, fused": lambda: by_hand(fused=True),
+    "Trainer, fused": lambda: weightsmith(fused=True),
+    "Trainer, fused, 22 handlers": lambda: weightsmith(fused=True, handlers=True),
+    "Ignite": ignite,
+    "Ignite, 22 handlers": lambda: ignite(handlers=True),
+}
+PEERS = {"Lightning": ("lightning", lightning), "Keras on torch": ("keras", keras)}
+
+
+def main(iterations: int, rounds: int, threads: int, output: str | None) -> None:
     torch.set_num_threads(threads)
     batches = [(torch.randn(32, 64), torch.randint(0, 10, (32,)))] * iterations
-    contenders = {"hand-written": by_hand(), "weightsmith Trainer": weightsmith(), "Ignite's trainer": ignite()}
+    peers = {name: make for name, (module, make) in PEERS.items() if importlib.util.find_spec(module)}
+    contenders = {name: make() for name, make in {**CONTENDERS, **peers}.items()}
     for run in contenders.values():
         run(batches)
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: Times = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            start = time.perf_counter()
-            run(batches)
-            times[name].append((time.perf_counter() - start) / iterations * 1e6)
+            times[name].append(run(batches) / iterations)
     print(f"64-64-10 network, batch 32, {threads} thread(s); median of {rounds} alternating rounds of {iterations}")
     for name, found in times.items():
-        ratios = [mine / hand for mine, hand in zip(found, times["hand-written"], strict=True)]
+        hand = "hand-written, fused" if "fused" in name else HAND
         print(
-            f"{name:22s} {statistics.median(found):7.1f} µs/iteration   {statistics.median(ratios):5.2f} × hand-written"
+            f"{name:28s} {statistics.median(found) * 1e6:7.1f} µs/iteration   "
+            f"{ratio(times, name, hand):5.2f} × {hand}   {ratio(times, name, 'Ignite'):5.2f} × Ignite"
         )
+    rows = [
+        {"name": name, "seconds": statistics.median(found), "ratio": ratio(times, name, HAND)}
+        for name, found in times.items()
+    ]
+    keep(output, threads=threads, rows=rows)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--iterations", type=int, default=500, help="iterations per round (default 500)")
-    parser.add_argument("--rounds", type=int, default=15, help="alternating rounds (default 15)")
+    parser.add_argument("--rounds", type=int, default=25, help="alternating rounds (default 25)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument("--output", help="a file for the same as JSON")
     main(**vars(parser.parse_args()))

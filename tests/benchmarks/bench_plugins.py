@@ -6,22 +6,27 @@ What decomposes matrices (marked *) meets one block of each network, lest it tak
 """
 
 import argparse
-import json
+import functools
+import importlib.util
 import math
+import os
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
+os.environ.setdefault("KERAS_BACKEND", "torch")
 warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
 
 import weightsmith_plugins as w  # noqa: E402
+from measuring import Times, alternate, keep, ratio  # noqa: E402
 from networks import NETWORKS, ONE_BLOCK  # noqa: E402
 from weightsmith import Constraint, GradientEditor, Penalty, Trainer, WeightEvents  # noqa: E402
 from weightsmith.files import write_tensors  # noqa: E402
@@ -214,23 +219,66 @@ def group_lasso(weight: Tensor) -> Tensor:
     return 0.01 * math.sqrt(weight[0].numel()) * lengths(weight).sum()
 
 
+# -------------------------------------------------------------------- what else there is
+
+
+def one_pass(weights: Sequence[nn.Parameter], _: object) -> None:
+    """What no edit in place can do without: every value read, and written."""
+    with torch.no_grad():
+        for weight in weights:
+            weight.mul_(1.0)
+
+
+def keras(name: str, *values: float) -> dict[str, ByHand]:
+    """A constraint of Keras's, where that is installed."""
+    if not importlib.util.find_spec("keras"):
+        return {}
+    import keras as K
+
+    kind = getattr(K.constraints, name)
+
+    def loop(weights: Sequence[nn.Parameter], _: object) -> None:
+        with torch.no_grad():
+            for weight in weights:
+                weight.copy_(kind(*values, axis=rows(weight) or 0)(weight))
+
+    return {"Keras": loop}
+
+
+def torch_prune(weights: Sequence[nn.Parameter], _: object) -> None:
+    held = [nn.Module() for _ in weights]
+    for module, weight in zip(held, weights, strict=True):
+        module.weight = weight
+    pairs = [(module, "weight") for module in held]
+    prune.global_unstructured(pairs, prune.L1Unstructured, amount=0.8)
+    for module, weight in zip(held, weights, strict=True):
+        with torch.no_grad():
+            weight.copy_(module.weight)
+
+
+def kthvalue(weights: Sequence[nn.Parameter], _: object) -> Tensor:
+    sizes = torch.cat([weight.detach().abs().view(-1) for weight in weights])
+    return sizes.kthvalue(int(0.8 * sizes.numel())).values
+
+
 @dataclass
 class Row:
-    """A plugin and the loop that people write."""
+    """A plugin, the loop that people write, and what else it is compared with."""
 
     plugin: Constraint | Penalty | GradientEditor
     by_hand: ByHand
     on_one_block: bool = False
     squares_only: bool = False
+    others: dict[str, ByHand] = field(default_factory=dict)
 
 
 def table(fisher: str) -> list[Row]:
     return [
-        Row(w.Clamp(-0.02, 0.02), each(lambda x: x.clamp_(-0.02, 0.02))),
+        Row(w.Clamp(-0.02, 0.02), each(lambda x: x.clamp_(-0.02, 0.02)), others={"one pass": one_pass}),
         Row(w.NonNegative(), each(lambda x: x.clamp_(min=0))),
-        Row(w.MaxNorm(1.0), each(max_norm)),
+        Row(w.MaxNorm(1.0), each(max_norm), others=keras("MaxNorm", 1.0)),
         Row(w.MinMaxNorm(0.5, 1.0), each(min_max_norm)),
-        Row(w.UnitNorm(), each(lambda x: x.div_(lengths(x) + 1e-7))),
+        Row(w.UnitNorm(), each(lambda x: x.div_(lengths(x) + 1e-7)), others=keras("UnitNorm")),
         Row(w.ZeroMean(), each(lambda x: x.sub_(x.mean(dim=rows(x), keepdim=True)))),
         Row(w.L1Ball(1.0), each(l1_ball)),
         Row(w.Simplex(), each(simplex)),
@@ -245,7 +293,7 @@ def table(fisher: str) -> list[Row]:
         Row(w.NofM(2, 4), each(two_of_four)),
         Row(w.Grid(4), each(grid)),
         Row(w.Intersection(w.NonNegative(), w.MaxNorm(1.0)), each(in_both)),
-        Row(w.MagnitudePruning(0.8), prune_globally),
+        Row(w.MagnitudePruning(0.8), prune_globally, others={"torch's prune": torch_prune, "kthvalue": kthvalue}),
         Row(w.L1(0.01), charged(lambda x: 0.01 * x.abs().sum())),
         Row(w.L2(0.01), charged(lambda x: 0.01 * x.square().sum())),
         Row(w.ElasticNet(0.01, 0.01), charged(lambda x: 0.01 * x.abs().sum() + 0.01 * x.square().sum())),
@@ -257,6 +305,7 @@ def table(fisher: str) -> list[Row]:
         Row(w.L2SP(0.01), from_start(lambda x, start: 0.01 * (x - start).square().sum())),
         Row(w.ElasticConsolidation(0.01, fisher), from_start(lambda x, s: 0.005 * ((x * 0 + 1) * (x - s) ** 2).sum())),
         Row(w.ClipNorm(1.0), lambda weights, _: nn.utils.clip_grad_norm_(weights, 1.0)),
+        Row(w.ClipNorm(1e6), lambda weights, _: nn.utils.clip_grad_norm_(weights, 1e6)),
         Row(w.ClipUnitNorm(1.0), each_gradient(clip_units)),
         Row(w.ClipValue(0.5), lambda weights, _: nn.utils.clip_grad_value_(weights, 0.5)),
         Row(w.AdaptiveClip(), each_gradient(clip_adaptively)),
@@ -275,8 +324,8 @@ def table(fisher: str) -> list[Row]:
 # -------------------------------------------------------------------- measuring
 
 
-def measure(row: Row, network: nn.Module, least: float) -> tuple[float, float, float]:
-    """Median seconds by hand and by the plugin, and the median of their ratios."""
+def measure(row: Row, network: nn.Module, least: float) -> Times:
+    """The seconds of the plugin, and of the loop by hand."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     trainer = Trainer(network, optimizer, step=lambda t, b: None, plugins=[row.plugin], seed=0)
     trainer._start()
@@ -300,25 +349,18 @@ def measure(row: Row, network: nn.Module, least: float) -> tuple[float, float, f
                 weight.copy_(parameter + 0.01 * parameter.std() * torch.randn(parameter.shape, generator=generator))
     memory: dict[str, list[Tensor]] = {}
 
-    def timed(act: Callable[[], object]) -> float:
+    def prepare() -> None:
+        trainer.state.update += 1
         with torch.no_grad():
             for parameter, (weight, gradient) in zip(everything, kept, strict=True):
                 parameter.copy_(weight)
                 parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.copy_(gradient)
-        start = time.perf_counter()
-        act()
-        return time.perf_counter() - start
 
-    ours, theirs = lambda: trainer._fire_event(event), lambda: row.by_hand(parameters, memory)
-    timed(ours), timed(theirs)
-    hand, plugin = [], []
-    end = time.perf_counter() + least
-    while len(hand) < 3 or (time.perf_counter() < end and len(hand) < 200):
-        trainer.state.update += 1
-        plugin.append(timed(ours))
-        hand.append(timed(theirs))
-    ratios = [mine / other for mine, other in zip(plugin, hand, strict=True)]
-    return statistics.median(hand), statistics.median(plugin), statistics.median(ratios)
+    by_hand = {"by hand": row.by_hand, **row.others}
+    contenders = {name: functools.partial(loop, parameters, memory) for name, loop in by_hand.items()}
+    return alternate(
+        {"plugin": lambda: trainer._fire_event(event), **contenders}, seconds=least * len(by_hand), prepare=prepare
+    )
 
 
 def network_for(row: Row, size: str) -> nn.Module | None:
@@ -332,28 +374,35 @@ def network_for(row: Row, size: str) -> nn.Module | None:
     return network
 
 
+def named(plugin: Any) -> str:
+    """Its class, and what tells it from another of the same class."""
+    return f"{type(plugin).__name__}, under its limit" if plugin == w.ClipNorm(1e6) else type(plugin).__name__
+
+
 def main(sizes: list[str], only: str, seconds: float, threads: int, output: str | None) -> None:
     torch.set_num_threads(threads)
     found = []
     print(f"{threads} thread(s); medians of alternating calls for {seconds} s each; * one block; ratio above 1: slower")
-    print(f"{'plugin':24s} {'network':8s} {'by hand':>10s} {'plugin':>10s} {'ratio':>7s}")
+    print(f"{'plugin':28s} {'network':8s} {'by hand':>10s} {'plugin':>10s} {'ratio':>7s}")
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
             fisher = Path(folder) / f"{size}.safetensors"
             write_tensors(fisher, {name: torch.ones_like(p) for name, p in NETWORKS[size]().named_parameters()})
             for row in table(str(fisher)):
-                name = type(row.plugin).__name__
-                network = network_for(row, size)
+                name, network = named(row.plugin), network_for(row, size)
                 if only.lower() not in name.lower() or network is None:
                     continue
-                hand, plugin, ratio = measure(row, network, seconds)
-                star = "*" if row.on_one_block else ""
+                times = measure(row, network, seconds)
+                took = {who: statistics.median(seconds) for who, seconds in times.items()}
+                ratios = {who: ratio(times, "plugin", who) for who in times if who != "plugin"}
+                others = "".join(f"   {ratios[who]:.3f} of {who}" for who in row.others)
                 print(
-                    f"{name + star:24s} {size:8s} {hand * 1e3:7.2f} ms {plugin * 1e3:7.2f} ms {ratio:7.2f}", flush=True
+                    f"{name + '*' * row.on_one_block:28s} {size:8s} {took['by hand'] * 1e3:7.2f} ms "
+                    f"{took['plugin'] * 1e3:7.2f} ms {ratios['by hand']:7.2f}{others}",
+                    flush=True,
                 )
-                found.append({"plugin": name, "network": size, "by_hand": hand, "plugin_time": plugin, "ratio": ratio})
-    if output:
-        Path(output).write_text(json.dumps({"threads": threads, "rows": found}, indent=1), encoding="utf-8")
+                found.append({"plugin": name, "network": size, "seconds": took, "ratios": ratios})
+    keep(output, threads=threads, rows=found)
 
 
 if __name__ == "__main__":

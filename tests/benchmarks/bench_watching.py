@@ -7,11 +7,9 @@ weights subnormal.
 """
 
 import argparse
-import json
 import resource
 import statistics
 import tempfile
-import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
 import networks  # noqa: E402
 from ignite.engine import Engine, Events  # noqa: E402
 from ignite.handlers.tensorboard_logger import TensorboardLogger, WeightsHistHandler  # noqa: E402
+from measuring import Times, alternate, keep, ratio  # noqa: E402
 from weightsmith import Trainer  # noqa: E402
 from weightsmith_plugins import TensorBoard, WeightHistograms  # noqa: E402
 
@@ -67,20 +66,10 @@ def read(network: nn.Module, _: Path) -> Callable[[], object]:
 WAYS = {"weightsmith": ours, "Ignite": ignites, "histc": histc, "read": read}
 
 
-def measure(network: nn.Module, least: float, skip: set[str]) -> dict[str, float]:
-    """Way to median seconds."""
+def measure(network: nn.Module, least: float, skip: set[str]) -> Times:
     with tempfile.TemporaryDirectory() as folder:
         acts = {name: make(network, Path(folder) / name) for name, make in WAYS.items() if name not in skip}
-        times: dict[str, list[float]] = {name: [] for name in acts}
-        for act in acts.values():
-            act()
-        end = time.perf_counter() + least * len(acts)
-        while len(times["weightsmith"]) < 3 or time.perf_counter() < end:
-            for name, act in acts.items():
-                start = time.perf_counter()
-                act()
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(found) for name, found in times.items()}
+        return alternate(acts, seconds=least * len(acts), most=1000)
 
 
 def extra_memory(network: nn.Module) -> float:
@@ -110,14 +99,14 @@ def main(sizes: list[str], seconds: float, threads: list[int], output: str | Non
                     with torch.no_grad():
                         for parameter in network.parameters():
                             parameter.mul_(1e-37).mul_(1e-3)
-                found = measure(network, seconds, {"Ignite"} if kind else set())
+                times = measure(network, seconds, {"Ignite"} if kind else set())
+                found = {name: statistics.median(taken) for name, taken in times.items()}
                 rows.append({"network": size + kind, "threads": count, **found})
                 shown = " ".join(f"{found[name] * 1e3:15.2f}" if name in found else f"{'-':>15s}" for name in WAYS)
-                ratio = f"{found['Ignite'] / found['weightsmith']:13.1f}x" if "Ignite" in found else ""
-                print(f"{size + kind:18s} {count:7d} {shown} {ratio}", flush=True)
+                faster = f"{ratio(times, 'Ignite', 'weightsmith'):13.1f}x" if "Ignite" in found else ""
+                print(f"{size + kind:18s} {count:7d} {shown} {faster}", flush=True)
     print("extra memory:", ", ".join(f"{size} {mebibytes:.0f} MiB" for size, mebibytes in memory.items()))
-    if output:
-        Path(output).write_text(json.dumps({"rows": rows, "extra_memory": memory}, indent=1), encoding="utf-8")
+    keep(output, threads=threads, rows=rows, extra_memory=memory)
 
 
 if __name__ == "__main__":

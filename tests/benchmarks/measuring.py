@@ -1,0 +1,72 @@
+"""Contenders that alternate in one process, so that a noisy machine disturbs all alike, and what is kept of it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+__all__ = ["Act", "Times", "alternate", "keep", "ratio"]
+
+Act = Callable[[], object]
+Times = dict[str, list[float]]
+"""The seconds of each contender, in every round."""
+
+
+def alternate(
+    contenders: Mapping[str, Act],
+    *,
+    seconds: float,
+    prepare: Act = lambda: None,
+    least: int = 3,
+    most: int = 200,
+) -> Times:
+    """Time contenders in turn, after one round that does not count.
+
+    Args:
+        contenders: what to time, by name.
+        seconds: how long, all together, preparations included.
+        prepare: called before each, untimed.
+        least: the least number of rounds.
+        most: the largest.
+    """
+    times: Times = {name: [] for name in contenders}
+
+    def one_round() -> dict[str, float]:
+        found = {}
+        for name, act in contenders.items():
+            prepare()
+            start = time.perf_counter()
+            act()
+            found[name] = time.perf_counter() - start
+        return found
+
+    one_round()
+    end = time.perf_counter() + seconds
+    done = 0
+    while done < least or (time.perf_counter() < end and done < most):
+        for name, taken in one_round().items():
+            times[name].append(taken)
+        done += 1
+    return times
+
+
+def ratio(times: Times, of: str, to: str) -> float:
+    """The median, over the rounds, of the ratio of one contender's time to another's in the same round."""
+    return statistics.median(mine / other for mine, other in zip(times[of], times[to], strict=True))
+
+
+def keep(output: str | None, *, threads: object, **found: Any) -> None:
+    """Write down what was found, with what it was found on; nothing if there is no ``output``."""
+    if output is None:
+        return
+    path = Path(output)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    path.write_text(json.dumps({**machine, "threads": threads, **found}, indent=1) + "\n", encoding="utf-8")
