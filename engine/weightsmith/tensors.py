@@ -7,7 +7,7 @@ of one LSTM cell, the vector of one embedded token). A transposed convolution ke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 __all__ = [
     "accurate_dtype",
+    "add_",
+    "blocks",
     "clamp_",
     "copy_",
     "divide_",
@@ -267,10 +269,32 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
+def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape, cut alike into views so small that what is computed of one takes little memory.
+
+    >>> [len(part) for (part,) in blocks(torch.zeros(2**18 + 1))]
+    [262144, 1]
+    """
+    if all(tensor.is_contiguous() for tensor in tensors):
+        tensors = tuple(tensor.view(-1) for tensor in tensors)
+    row = tensors[0][:1].numel()
+    return zip(*(torch.split(tensor, max(1, _BLOCK // max(1, row))) for tensor in tensors), strict=True)
+
+
+_BLOCK = 2**18
+"""Values of a block: as few as cost no time."""
+
+
 def copy_(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Write values in the tensors' place."""
     if tensors:
         torch._foreach_copy_(list(tensors), list(values))
+
+
+def add_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: float) -> None:
+    """Add a multiple of another to every tensor, in place: t ← t + factor · o, rounded once where the processor can."""
+    if tensors:
+        torch._foreach_add_(list(tensors), list(others), alpha=factor)
 
 
 def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
@@ -327,11 +351,11 @@ def normalize_(tensors: Sequence[Tensor], norm: float) -> None:
     kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
     if len(kinds) == 1 and not _are_large(tensors) and all(accurate_dtype(dtype) == dtype for dtype, _ in kinds):
         lengths = torch.stack(torch._foreach_norm(list(tensors), 2.0))
-        torch._foreach_mul_(list(tensors), torch.where(lengths > 0, norm / lengths, 1.0).unbind())
+        torch._foreach_mul_(list(tensors), torch.where(lengths == 0, 1.0, norm / lengths).unbind())
         return
     for tensor in tensors:  # a large one is still in the cache when it is scaled
         length = torch.linalg.vector_norm(tensor, dtype=accurate_dtype(tensor.dtype))
-        tensor.mul_(torch.where(length > 0, norm / length, 1.0))
+        tensor.mul_(torch.where(length == 0, 1.0, norm / length))
 
 
 def divide_(tensors: Sequence[Tensor], divisor: float) -> None:

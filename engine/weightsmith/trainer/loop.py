@@ -6,7 +6,7 @@ import itertools
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 from ignite.engine import Engine, Events
 
@@ -20,6 +20,12 @@ __all__ = ["ResumableLoop"]
 
 logger = logging.getLogger(__name__)
 
+Entry: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
+"""A handler as Ignite keeps it: with its arguments, of which the first is a weak reference to the engine if it takes
+that."""
+Call: TypeAlias = tuple[Callable[..., Any], bool]
+"""What to call, and whether it takes the engine."""
+
 
 class ResumableLoop(Engine):
     """An Ignite engine that knows its position in the data to the batch.
@@ -31,6 +37,8 @@ class ResumableLoop(Engine):
 
     def __init__(self, process: Callable[[Any, Any], Any]) -> None:
         super().__init__(process)
+        self._calls: dict[Any, tuple[list[Entry], tuple[Call, ...]]] = {}
+        """For each event, Ignite's list of its handlers as it was, and what to call."""
         self._errands: list[Callable[[], None]] = []
         self._is_safe_now = False
         self._position: Mapping[str, Any] | None = None
@@ -55,18 +63,33 @@ class ResumableLoop(Engine):
     # ---------------------------------------------------------------- events
 
     def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
-        """As Ignite's, without its log line for every event where nobody reads it."""
+        """As Ignite's, from a table that is made anew where handlers changed, and without its log line for every event
+        where nobody reads it."""
         if self._position is not None and self._goes_on_from(event_name):
             return
         if event_args or event_kwargs or self.logger.isEnabledFor(logging.DEBUG):
             super()._fire_event(event_name, *event_args, **event_kwargs)
         else:
             self.last_event_name = event_name
-            for handler, args, kwargs in self._event_handlers.get(event_name, ()):
-                takes_engine = args and isinstance(args[0], weakref.ref)  # that is how Ignite keeps us
-                handler(*((self, *args[1:]) if takes_engine else args), **kwargs)
+            handlers = self._event_handlers.get(event_name)
+            if handlers:
+                self._call_all(event_name, handlers)
         if self._errands and self._is_safe(event_name):
             self._run_errands()
+
+    def _call_all(self, event_name: Any, handlers: list[Entry]) -> None:
+        done = 0
+        while done < len(handlers):  # one that a handler adds to its own event is called at once
+            known, calls = self._calls.get(event_name, _NO_CALLS)
+            if known is not handlers or len(calls) != len(handlers):
+                calls = tuple(map(_call_of, handlers))
+                self._calls[event_name] = handlers, calls
+            for handler, takes_engine in calls[done:] if done else calls:
+                if takes_engine:
+                    handler(self)
+                else:
+                    handler()
+            done = len(calls)
 
     def at_safe_point(self, errand: Callable[[], None]) -> None:
         """Call ``errand``, once, when the iteration in progress, or the end of the epoch that follows it, has nothing
@@ -313,3 +336,16 @@ class ResumableLoop(Engine):
             vars(error)["was_announced"] = True
             self._fire_event(Events.EXCEPTION_RAISED, error)
         raise error
+
+
+_NO_CALLS: tuple[list[Entry], tuple[Call, ...]] = [], ()
+
+
+def _call_of(entry: Entry) -> Call:
+    """One call with the engine, or with nothing, in place of a handler with arguments."""
+    handler, args, kwargs = entry
+    takes_engine = bool(args) and isinstance(args[0], weakref.ref)
+    own = args[1:] if takes_engine else args
+    if not own and not kwargs:
+        return handler, takes_engine
+    return (lambda *engine: handler(*engine, *own, **kwargs)), takes_engine

@@ -65,13 +65,23 @@ class Intersection(Constraint):
         return all(part.unitwise for part in self.constraints)
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
+        if bool(weight.sum().isfinite()):
+            return self._project(weight, site)
+        finite = weight.isfinite()
+        finite = finite.all(dim=site.unit_dims, keepdim=True) if self.unitwise and site.unit_dims else finite.all()
+        once = weight  # where a value is not finite, nothing converges
+        for part in self.constraints:
+            once = _projected(part, once, site)
+        return torch.where(finite, self._project(weight.masked_fill(~finite, 0), site), once)
+
+    def _project(self, weight: Tensor, site: Site) -> Tensor:
         at_once = self._nearest_at_once(weight, site) if self._is_convex() else None
         if at_once is not None:
             return at_once
         found = self._nearest(weight, site)
-        if weight.isfinite().all() and not self._is_convex() and not self._holds(found, site):
+        if not self._is_convex() and not self._holds(found, site):
             found = self._nearest(_nudged(weight), site)  # off the one point from which all ways look alike
-        if weight.isfinite().all() and not self._holds(found, site):
+        if not self._holds(found, site):
             reason = "have no common point" if self._is_convex() else "were found to have no common point near it"
             raise ConflictError(
                 f"{self!r}: the sets {' and '.join(map(repr, self.constraints))} {reason}, for weight {site.name!r}"

@@ -40,8 +40,11 @@ class ClipNorm(GradientEditor):
         return gradient * self._factor([gradient], [site]).to(gradient.dtype)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        if gradients:
-            scale_(gradients, self._factor(gradients, sites))
+        if not gradients:
+            return
+        factor = self._factor(gradients, sites)
+        if not (factor.is_cpu and factor == 1.0):  # elsewhere nothing waits to know
+            scale_(gradients, factor)
 
     def _factor(self, gradients: Sequence[Tensor], sites: Sequence[Site]) -> Tensor:
         return (self.max_norm / joint_norm(gradients, sites)).clamp(max=1.0)

@@ -62,14 +62,14 @@ class Normalize(GradientEditor):
 
     def edit(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         length = torch.linalg.vector_norm(gradient, dtype=accurate_dtype(gradient.dtype))
-        return (gradient * (self.norm / torch.where(length > 0, length, 1))).to(gradient.dtype)
+        return (gradient * (self.norm / torch.where(length == 0, 1, length))).to(gradient.dtype)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         if all(site.is_whole for site in sites):
             normalize_(gradients, self.norm)
             return
         lengths = joint_norms(gradients, sites)
-        for gradient, factor in zip(gradients, torch.where(lengths > 0, self.norm / lengths, 1.0), strict=True):
+        for gradient, factor in zip(gradients, torch.where(lengths == 0, 1.0, self.norm / lengths), strict=True):
             gradient.mul_(factor)
 
 

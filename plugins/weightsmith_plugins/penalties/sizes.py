@@ -11,7 +11,7 @@ from torch import Tensor
 from weightsmith import ConfigurationError, Penalty, Site
 from weightsmith.kinds.base import as_it_is
 from weightsmith.site import Sharding
-from weightsmith.tensors import accurate_dtype, unit_norms
+from weightsmith.tensors import accurate_dtype, add_, blocks, unit_norms
 
 __all__ = ["L1", "L2", "ElasticNet", "GroupLasso", "Hoyer", "require_non_negative"]
 
@@ -48,7 +48,9 @@ class L1(Penalty):
         self._unitwise(self._charge_, as_it_is, gradients, sites, gradients, weights)
 
     def _charge_(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
-        return gradient.add_(weight.sign(), alpha=self.strength)
+        for part, values in blocks(gradient, weight):
+            part.add_(values.sign(), alpha=self.strength)
+        return gradient
 
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
         return weight.sign() * (weight.abs() - step * self.strength).clamp(min=0)
@@ -80,6 +82,9 @@ class L2(Penalty):
 
     def gradient(self, weight: Tensor, site: Site) -> Tensor:
         return (2 * self.strength) * weight
+
+    def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        add_(gradients, weights, 2 * self.strength)
 
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
         return weight / (1 + 2 * step * self.strength)
@@ -115,6 +120,14 @@ class ElasticNet(Penalty):
     def gradient(self, weight: Tensor, site: Site) -> Tensor:
         return self.l1 * weight.sign() + (2 * self.l2) * weight
 
+    def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        self._unitwise(self._charge_, as_it_is, gradients, sites, gradients, weights)
+
+    def _charge_(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        for part, values in blocks(gradient, weight):
+            part.add_(values.sign(), alpha=self.l1).add_(values, alpha=2 * self.l2)
+        return gradient
+
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
         return weight.sign() * (weight.abs() - step * self.l1).clamp(min=0) / (1 + 2 * step * self.l2)
 
@@ -144,11 +157,20 @@ class GroupLasso(Penalty):
 
     def gradient(self, weight: Tensor, site: Site) -> Tensor:
         norms = unit_norms(weight, site.unit_dims)
-        return (self._rate(weight, site) * weight / torch.where(norms > 0, norms, 1)).to(weight.dtype)
+        return (self._rate(weight, site) * weight / torch.where(norms == 0, 1, norms)).to(weight.dtype)
+
+    def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        self._unitwise(self._charge_, as_it_is, gradients, sites, gradients, weights)
+
+    def _charge_(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        if accurate_dtype(weight.dtype) != weight.dtype:
+            return gradient.add_(self.gradient(weight, site))
+        norms = unit_norms(weight, site.unit_dims)
+        return gradient.addcdiv_(weight, norms.masked_fill_(norms == 0, 1), value=self._rate(weight, site))
 
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
         norms = unit_norms(weight, site.unit_dims)
-        kept = (1 - step * self._rate(weight, site) / torch.where(norms > 0, norms, 1)).clamp(min=0)
+        kept = (1 - step * self._rate(weight, site) / torch.where(norms == 0, 1, norms)).clamp(min=0)
         return (weight * kept).to(weight.dtype)
 
     def _rate(self, weight: Tensor, site: Site) -> float:

@@ -1,0 +1,145 @@
+"""A faster path never changes a result: the plural forms, which stack, block and sample, against the plain formulas,
+weight by weight, on whatever shapes, layouts, dtypes, ties and special values there are."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from weightsmith import Average, Constraint, GradientEditor, Penalty, WeightEditor
+from weightsmith.schedules import Progress
+from weightsmith.tensors import accurate_dtype
+from weightsmith.testing.scenes import plural, singular
+from weightsmith_plugins import Intersection
+
+sys.path.insert(0, str(Path(__file__).parent))
+from test_conformance import CASES
+
+PLURAL = {
+    Constraint: "project_all_",
+    Penalty: "gradient_all_",
+    GradientEditor: "edit_all_",
+    WeightEditor: "edit_all_",
+    Average: "average_all_",
+}
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+FLAVOURS = ["normal", "ties", "zeros", "subnormal", "huge", "nan", "infinite"]
+LAYOUTS = ["contiguous", "transposed", "strided", "channels last"]
+
+
+def has_faster_path(plugin):
+    kind = next((kind for kind in PLURAL if isinstance(plugin, kind)), None)
+    if kind is None or getattr(plugin, "mode", "loss") not in ("loss", "project"):
+        return False
+    if isinstance(plugin, Intersection) and not plugin._is_convex():
+        return False  # of several nearest points it finds one
+    own = getattr(type(plugin), PLURAL[kind]) is not getattr(kind, PLURAL[kind])
+    return own or plugin.unitwise
+
+
+PLUGINS = {
+    f"{number} {type(case.plugin).__name__}": dataclasses.replace(case, plugin=case.plugin.resolved(Progress()))
+    for number, case in enumerate(CASES)
+    if has_faster_path(case.plugin)
+}
+DECOMPOSES = ("Orthonormal", "SpectralBound", "LowRank", "PositiveDefinite", "Orthogonalize", "NuclearNorm")
+
+
+def values(shape, flavour, dtype, generator):
+    """Values of a kind; of the special ones, beside ordinary ones."""
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float64)
+    limits = torch.finfo(dtype)
+    if flavour == "ties":
+        drawn = drawn.round()  # few values, and −0 beside 0
+    elif flavour == "zeros":
+        drawn = drawn * (torch.rand(shape, generator=generator) < 0.3)
+    elif flavour == "subnormal":
+        drawn = drawn * limits.tiny * 0.1
+    elif flavour == "huge":
+        drawn = drawn * limits.max * 1e-3  # whose squares are infinite, and whose sums are not
+    elif flavour == "nan":
+        drawn[torch.rand(shape, generator=generator) < 0.1] = torch.nan
+    elif flavour == "infinite":
+        chosen = torch.rand(shape, generator=generator)
+        drawn[chosen < 0.1], drawn[chosen > 0.9] = torch.inf, -torch.inf
+    return drawn.to(dtype)
+
+
+def laid_out(tensor, layout):
+    if layout == "transposed" and tensor.ndim > 1:
+        return tensor.transpose(0, 1).contiguous().transpose(0, 1)
+    if layout == "strided":
+        return tensor.repeat_interleave(2, dim=-1)[..., ::2]
+    if layout == "channels last" and tensor.ndim == 4:
+        return tensor.to(memory_format=torch.channels_last)
+    return tensor
+
+
+def assert_same(plugin, columns, spans_weights):
+    """Both forms give the same, special values in the same places."""
+    if spans_weights:
+        columns = [column[:1] for column in columns]
+    found = plural(plugin, *columns) if len(columns) > 1 else plural(plugin, columns[0])
+    for number, (one, *tensors) in enumerate(zip(found, *columns, strict=True)):
+        plain = singular(plugin, tensors, number)
+        limits = torch.finfo(accurate_dtype(plain.dtype) if plain.dtype == torch.float32 else plain.dtype)
+        largest = float(plain.double().nan_to_num(0, 0, 0).abs().max()) if plain.numel() else 0.0
+        torch.testing.assert_close(
+            one, plain, rtol=64 * limits.eps, atol=4 * limits.eps * largest + limits.tiny, equal_nan=True
+        )
+
+
+def columns_for(plugin, shapes, flavour, dtype, layout, generator):
+    takes_two = isinstance(plugin, (GradientEditor, WeightEditor, Average))
+    return [
+        [laid_out(values(shape, flavour, dtype, generator), layout) for shape in shapes]
+        for _ in range(2 if takes_two else 1)
+    ]
+
+
+def takes_any_shape(case):
+    """Whether the table does not say what shapes it takes, and no decomposition makes it slow or lets it turn."""
+    fields = {field.name: field.default for field in dataclasses.fields(case)}
+    return case.shapes == fields["shapes"] and not type(case.plugin).__name__.startswith((*DECOMPOSES, "Intersection"))
+
+
+def shapes_for(case):
+    """Those that a plugin takes: of its own table, if that says what they are."""
+    if not takes_any_shape(case):
+        return st.lists(st.sampled_from(list(case.shapes)), min_size=1, max_size=4)
+    sides = st.integers(1, 7)
+    return st.lists(
+        st.one_of(st.tuples(sides), st.tuples(sides, sides), st.tuples(sides, sides, sides, sides)),
+        min_size=1,
+        max_size=4,
+    )
+
+
+@pytest.mark.parametrize("name", [name for name in PLUGINS if not name.endswith(DECOMPOSES)])
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_small_weights_together_come_out_as_each_alone(name, data):
+    case = PLUGINS[name]
+    shapes = data.draw(shapes_for(case), "shapes")
+    flavour, layout = data.draw(st.sampled_from(FLAVOURS), "values"), data.draw(st.sampled_from(LAYOUTS), "layout")
+    dtype = data.draw(st.sampled_from(DTYPES), "dtype")
+    generator = torch.Generator().manual_seed(data.draw(st.integers(0, 2**32), "seed"))
+    columns = columns_for(case.plugin, shapes, flavour, dtype, layout, generator)
+    assert_same(case.plugin, columns, case.spans_weights)
+
+
+LARGE = [(1400, 400), (3, 70_000), (64, 32, 3, 3)]
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("name", [name for name, case in PLUGINS.items() if takes_any_shape(case)])
+def test_large_weights_come_out_as_by_the_plain_formula(name, flavour):
+    """With other paths than small ones: in blocks, by a sample, in place."""
+    case = PLUGINS[name]
+    generator = torch.Generator().manual_seed(0)
+    columns = columns_for(case.plugin, LARGE, flavour, torch.float32, "contiguous", generator)
+    for place in range(len(LARGE)):
+        assert_same(case.plugin, [column[place : place + 1] for column in columns], case.spans_weights)
