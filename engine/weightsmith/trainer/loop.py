@@ -63,8 +63,9 @@ class ResumableLoop(Engine):
         else:
             self.last_event_name = event_name
             for handler, args, kwargs in self._event_handlers.get(event_name, ()):
-                takes_engine = args and isinstance(args[0], weakref.ref)  # that is how Ignite keeps us
-                handler(*((self, *args[1:]) if takes_engine else args), **kwargs)
+                if args and isinstance(args[0], weakref.ref):  # that is how Ignite keeps the engine
+                    args = (_alive(args[0]), *args[1:])
+                handler(*args, **kwargs)
         if self._errands and self._is_safe(event_name):
             self._run_errands()
 
@@ -284,9 +285,16 @@ class ResumableLoop(Engine):
         return bool(position["is_running"]) and (was_stopping or self._is_done(self.state))
 
     def _internal_run(self) -> Any:
+        return self._followed(super()._internal_run)
+
+    def _internal_run_legacy(self) -> Any:
+        return self._followed(super()._internal_run_legacy)
+
+    def _followed(self, run: Callable[[], Any]) -> Any:
+        """Run, and know about it; a run that raised can be begun again."""
         self._is_running, self._is_interrupted, self._is_over = True, False, False
         try:
-            state = super()._internal_run()
+            state = run()
         except BaseException as error:
             self._make_runnable_again()
             vars(error).pop("was_announced", None)
@@ -313,3 +321,10 @@ class ResumableLoop(Engine):
             vars(error)["was_announced"] = True
             self._fire_event(Events.EXCEPTION_RAISED, error)
         raise error
+
+
+def _alive(reference: weakref.ref[Any]) -> Any:
+    found = reference()
+    if found is None:
+        raise RuntimeError("Engine reference not resolved. Cannot execute event handler.")
+    return found
