@@ -10,6 +10,7 @@
 # make distributed  set up, and compare every plugin on several processes with one, and count what it sends, into
 #              docs/distributed.md (a quarter of an hour)
 # make outside set up, and install a package of somebody else's beside the built wheel in a new virtual environment
+# make ignite  set up, and run Ignite's own engine tests with the Trainer's engine
 # make browser look at a run's pages of TensorBoard in headless Chromium (Debian's package chromium), into pictures/
 
 PYTHON ?= python3
@@ -17,7 +18,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: train test bench measure durability distributed outside browser clean
+.PHONY: train test bench measure durability distributed outside ignite browser clean
 
 train: $(READY)
 	$(BIN)/python scripts/train_digits.py
@@ -52,6 +53,9 @@ distributed: $(READY)
 
 outside: $(READY)
 	$(BIN)/python tests/packaging/outside.py
+
+ignite: $(READY)
+	$(BIN)/python tests/ignite_engine/ignites_tests.py
 
 # Written last, so an interrupted set-up starts again.
 $(READY): pyproject.toml constraints.txt

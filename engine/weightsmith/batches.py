@@ -32,8 +32,10 @@ class Pass(Iterator[Any]):
         self._data = data
         self.taken = 0
         self._before: int = 0
-        if after is not None and after._data is data and _is_iterator(data):
-            self._before = after._before + after.taken
+        self._is_once = False
+        """Whether the data are an iterator, as far as was seen: asking them may begin them anew."""
+        if after is not None and after._data is data and after._is_once:
+            self._is_once, self._before = True, after._before + after.taken
         self._iterator: Iterator[Any] | None = None
         self._beginning: dict[str, Any] = {}
         self._ahead: list[Any] = []
@@ -42,6 +44,7 @@ class Pass(Iterator[Any]):
         if self._iterator is None:
             self._beginning = {"random": random_states(), **self._sources(), "warm": _has_workers(self._data)}
             self._iterator = iter(self._data)
+            self._is_once = self._iterator is self._data
         batch = self._ahead.pop() if self._ahead else next(self._iterator)
         self.taken += 1
         return batch
@@ -77,7 +80,7 @@ class Pass(Iterator[Any]):
         """
         if _is_iterator(self._data):
             self._skip(state["before"] + state["taken"] + state["ahead"] - self._before)
-            self._before, self._iterator = state["before"], iter(self._data)
+            self._is_once, self._before, self._iterator = True, state["before"], iter(self._data)
         elif state["stage"] == "over":
             self._wake_workers()
             self._iterator = _NOTHING

@@ -93,6 +93,15 @@ class TrainingState(State):
         self.measurements: Measurements | None = None
         self.acting: PluginHandler | None = None
 
+    @classmethod
+    def of(cls, state: State) -> TrainingState:
+        """Any state of Ignite's as one of these, with nothing updated yet where it counted no updates."""
+        if isinstance(state, cls):
+            return state
+        ours = cls()
+        vars(ours).update(vars(state))
+        return ours
+
     @property
     def share(self) -> float | None:
         """The part of the planned run that is done with this iteration; ``None`` if its length is unknown."""

@@ -295,3 +295,9 @@ def test_a_device_that_is_not_there_is_refused():
     for device in ("abacus", "cuda:99"):
         with pytest.raises(ConfigurationError, match=f"device '{device}' cannot be used here"):
             one(device=device)
+
+
+@pytest.mark.parametrize("step", [lambda: None, lambda batch: None, lambda trainer, batch, more: None])
+def test_a_step_that_takes_something_else_is_refused(step):
+    with pytest.raises(ValueError, match=r"takes parameters .* but will be called with"):
+        one(step=step)

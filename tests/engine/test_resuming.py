@@ -6,7 +6,7 @@ import signal
 
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
@@ -317,3 +317,17 @@ def test_a_run_that_ended_without_its_end_is_over(tmp_path):
     second = trainer_of()
     second.resume(tmp_path / "a")  # saved though no COMPLETED came
     assert second.run(DATA, max_epochs=2).iteration == 3
+
+
+def test_a_run_without_interrupts_saves_when_nothing_is_left_to_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(Engine, "interrupt_resume_enabled", False)
+    trainer = trainer_of()
+    saving_at(trainer, 2, tmp_path / "two")
+    seen = []
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: seen.append((tmp_path / "two").exists()))
+    trainer.run(loader(5), max_epochs=1)
+    again = trainer_of()
+    again.resume(tmp_path / "two")
+    again.run(loader(5), max_epochs=1)
+    assert seen == [False]
+    assert equal(again, trainer)

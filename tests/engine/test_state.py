@@ -5,10 +5,10 @@ import io
 
 import pytest
 import torch
-from ignite.engine import Events
+from ignite.engine import Engine, Events, State
 from torch import nn
-from weightsmith import ConfigurationError, GradientEditor, Trainer, WeightEvents, linear
-from weightsmith_plugins import EMA, L2, Constant, Decay, KaimingNormal, MaxNorm, Perturb
+from weightsmith import ConfigurationError, GradientEditor, Trainer, TrainingState, WeightEvents, linear
+from weightsmith_plugins import EMA, L2, Constant, Decay, KaimingNormal, MaxNorm, NonNegative, Perturb
 
 
 class HeavyBall(GradientEditor):
@@ -197,7 +197,40 @@ def test_memory_that_fits_nowhere_is_refused_by_name_and_nothing_is_loaded(befor
     assert second.state.iteration == 0
 
 
-def test_the_state_of_something_else_is_refused():
-    trainer = make_trainer([])
+def test_the_state_of_other_optimizers_is_refused():
+    state = make_trainer([]).state_dict()
+    state["weightsmith"]["updates"] = {"another": 3}
     with pytest.raises(ConfigurationError, match="optimizer"):
-        trainer.load_state_dict({"iteration": 3, "max_epochs": 2, "epoch_length": 3})
+        make_trainer([]).load_state_dict(state)
+
+
+def test_the_state_of_an_engine_of_ignites_says_where_the_loop_goes_on(caplog):
+    """Its weights have been trained: they are not initialised."""
+    other = Engine(lambda engine, batch: None)
+    other.run(batches(2), max_epochs=1)
+    trainer = make_trainer([Constant(1.0), NonNegative()])
+    start = trainer.model[0].weight.detach().clone()
+    trainer.load_state_dict(other.state_dict())
+    starts = []
+    trainer.add_event_handler(Events.STARTED, lambda t: starts.append(t.model[0].weight.detach().clone()))
+    trainer.run(batches(2), max_epochs=3)
+    assert torch.equal(starts[0], start.clamp(min=0))
+    assert (trainer.state.iteration, trainer.state.updates) == (6, {"optimizer": 4})
+    assert "of no Trainer" in caplog.text
+
+
+def test_what_is_no_state_is_refused_in_ignites_words():
+    with pytest.raises(ValueError, match="Required state attribute 'epoch_length' is absent"):
+        make_trainer([]).load_state_dict({"iteration": 0, "max_epochs": 2})
+
+
+@pytest.mark.parametrize("state", [State, TrainingState])
+def test_a_state_put_in_place_counts_updates_anew(state):
+    trainer = make_trainer([EMA(0.5)])
+    trainer.run(batches(2), max_epochs=1)
+    trainer.state = state(mark="mine")
+    assert trainer.state_dict()["weightsmith"]["updates"] == {"optimizer": 0}
+    numbers = []
+    trainer.add_event_handler(WeightEvents.UPDATE_COMPLETED(every=2), lambda t: numbers.append(t.state.update))
+    assert trainer.run(batches(2), max_epochs=2) is trainer.state
+    assert (trainer.state.updates, trainer.state.mark, numbers) == ({"optimizer": 4}, "mine", [2, 4])

@@ -266,3 +266,12 @@ def test_counts_of_two_optimizers_with_accumulation_and_one_skipped_float16_upda
     assert trainer.state.updates == {"generator": 3, "critic": 4}
     assert [n for name, n, _ in numbers if name == "critic"] == [1, 2, 3, 4]
     assert [(n, epoch) for name, n, epoch in numbers if name == "generator"] == [(1, 1), (2, 2), (3, 2)]
+
+
+@pytest.mark.parametrize("end", [Events.EPOCH_COMPLETED, Events.COMPLETED], ids=str)
+def test_the_event_in_progress_stays_the_end_that_closed_a_window(end):
+    trainer = make_trainer(accumulate=2)
+    seen = []
+    trainer.add_event_handler(end, lambda t: seen.append((t.last_event_name, dict(t.state.updates))))
+    trainer.run(batches(3), max_epochs=1)
+    assert seen == [(end, {"optimizer": 2})]

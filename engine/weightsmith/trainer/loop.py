@@ -6,6 +6,7 @@ import itertools
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Mapping
+from operator import is_not
 from typing import Any, TypeAlias
 
 from ignite.engine import Engine, Events
@@ -38,7 +39,7 @@ class ResumableLoop(Engine):
     def __init__(self, process: Callable[[Any, Any], Any]) -> None:
         super().__init__(process)
         self._calls: dict[Any, tuple[list[Entry], tuple[Call, ...]]] = {}
-        """For each event, Ignite's list of its handlers as it was, and what to call."""
+        """For each event, a copy of Ignite's list of its handlers, which others may write to, and what to call."""
         self._errands: list[Callable[[], None]] = []
         self._is_safe_now = False
         self._position: Mapping[str, Any] | None = None
@@ -81,9 +82,9 @@ class ResumableLoop(Engine):
         done = 0
         while done < len(handlers):  # one that a handler adds to its own event is called at once
             known, calls = self._calls.get(event_name, _NO_CALLS)
-            if known is not handlers or len(calls) != len(handlers):
-                calls = tuple(map(_call_of, handlers))
-                self._calls[event_name] = handlers, calls
+            if len(known) != len(handlers) or any(map(is_not, known, handlers)):
+                known, calls = list(handlers), tuple(_call_of(entry, self) for entry in handlers)
+                self._calls[event_name] = known, calls
             for handler, takes_engine in calls[done:] if done else calls:
                 if takes_engine:
                     handler(self)
@@ -307,9 +308,16 @@ class ResumableLoop(Engine):
         return bool(position["is_running"]) and (was_stopping or self._is_done(self.state))
 
     def _internal_run(self) -> Any:
+        return self._followed(super()._internal_run)
+
+    def _internal_run_legacy(self) -> Any:
+        return self._followed(super()._internal_run_legacy)
+
+    def _followed(self, run: Callable[[], Any]) -> Any:
+        """Run, and know about it; a run that raised can be begun again."""
         self._is_running, self._is_interrupted, self._is_over = True, False, False
         try:
-            state = super()._internal_run()
+            state = run()
         except BaseException as error:
             self._make_runnable_again()
             vars(error).pop("was_announced", None)
@@ -341,11 +349,23 @@ class ResumableLoop(Engine):
 _NO_CALLS: tuple[list[Entry], tuple[Call, ...]] = [], ()
 
 
-def _call_of(entry: Entry) -> Call:
-    """One call with the engine, or with nothing, in place of a handler with arguments."""
+def _call_of(entry: Entry, engine: Engine) -> Call:
+    """A call with the engine, or with nothing, in place of a handler with arguments."""
     handler, args, kwargs = entry
-    takes_engine = bool(args) and isinstance(args[0], weakref.ref)
+    takes_engine = bool(args) and isinstance(args[0], weakref.ref) and args[0]() is engine
     own = args[1:] if takes_engine else args
     if not own and not kwargs:
         return handler, takes_engine
-    return (lambda *engine: handler(*engine, *own, **kwargs)), takes_engine
+    if takes_engine:
+        return (lambda engine: handler(engine, *own, **kwargs)), True
+    return (lambda: handler(*map(_resolved, own[:1]), *own[1:], **kwargs)), False
+
+
+def _resolved(argument: Any) -> Any:
+    """A handler's first argument: of a weak reference, by which Ignite keeps engines, what it refers to."""
+    if not isinstance(argument, weakref.ref):
+        return argument
+    found = argument()
+    if found is None:
+        raise RuntimeError("Engine reference not resolved. Cannot execute event handler.")
+    return found

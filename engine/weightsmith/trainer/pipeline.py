@@ -49,16 +49,15 @@ class UpdatePipeline(ResumableLoop):
         accumulate: int,
         nonfinite: NonFinite,
     ) -> None:
-        super().__init__(self._iterate)
-        self.state = TrainingState()
+        super().__init__(step)  # which refuses one that takes no trainer and batch
+        self._step, self._process_function = step, self._iterate
         self.register_events(*WeightEvents)
         self.models = dict(models)
         self.optimizers = dict(optimizers)
         self.device = device
         self.precision = precision
         self.accumulate = accumulate
-        self.state.updates = dict.fromkeys(self.optimizers, 0)
-        self._step = step
+        self._take_over_state()
         self._initialized = False
         self._closure: Callable[[], Tensor] | None = None
         self._skipping = False
@@ -248,6 +247,7 @@ class UpdatePipeline(ResumableLoop):
 
     def _flush(self) -> None:
         """End the windows that are still open, with fewer micro-batches: an epoch or the run ends."""
+        current = self.last_event_name
         self._replicas.begin_iteration(ends_window=False)  # no wrapper has averaged what is in them
         for window in self._windows:
             if window.microbatches:
@@ -260,6 +260,14 @@ class UpdatePipeline(ResumableLoop):
                 finally:
                     self._leave(window)
         self._replicas.average_statistics()
+        self.last_event_name = current
+
+    def _announce(self, event: WeightEvents) -> None:
+        """Fire an event inside another, which stays the one in progress, if anybody listens."""
+        if self._event_handlers.get(event):
+            current = self.last_event_name
+            self._fire_event(event)
+            self.last_event_name = current
 
     def _charged(self) -> Tensor | float:
         """What penalties add to the loss that a closure returns."""
@@ -309,16 +317,23 @@ class UpdatePipeline(ResumableLoop):
         return self.state.updates != self._updates_before or self.state.iteration > self._iterations_before + 1
 
     def _start(self) -> None:
+        self._take_over_state()
         self._updates_before, self._iterations_before = dict(self.state.updates), self.state.iteration
         self._look_again()
         length = {name: getattr(self.state, name) for name in ("epoch_length", "max_epochs", "max_iters")}
         refuse_disagreement("the length of the run", length, "share(loader) gives all as many batches")
         warn_of_unshared(self.state.dataloader)
         if not self._initialized:
-            self._fire_event(WeightEvents.INITIALIZING)
+            self._announce(WeightEvents.INITIALIZING)
             self._initialized = True
         if not self._goes_on_inside_a_run():
-            self._fire_event(WeightEvents.WEIGHTS_EDITED)
+            self._announce(WeightEvents.WEIGHTS_EDITED)
+
+    def _take_over_state(self) -> None:
+        """Count updates in the state that is there: anybody may put a new one in place of an engine's."""
+        self.state = TrainingState.of(self.state)
+        for name in self.optimizers:
+            self.state.updates.setdefault(name, 0)
 
     def _iterate(self, _: Engine, batch: Any) -> Any:
         for model in self.models.values():

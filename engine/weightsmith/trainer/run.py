@@ -232,6 +232,7 @@ class DurableRun(UpdatePipeline):
 
     def own_state(self) -> dict[str, Any]:
         """The counts of updates, and what plugins remember, as plain values."""
+        self._take_over_state()
         return {
             "update": self.state.update,
             "updates": dict(self.state.updates),
@@ -245,19 +246,30 @@ class DurableRun(UpdatePipeline):
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what :meth:`state_dict` gave; the same plugins must be attached.
+        """Restore what :meth:`state_dict` gave; the same plugins must be attached. What another engine of Ignite's gave
+        says where the loop is: it goes on from there, updates are counted on, and weights that have been trained are
+        not initialised.
 
         Raises:
-            ConfigurationError: the state is not a Trainer's, or belongs to other optimizers or plugins.
+            ConfigurationError: the state belongs to other optimizers or plugins.
+            ValueError: it is no engine's; Ignite's message says what is missing.
         """
-        ours = state_dict.get("weightsmith")
-        if ours is None or ours["updates"].keys() != self.optimizers.keys():
-            raise ConfigurationError(f"this is not the state of a Trainer with the optimizers {list(self.optimizers)}")
-        self._attachments.refuse_misfitting_state(ours["plugins"])
+        is_ours = "weightsmith" in state_dict
+        if is_ours:
+            self._refuse_misfitting_state(state_dict["weightsmith"])
         super().load_state_dict(state_dict)
         for window in self._windows:
             window.abandon()
-        self.load_own_state(ours, seed=self.seed)
+        if is_ours:
+            self.load_own_state(state_dict["weightsmith"], seed=self.seed)
+        else:
+            self._initialized = self._initialized or self.state.iteration > 0
+            logger.warning("the state is of no Trainer: it says where the loop goes on, but nothing of its plugins")
+
+    def _refuse_misfitting_state(self, ours: Mapping[str, Any]) -> None:
+        if ours["updates"].keys() != self.optimizers.keys():
+            raise ConfigurationError(f"this is not the state of a Trainer with the optimizers {list(self.optimizers)}")
+        self._attachments.refuse_misfitting_state(ours["plugins"])
 
     def load_own_state(self, ours: Mapping[str, Any], *, seed: int) -> None:
         """Restore what :meth:`own_state` gave, in a run with this seed."""

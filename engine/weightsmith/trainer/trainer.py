@@ -173,12 +173,6 @@ class Trainer(DurableRun):
     def _settle_announcing(self) -> None:
         self._announces = any(self._event_handlers.get(event) for event in ANNOUNCEMENTS)
 
-    def _announce(self, event: WeightEvents) -> None:
-        """Fire an event inside another, which stays the one in progress."""
-        current = self.last_event_name
-        self._fire_event(event)
-        self.last_event_name = current
-
     def _charged(self) -> Tensor | float:
         """The costs of the penalties that add their gradients in the update in progress."""
         return sum(cost for binding, cost in self._costs() if "gradient" in binding.plugin.writes and binding.due())
