@@ -99,13 +99,13 @@ class Replicas:
         for parameter, gradient, share in zip(whole, gradients, flags.tolist(), strict=True):
             parameter.grad = gradient if share else None
 
-    @torch.no_grad()
     def average_statistics(self) -> None:
         """After a step, or after the windows that an epoch's end closes: average the running statistics of batch norm,
         if gradients were averaged here."""
         if self._have_statistics_moved:
             self._have_statistics_moved = False
-            _average(list(_running_statistics(self._models.values())))
+            with torch.no_grad():
+                _average(list(_running_statistics(self._models.values())))
 
     def refuse_drift(self) -> None:
         """At the end of an epoch, raise where the copies are not alike any more.

@@ -132,7 +132,9 @@ class Window:
             self.optimizer.step(closure)
         else:
             self.optimizer.step()
-        if self.scaler is not None and self._infinities():
+        if self.scaler is None:
+            return
+        if self._infinities():
             self.scaler.update()
         else:  # an update without gradients teaches the scaler nothing
             self._renew_scaler()
@@ -225,6 +227,7 @@ class Windows:
                     "is not defined with accumulate > 1 or precision='float16'"
                 )
             self._windows[name] = window
+        self._only = window if len(self._windows) == 1 else None
 
     def __iter__(self) -> Iterator[Window]:
         return iter(self._windows.values())
@@ -240,11 +243,10 @@ class Windows:
         Raises:
             ConfigurationError: there is no such optimizer, or several to choose from.
         """
+        window = self._only if name is None else self._windows.get(name)
+        if window is not None:
+            return window
         names = ", ".join(map(repr, self._windows))
         if name is None:
-            if len(self._windows) > 1:
-                raise ConfigurationError(f"say which optimizer to update: one of {names}")
-            return next(iter(self._windows.values()))
-        if name not in self._windows:
-            raise ConfigurationError(f"no optimizer {name!r}: there are {names}")
-        return self._windows[name]
+            raise ConfigurationError(f"say which optimizer to update: one of {names}")
+        raise ConfigurationError(f"no optimizer {name!r}: there are {names}")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-import weakref
 from collections.abc import Callable, Iterable, Mapping
-from operator import is_not
-from typing import Any, TypeAlias
+from typing import Any
 
 from ignite.engine import Engine, Events
 
@@ -15,17 +13,12 @@ from weightsmith.batches import Pass, length_of
 from weightsmith.errors import ConfigurationError
 from weightsmith.faults import is_blamed
 from weightsmith.randomness import random_states, restore_random_states
+from weightsmith.trainer.dispatch import Handlers
 
 __all__ = ["ResumableLoop"]
 
 
 logger = logging.getLogger(__name__)
-
-Entry: TypeAlias = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]
-"""A handler as Ignite keeps it: with its arguments, of which the first is a weak reference to the engine if it takes
-that."""
-Call: TypeAlias = tuple[Callable[..., Any], bool]
-"""What to call, and whether it takes the engine."""
 
 
 class ResumableLoop(Engine):
@@ -38,8 +31,10 @@ class ResumableLoop(Engine):
 
     def __init__(self, process: Callable[[Any, Any], Any]) -> None:
         super().__init__(process)
-        self._calls: dict[Any, tuple[list[Entry], tuple[Call, ...]]] = {}
-        """For each event, a copy of Ignite's list of its handlers, which others may write to, and what to call."""
+        self._event_handlers: Handlers = Handlers()
+        self._tables = self._event_handlers.tables
+        self._is_watched = True
+        """Whether events are fired by Ignite's own, slower way."""
         self._errands: list[Callable[[], None]] = []
         self._is_safe_now = False
         self._position: Mapping[str, Any] | None = None
@@ -64,33 +59,27 @@ class ResumableLoop(Engine):
     # ---------------------------------------------------------------- events
 
     def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
-        """As Ignite's, from a table that is made anew where handlers changed, and without its log line for every event
+        """As Ignite's, but from a table (:mod:`weightsmith.trainer.dispatch`), and without its log line for every event
         where nobody reads it."""
-        if self._position is not None and self._goes_on_from(event_name):
-            return
-        if event_args or event_kwargs or self.logger.isEnabledFor(logging.DEBUG):
+        if self._is_watched or event_args or event_kwargs:
+            if self._position is not None and self._goes_on_from(event_name):
+                return
             super()._fire_event(event_name, *event_args, **event_kwargs)
+            self._look_who_watches()
         else:
             self.last_event_name = event_name
-            handlers = self._event_handlers.get(event_name)
-            if handlers:
-                self._call_all(event_name, handlers)
+            table = self._tables.get(id(event_name))
+            if table is None:
+                table = self._event_handlers.look_up(event_name)
+            if table.handlers:
+                table.call_all(self)
         if self._errands and self._is_safe(event_name):
             self._run_errands()
 
-    def _call_all(self, event_name: Any, handlers: list[Entry]) -> None:
-        done = 0
-        while done < len(handlers):  # one that a handler adds to its own event is called at once
-            known, calls = self._calls.get(event_name, _NO_CALLS)
-            if len(known) != len(handlers) or any(map(is_not, known, handlers)):
-                known, calls = list(handlers), tuple(_call_of(entry, self) for entry in handlers)
-                self._calls[event_name] = known, calls
-            for handler, takes_engine in calls[done:] if done else calls:
-                if takes_engine:
-                    handler(self)
-                else:
-                    handler()
-            done = len(calls)
+    def _look_who_watches(self) -> None:
+        """Whether a run goes on from somewhere, or a logger reads of every event, as is asked at the beginning of runs
+        and epochs."""
+        self._is_watched = self._position is not None or self.logger.isEnabledFor(logging.DEBUG)
 
     def at_safe_point(self, errand: Callable[[], None]) -> None:
         """Call ``errand``, once, when the iteration in progress, or the end of the epoch that follows it, has nothing
@@ -129,7 +118,7 @@ class ResumableLoop(Engine):
         self._is_in_epoch, self._epoch_began_at = True, self.state.iteration
 
     def _end_epoch(self) -> None:
-        self._is_in_epoch = False
+        self._is_in_epoch, self._is_watched = False, True
         if isinstance(self._dataloader_iter, Pass):
             self._dataloader_iter.look_for_end()
 
@@ -183,7 +172,7 @@ class ResumableLoop(Engine):
         self._dataloader_iter = None
         self._is_over = position["is_over"]
         self.should_terminate = position["should_terminate"]
-        self._position = position
+        self._position, self._is_watched = position, True
         restore_random_states(position["random"])
 
     def _goes_on_from(self, event: Any) -> bool:
@@ -316,6 +305,7 @@ class ResumableLoop(Engine):
     def _followed(self, run: Callable[[], Any]) -> Any:
         """Run, and know about it; a run that raised can be begun again."""
         self._is_running, self._is_interrupted, self._is_over = True, False, False
+        self._is_watched = True
         try:
             state = run()
         except BaseException as error:
@@ -344,28 +334,3 @@ class ResumableLoop(Engine):
             vars(error)["was_announced"] = True
             self._fire_event(Events.EXCEPTION_RAISED, error)
         raise error
-
-
-_NO_CALLS: tuple[list[Entry], tuple[Call, ...]] = [], ()
-
-
-def _call_of(entry: Entry, engine: Engine) -> Call:
-    """A call with the engine, or with nothing, in place of a handler with arguments."""
-    handler, args, kwargs = entry
-    takes_engine = bool(args) and isinstance(args[0], weakref.ref) and args[0]() is engine
-    own = args[1:] if takes_engine else args
-    if not own and not kwargs:
-        return handler, takes_engine
-    if takes_engine:
-        return (lambda engine: handler(engine, *own, **kwargs)), True
-    return (lambda: handler(*map(_resolved, own[:1]), *own[1:], **kwargs)), False
-
-
-def _resolved(argument: Any) -> Any:
-    """A handler's first argument: of a weak reference, by which Ignite keeps engines, what it refers to."""
-    if not isinstance(argument, weakref.ref):
-        return argument
-    found = argument()
-    if found is None:
-        raise RuntimeError("Engine reference not resolved. Cannot execute event handler.")
-    return found

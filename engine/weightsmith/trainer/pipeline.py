@@ -56,6 +56,8 @@ class UpdatePipeline(ResumableLoop):
         self.optimizers = dict(optimizers)
         self.device = device
         self.precision = precision
+        self._cast_dtype = _AUTOCAST[precision]
+        """What autocast casts to; ``None`` if it does not run."""
         self.accumulate = accumulate
         self._take_over_state()
         self._initialized = False
@@ -128,8 +130,9 @@ class UpdatePipeline(ResumableLoop):
 
     def _complete(self, window: Window) -> None:
         self.state.updates[window.name] = self.state.update
-        for event in (WeightEvents.STEP_COMPLETED, WeightEvents.WEIGHTS_EDITED, WeightEvents.UPDATE_COMPLETED):
-            self._forget_casts()  # of the weights as they were before
+        for event in _AFTER_STEP:
+            if self._cast_dtype is not None:
+                self._forget_casts()  # of the weights as they were before
             self._fire_event(event)
         self._forget_casts()
 
@@ -352,12 +355,13 @@ class UpdatePipeline(ResumableLoop):
 
     def _forget_casts(self) -> None:
         """Autocast keeps its half-precision copies of the weights until the step ends; call it where they change."""
-        if _AUTOCAST[self.precision] is not None:
+        if self._cast_dtype is not None:
             torch.clear_autocast_cache()
 
     def _autocast(self, *, enabled: bool = True) -> contextlib.AbstractContextManager[Any]:
-        dtype = _AUTOCAST[self.precision]
-        return _NOTHING if dtype is None else torch.autocast(self.device.type, dtype, enabled=enabled)
+        if self._cast_dtype is None:
+            return _NOTHING
+        return torch.autocast(self.device.type, self._cast_dtype, enabled=enabled)
 
     def _make_runnable_again(self) -> None:
         for window in self._windows:
@@ -365,4 +369,5 @@ class UpdatePipeline(ResumableLoop):
         super()._make_runnable_again()
 
 
+_AFTER_STEP = (WeightEvents.STEP_COMPLETED, WeightEvents.WEIGHTS_EDITED, WeightEvents.UPDATE_COMPLETED)
 _NOTHING: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()

@@ -261,6 +261,8 @@ class Trainer(DurableRun):
 
     def to_device(self, batch: Any) -> Any:
         """A batch, moved to the trainer's device."""
+        if type(batch) in (tuple, list) and all(type(part) is Tensor and part.device == self.device for part in batch):
+            return batch
         return convert_tensor(batch, self.device, non_blocking=True)
 
     def evaluate(
