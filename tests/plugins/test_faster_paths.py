@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from weightsmith import Average, Constraint, GradientEditor, Penalty, WeightEditor
+from weightsmith.ranking import keep_largest_, largest
 from weightsmith.schedules import Progress
 from weightsmith.tensors import accurate_dtype
 from weightsmith.testing.scenes import plural, singular
@@ -59,7 +60,7 @@ def values(shape, flavour, dtype, generator):
     elif flavour == "subnormal":
         drawn = drawn * limits.tiny * 0.1
     elif flavour == "huge":
-        drawn = drawn * limits.max * 1e-3  # whose squares are infinite, and whose sums are not
+        drawn = drawn * (limits.max * 1e-3)  # whose squares are infinite, and whose sums are not
     elif flavour == "nan":
         drawn[torch.rand(shape, generator=generator) < 0.1] = torch.nan
     elif flavour == "infinite":
@@ -143,3 +144,26 @@ def test_large_weights_come_out_as_by_the_plain_formula(name, flavour):
     columns = columns_for(case.plugin, LARGE, flavour, torch.float32, "contiguous", generator)
     for place in range(len(LARGE)):
         assert_same(case.plugin, [column[place : place + 1] for column in columns], case.spans_weights)
+
+
+@pytest.mark.parametrize("flavour", FLAVOURS)
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_largest_of_all_are_kept_as_in_one_row(flavour, share, dtype):
+    generator = torch.Generator().manual_seed(0)
+    weights = [values(shape, flavour, dtype, generator) for shape in LARGE]
+    masks = [torch.rand(shape, generator=generator) < 0.95 for shape in LARGE]
+    count = int(share * sum(weight.numel() for weight in weights))
+    row, standing = (torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in (weights, masks))
+    expected = largest(row.abs().masked_fill(~standing, 0)[None], count)[0] & standing
+    given, were = [weight.clone() for weight in weights], [mask.clone() for mask in masks]
+    was_done = keep_largest_(given, were, count)
+    least = float(row.abs().nan_to_num(torch.inf, torch.inf)[expected].min())
+    assert was_done == (0 < least < torch.inf)
+    if not was_done:
+        assert all(map(torch.equal, masks, were))
+        return
+    found = torch.cat([mask.reshape(-1) for mask in were])
+    assert torch.equal(found, expected)
+    kept = torch.cat([weight.reshape(-1) for weight in given])
+    torch.testing.assert_close(kept, row.masked_fill(~expected, 0), rtol=0, atol=0, equal_nan=True)

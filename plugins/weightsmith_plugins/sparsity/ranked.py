@@ -9,10 +9,12 @@ from collections.abc import Sequence
 
 from torch import Tensor
 from weightsmith import ConfigurationError, Site
+from weightsmith.binding import Binding
 from weightsmith.joint import largest_of_all, size_of
 from weightsmith.kinds.base import copy_to
-from weightsmith.ranking import largest, largest_of_groups
+from weightsmith.ranking import keep_largest_, largest, largest_of_groups
 from weightsmith.site import Sharding
+from weightsmith.targets import Targets
 from weightsmith.tensors import copy_, from_unit_matrices, joined, keep_, parted, unit_matrices
 
 from weightsmith_plugins.shapes import no_equal_groups
@@ -127,6 +129,24 @@ class MagnitudePruning(RankedPruning):
 
     def _scores(self, weight: Tensor, site: Site) -> Tensor:
         return weight.abs()
+
+    def _prune(self, binding: Binding, targets: Targets) -> None:
+        self._prepare(targets)
+        if not self._take_out_(targets.tensors, targets.sites):
+            super()._prune(binding, targets)
+
+    def _rank_together_(self, group: Sequence[tuple[Tensor, Site]]) -> None:
+        weights, sites = zip(*group, strict=True)
+        if not self._take_out_(weights, sites):
+            super()._rank_together_(group)
+
+    def _take_out_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> bool:
+        """The faster way where weights are many and none comes back. Whether it was gone."""
+        together = self.scope == "global" and len({site.optimizer for site in sites}) == 1
+        if not together or not all(site.is_whole for site in sites):
+            return False
+        count = count_kept(sum(map(size_of, sites)), self.sparsity)
+        return keep_largest_(weights, [site.state["mask"] for site in sites], count)
 
 
 def _pattern(scope: str) -> tuple[int, int] | None:
