@@ -17,50 +17,6 @@ from weightsmith_plugins.shapes import no_square
 __all__ = ["LowRank", "Orthonormal", "PositiveDefinite", "SpectralBound"]
 
 
-class Orthonormal(Constraint):
-    """WWᵀ = I, or WᵀW = I where there are more rows than columns; the nearest point is UVᵀ of W = UΣVᵀ, the orthogonal
-    factor of its polar decomposition.
-
-    Higham (1986), "Computing the polar decomposition, with applications". Projected by singular values; with
-    ``mode="forward"`` by the Newton–Schulz iteration X ← X(3I − XᵀX) / 2, whose gradient is finite everywhere (that of
-    singular vectors is not where singular values are equal, as they are at every orthonormal matrix).
-
-    >>> Orthonormal()(torch.tensor([[3.0, 0.0], [0.0, 0.5]]))
-    tensor([[1., 0.],
-            [0., 1.]])
-    """
-
-    def project(self, weight: Tensor, site: Site) -> Tensor:
-        matrices = _matrices(weight, site)
-        if self.mode == "forward" or (torch.is_grad_enabled() and matrices.requires_grad):
-            found, converged = _newton_schulz(matrices)
-            if not converged:
-                raise ConfigurationError(
-                    f"{self!r}: weight {site.name!r} has too low a rank to have a nearest orthonormal one that a "
-                    "gradient could pass: start it otherwise, such as with Orthogonal()"
-                )
-            return from_unit_matrices(found, weight, site.unit_dims)
-        excess = _gram_excess(matrices)
-        if bool(excess.abs().amax() <= _rounding(weight)):
-            return weight.clone()
-        if bool(torch.linalg.matrix_norm(excess).amax() <= 0.5):  # near, as after an update: no singular values needed
-            return from_unit_matrices(_newton_schulz(matrices, normalized=True)[0], weight, site.unit_dims)
-        left, _, right = torch.linalg.svd(matrices, full_matrices=False)
-        return from_unit_matrices(left @ right, weight, site.unit_dims)
-
-    def tolerance(self, projected: Tensor, site: Site) -> float:
-        return 0.0
-
-    def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
-        """Without the part that changes WWᵀ (or WᵀW): for rows, V − (VWᵀ + WVᵀ)W / 2."""
-        matrices, moving = _matrices(weight, site), _matrices(velocity, site)
-        tall = matrices.shape[-2] > matrices.shape[-1]
-        rows, along = (matrices.mT, moving.mT) if tall else (matrices, moving)
-        across = along @ rows.mT
-        kept = along - (across + across.mT) / 2 @ rows
-        return from_unit_matrices(kept.mT if tall else kept, velocity, site.unit_dims)
-
-
 class SpectralConstraint(Constraint, abstract=True):
     """A set of matrices with certain singular values or eigenvalues, which are found for many matrices at once."""
 
@@ -93,6 +49,49 @@ class SpectralConstraint(Constraint, abstract=True):
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0
+
+
+class Orthonormal(SpectralConstraint):
+    """WWᵀ = I, or WᵀW = I where there are more rows than columns; the nearest point is UVᵀ of W = UΣVᵀ, the orthogonal
+    factor of its polar decomposition.
+
+    Higham (1986), "Computing the polar decomposition, with applications". Projected by the Newton–Schulz iteration of
+    third order, X ← X(15I − 10XᵀX + 3(XᵀX)²) / 8, where singular values are near 1, as after an update, and else by
+    singular values; with ``mode="forward"`` by that of second order, X ← X(3I − XᵀX) / 2, whose gradient is finite
+    everywhere (that of singular vectors is not where singular values are equal, as they are at every orthonormal
+    matrix).
+
+    >>> Orthonormal()(torch.tensor([[3.0, 0.0], [0.0, 0.5]]))
+    tensor([[1., 0.],
+            [0., 1.]])
+    """
+
+    forward_gradient: ClassVar[Literal["autograd", "straight-through", "none"]] = "autograd"
+
+    def nearest(self, matrices: Tensor, rounding: float) -> Tensor:
+        if self.mode == "forward" or (torch.is_grad_enabled() and matrices.requires_grad):
+            return self._differentiable(matrices)
+        excess = _gram_excess(matrices)
+        outside = ~(excess.abs().amax(dim=(-2, -1)) <= rounding)
+        return _where(outside, lambda: _polar_factors(matrices, excess), matrices)
+
+    def _differentiable(self, matrices: Tensor) -> Tensor:
+        found, converged = _newton_schulz(matrices)
+        if not converged:
+            raise ConfigurationError(
+                f"{self!r}: a weight of shape {tuple(matrices.shape)} has too low a rank to have a nearest orthonormal "
+                "one that a gradient could pass: start it otherwise, such as with Orthogonal()"
+            )
+        return found
+
+    def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
+        """Without the part that changes WWᵀ (or WᵀW): for rows, V − (VWᵀ + WVᵀ)W / 2."""
+        matrices, moving = _matrices(weight, site), _matrices(velocity, site)
+        tall = matrices.shape[-2] > matrices.shape[-1]
+        rows, along = (matrices.mT, moving.mT) if tall else (matrices, moving)
+        across = along @ rows.mT
+        kept = along - (across + across.mT) / 2 @ rows
+        return from_unit_matrices(kept.mT if tall else kept, velocity, site.unit_dims)
 
 
 class SpectralBound(SpectralConstraint):
@@ -217,15 +216,63 @@ def _gram_excess(matrices: Tensor) -> Tensor:
     return wide @ wide.mT - torch.eye(wide.shape[-2], dtype=wide.dtype, device=wide.device)
 
 
-def _newton_schulz(matrices: Tensor, *, normalized: bool = False) -> tuple[Tensor, bool]:
-    """The orthogonal polar factor, differentiable: X ← X(3I − XᵀX) / 2 from W / ‖W‖₂, or from W if its singular values
-    are between 0 and √3 as it is (``normalized``), until it is orthonormal; and whether it became so."""
+def _polar_factors(matrices: Tensor, excess: Tensor) -> Tensor:
+    """UVᵀ of every matrix W = UΣVᵀ, given E = WWᵀ − I, or WᵀW − I where there are more rows than columns."""
+    bounds = torch.linalg.matrix_norm(excess @ excess).sqrt()  # ‖E²‖_F ≥ ‖E‖₂², and far nearer than ‖E‖_F ≥ ‖E‖₂
+    near = bounds <= _NEAR
+    if bool(near.all()):
+        found = _rooted(matrices, _inverse_root(excess, float(bounds.max())))
+        if matrices.dtype == torch.float64:  # in which long sums are rounded by more than the set allows
+            found = _rooted(found, _with_diagonal(_gram_excess(found) / -2, 1.0))
+        return found
+    if matrices.ndim == 2 or not bool(near.any()):
+        left, _, right = torch.linalg.svd(matrices, full_matrices=False)
+        factors: Tensor = left @ right
+        return factors
+    found = torch.empty_like(matrices)
+    for chosen in (near, ~near):
+        found[chosen] = _polar_factors(matrices[chosen], excess[chosen])
+    return found
+
+
+_NEAR = 0.5
+"""‖E‖₂, up to which the iteration is used; it converges below 1."""
+
+
+def _inverse_root(excess: Tensor, bound: float) -> Tensor:
+    """(I + E)^(−1/2) for symmetric E with ‖E‖₂ ≤ bound, as a product of S = I − E/2 + 3E²/8, each of which leaves
+    (I + E)S² − I = E³(5/8 − 15E/64 + 9E²/64) in the place of E: at most the cube of its norm. So nothing has to be
+    looked at on the way, and of the weight there are two products alone."""
+    root, least = None, torch.finfo(excess.dtype).eps
+    while bound > least:
+        square = excess @ excess
+        step = _with_diagonal(square.mul(0.375).sub_(excess, alpha=0.5), 1.0)
+        root = step if root is None else step @ root
+        bound = bound**3
+        if bound > least:
+            left = _with_diagonal(square.mul(9 / 64).sub_(excess, alpha=15 / 64), 5 / 8)
+            excess = excess @ square @ left
+    return _with_diagonal(-excess / 2, 1.0) if root is None else root
+
+
+def _rooted(matrices: Tensor, root: Tensor) -> Tensor:
+    return root @ matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices @ root
+
+
+def _with_diagonal(matrices: Tensor, value: float) -> Tensor:
+    """Add a multiple of I, in place."""
+    matrices.diagonal(dim1=-2, dim2=-1).add_(value)
+    return matrices
+
+
+def _newton_schulz(matrices: Tensor) -> tuple[Tensor, bool]:
+    """The orthogonal polar factor, differentiable: X ← X(3I − XᵀX) / 2 from W / ‖W‖₂, until it is orthonormal; and
+    whether it became so."""
     tall = matrices.shape[-2] > matrices.shape[-1]
     turned = matrices.mT if tall else matrices
-    if not normalized:
-        with torch.no_grad():
-            sizes = torch.linalg.matrix_norm(turned, 2, keepdim=True)
-        turned = turned / torch.where(sizes > 0, sizes, 1)
+    with torch.no_grad():
+        sizes = torch.linalg.matrix_norm(turned, 2, keepdim=True)
+    turned = turned / torch.where(sizes > 0, sizes, 1)
     identity = torch.eye(turned.shape[-2], dtype=turned.dtype, device=turned.device)
     room, excess = 8 * torch.finfo(turned.dtype).eps, torch.inf
     for _ in range(_MOST_STEPS):
