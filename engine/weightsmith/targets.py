@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from weightsmith.errors import UnsupportedWeightError
+from weightsmith.rows import Sites
 from weightsmith.shards import Part, gather, is_sharded, own_part, put_back, spread
 from weightsmith.site import Site
 from weightsmith.tensors import unit_view
@@ -85,8 +86,8 @@ class Targets(tuple[Target, ...]):
     costs more than computing."""
 
     @cached_property
-    def sites(self) -> tuple[Site, ...]:
-        return tuple(target.site for target in self)
+    def sites(self) -> Sites:
+        return Sites(target.site for target in self)
 
     @cached_property
     def _raw(self) -> tuple[Tensor, ...]:

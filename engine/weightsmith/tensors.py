@@ -16,6 +16,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 __all__ = [
     "accurate_dtype",
     "add_",
+    "add_signs_",
+    "are_large",
     "blocks",
     "clamp_",
     "copy_",
@@ -42,7 +44,6 @@ __all__ = [
     "unit_norms",
     "unit_peaks",
     "unit_view",
-    "unstack_rows",
 ]
 
 
@@ -171,16 +172,6 @@ def stack_rows(tensors: Sequence[Tensor]) -> Tensor:
     return torch.cat([tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(0) for tensor in tensors])
 
 
-def unstack_rows(tensors: Sequence[Tensor], rows: Tensor) -> None:
-    """Write rows back to where :func:`stack_rows` took them."""
-    counts = [tensor.shape[0] if tensor.ndim > 1 else 1 for tensor in tensors]
-    parts = [
-        part if part.shape == tensor.shape else part.view(tensor.shape)
-        for part, tensor in zip(torch.split(rows, counts), tensors, strict=True)
-    ]
-    copy_(tensors, parts)
-
-
 def joined(tensors: Sequence[Tensor]) -> Tensor:
     """The values of several tensors as one long row, on the first one's device.
 
@@ -291,10 +282,20 @@ def copy_(tensors: Sequence[Tensor], values: Sequence[Tensor]) -> None:
         torch._foreach_copy_(list(tensors), list(values))
 
 
-def add_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: float) -> None:
+def add_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: float = 1.0) -> None:
     """Add a multiple of another to every tensor, in place: t ← t + factor · o, rounded once where the processor can."""
     if tensors:
         torch._foreach_add_(list(tensors), list(others), alpha=factor)
+
+
+def add_signs_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: float) -> None:
+    """Add a multiple of another's signs to every tensor, in place, with little memory: t ← t + factor · sign(o)."""
+    if tensors and not are_large(tensors):
+        torch._foreach_add_(list(tensors), torch._foreach_sign(list(others)), alpha=factor)
+        return
+    for tensor, other in zip(tensors, others, strict=True):
+        for part, values in blocks(tensor, other):
+            part.add_(values.sign(), alpha=factor)
 
 
 def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
@@ -305,7 +306,7 @@ def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
 
 def clamp_(tensors: Sequence[Tensor], low: float | None, high: float | None) -> None:
     """Bound every value of every tensor, in place."""
-    if _are_large(tensors):
+    if are_large(tensors):
         for tensor in tensors:
             tensor.clamp_(low, high)
         return
@@ -335,9 +336,9 @@ def keep_(tensor: Tensor, mask: Tensor) -> None:
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def _are_large(tensors: Sequence[Tensor]) -> bool:
+def are_large(tensors: Sequence[Tensor]) -> bool:
     """Whether another pass over the tensors costs more than another call for each."""
-    return sum(tensor.numel() for tensor in tensors) > _SMALL * len(tensors)
+    return sum(map(Tensor.numel, tensors)) > _SMALL * len(tensors)
 
 
 def sign_(tensors: Sequence[Tensor]) -> None:
@@ -349,7 +350,7 @@ def sign_(tensors: Sequence[Tensor]) -> None:
 def normalize_(tensors: Sequence[Tensor], norm: float) -> None:
     """Scale every tensor to an L2 norm, in place; zeros stay zero."""
     kinds = {(tensor.dtype, tensor.device) for tensor in tensors}
-    if len(kinds) == 1 and not _are_large(tensors) and all(accurate_dtype(dtype) == dtype for dtype, _ in kinds):
+    if len(kinds) == 1 and not are_large(tensors) and all(accurate_dtype(dtype) == dtype for dtype, _ in kinds):
         lengths = torch.stack(torch._foreach_norm(list(tensors), 2.0))
         torch._foreach_mul_(list(tensors), torch.where(lengths == 0, 1.0, norm / lengths).unbind())
         return

@@ -14,18 +14,19 @@ from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError, PluginContractError, PluginDefinitionError, UnsupportedWeightError
 from weightsmith.events import WeightEvents
 from weightsmith.plugin import Plugin, Subscription
+from weightsmith.rows import Rows, rows_among
 from weightsmith.schedules import Progress, Span, parse_span
 from weightsmith.selection import Selector, Where, everything, selector
 from weightsmith.site import Sharding, Site
 from weightsmith.spelling import nearest
 from weightsmith.targets import GradientNeed, Target
-from weightsmith.tensors import row_groups, stack_rows, unstack_rows
+from weightsmith.tensors import add_, copy_
 from weightsmith.weights import Weight
 
 if TYPE_CHECKING:
     from weightsmith.trainer import Trainer
 
-__all__ = ["WeightPlugin", "as_it_is", "copy_to"]
+__all__ = ["WeightPlugin", "add_to", "as_it_is", "copy_to"]
 
 
 _ECHOES = (WeightEvents.MEASURED.name, WeightEvents.PLUGIN_STARTED.name, WeightEvents.PLUGIN_COMPLETED.name)
@@ -258,17 +259,26 @@ class WeightPlugin(Plugin, abstract=True):
         if not self.unitwise or self.remembers:
             self._singly(method, write, targets, sites, *columns)
             return
-        distinct = list({id(column): column for column in (targets, *columns)}.values())
-        together, alone = row_groups([_row_kind(*pair) for pair in zip(targets, sites, strict=True)])
-        for places in together:
-            stacked = {id(column): stack_rows([column[i] for i in places]) for column in distinct}
-            rows = stacked[id(targets)]
-            site = Site.alone(rows, name=_names([sites[i].name for i in places]))
-            self._singly(method, write, [rows], [site], *([stacked[id(column)]] for column in columns))
-            unstack_rows([targets[i] for i in places], rows)
+        together, alone = rows_among(sites)
+        for rows in together:
+            if write in _TOGETHER:
+                result = self._of_rows(method, rows, columns)
+                _TOGETHER[write](rows.of(targets), rows.parts(result, targets))
+            else:
+                matrices = {id(column): [rows.stack(column)] for column in _distinct(targets, *columns)}
+                written = matrices[id(targets)]
+                self._singly(method, write, written, [rows.site], *(matrices[id(column)] for column in columns))
+                copy_(rows.of(targets), rows.parts(written[0], targets))
         if alone:
             picked = [[column[i] for i in alone] for column in (targets, *columns)]
             self._singly(method, write, picked[0], [sites[i] for i in alone], *picked[1:])
+
+    def _of_rows(self, method: Callable[..., Any], rows: Rows, columns: Sequence[Sequence[Tensor]]) -> Tensor:
+        """What the pure ``method`` makes of small weights as the rows of one matrix."""
+        results: list[Tensor] = []
+        stacked = [[rows.stack(column)] for column in columns]
+        self._singly(method, lambda _, result, __: results.append(result), stacked[0], [rows.site], *stacked)
+        return results[0]
 
     def _single(self, result: Any, target: Tensor, site: Site, method: Callable[..., Any]) -> Tensor:
         """The tensor of a result that is more, or other, than a tensor that fits."""
@@ -308,25 +318,20 @@ class WeightPlugin(Plugin, abstract=True):
         return plugin._ask(getattr(plugin, method), *tensors, site=site, remember=True)
 
 
-def _row_kind(tensor: Tensor, site: Site) -> object:
-    """What small weights that are rows of one matrix have in common; ``None`` for one that goes alone."""
-    return (site._row_length, tensor.dtype, tensor.device) if site._row_length else None
-
-
 def _bound(span: Span, count: int, counts: dict[str, int]) -> tuple[int, int]:
     """A bound and what it is compared with: a bare number with the event's own count, else with updates or epochs."""
     number, unit = parse_span(span)
     return number, count if isinstance(span, int) else counts[unit]
 
 
-def _names(names: Sequence[str]) -> str:
-    rest = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")
-
-
 def copy_to(target: Tensor, result: Tensor, site: Site) -> None:
     """Write a result in the target's place."""
     target.copy_(result)
+
+
+def add_to(target: Tensor, result: Tensor, site: Site) -> None:
+    """Add a result to the target."""
+    target.add_(result)
 
 
 def as_it_is(target: Tensor, result: Tensor, site: Site) -> None:
@@ -339,3 +344,11 @@ def _refuse_misfit(result: Any, target: Tensor, method: str) -> None:
         raise PluginContractError(
             f"{method} returned {got} for a tensor of shape {tuple(target.shape)}: return a tensor of the same shape"
         )
+
+
+_TOGETHER: dict[Any, Callable[[Sequence[Tensor], Sequence[Tensor]], None]] = {copy_to: copy_, add_to: add_}
+"""The same for many small targets at once."""
+
+
+def _distinct(*columns: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    return list({id(column): column for column in columns}.values())

@@ -14,7 +14,7 @@ from torch import Tensor
 from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError, PluginContractError, UnsupportedWeightError
 from weightsmith.events import WeightEvents
-from weightsmith.kinds.base import WeightPlugin, copy_to
+from weightsmith.kinds.base import WeightPlugin, add_to, copy_to
 from weightsmith.plugin import Subscription
 from weightsmith.selection import Selector, matrices
 from weightsmith.site import Site
@@ -92,7 +92,7 @@ class Penalty(WeightPlugin, abstract=True):
 
     def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         """The plural form: adds the cost's gradient to ``gradients``."""
-        self._unitwise(self.gradient, _add_to, gradients, sites, weights)
+        self._unitwise(self.gradient, add_to, gradients, sites, weights)
 
     def subscriptions(self, trainer: Trainer) -> Iterator[Subscription]:
         binding = trainer.bind(self)
@@ -163,7 +163,3 @@ _EVENTS = {
     "decoupled": WeightEvents.GRADIENTS_READY,
     "proximal": WeightEvents.STEP_COMPLETED,
 }
-
-
-def _add_to(target: Tensor, result: Tensor, site: Site) -> None:
-    target.add_(result)

@@ -11,7 +11,7 @@ from torch import Tensor
 from weightsmith import ConfigurationError, Penalty, Site
 from weightsmith.kinds.base import as_it_is
 from weightsmith.site import Sharding
-from weightsmith.tensors import accurate_dtype, add_, blocks, unit_norms
+from weightsmith.tensors import accurate_dtype, add_, add_signs_, are_large, unit_norms
 
 __all__ = ["L1", "L2", "ElasticNet", "GroupLasso", "Hoyer", "require_non_negative"]
 
@@ -45,12 +45,7 @@ class L1(Penalty):
         return self.strength * weight.sign()
 
     def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        self._unitwise(self._charge_, as_it_is, gradients, sites, gradients, weights)
-
-    def _charge_(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
-        for part, values in blocks(gradient, weight):
-            part.add_(values.sign(), alpha=self.strength)
-        return gradient
+        add_signs_(gradients, weights, self.strength)
 
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
         return weight.sign() * (weight.abs() - step * self.strength).clamp(min=0)
@@ -121,12 +116,8 @@ class ElasticNet(Penalty):
         return self.l1 * weight.sign() + (2 * self.l2) * weight
 
     def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        self._unitwise(self._charge_, as_it_is, gradients, sites, gradients, weights)
-
-    def _charge_(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
-        for part, values in blocks(gradient, weight):
-            part.add_(values.sign(), alpha=self.l1).add_(values, alpha=2 * self.l2)
-        return gradient
+        add_signs_(gradients, weights, self.l1)
+        add_(gradients, weights, 2 * self.l2)
 
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
         return weight.sign() * (weight.abs() - step * self.l1).clamp(min=0) / (1 + 2 * step * self.l2)
@@ -160,7 +151,10 @@ class GroupLasso(Penalty):
         return (self._rate(weight, site) * weight / torch.where(norms == 0, 1, norms)).to(weight.dtype)
 
     def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        self._unitwise(self._charge_, as_it_is, gradients, sites, gradients, weights)
+        if are_large(weights):
+            self._singly(self._charge_, as_it_is, gradients, sites, gradients, weights)
+        else:
+            super().gradient_all_(gradients, weights, sites)
 
     def _charge_(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         if accurate_dtype(weight.dtype) != weight.dtype:

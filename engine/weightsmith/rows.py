@@ -1,0 +1,85 @@
+"""Small weights whose units are handled together, as the rows of one matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from weightsmith.site import Site
+from weightsmith.tensors import row_groups, stack_rows
+
+__all__ = ["Rows", "Sites", "rows_among"]
+
+
+class Sites(tuple[Site, ...]):
+    """The sites of several weights. What is found of them is found once, until they are others."""
+
+    @cached_property
+    def rows(self) -> tuple[list[Rows], list[int]]:
+        """Which go together, and the places of those that go alone."""
+        return _rows_among(self)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Some of several weights, whose units are rows of one length.
+
+    Attributes:
+        places: which.
+        site: stands for all of them in a method that asks for ``unit_dims`` alone.
+    """
+
+    places: Sequence[int]
+    site: Site
+    _are_all: bool
+    _are_matrices: bool
+
+    def of(self, column: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Theirs, of a column with a tensor for each of the several weights."""
+        return column if self._are_all else [column[place] for place in self.places]
+
+    def stack(self, column: Sequence[Tensor]) -> Tensor:
+        """Theirs, as the rows of one new matrix."""
+        tensors = self.of(column)
+        return torch.cat(tuple(tensors)) if self._are_matrices else stack_rows(tensors)
+
+    def parts(self, rows: Tensor, column: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Views of a matrix's rows, in the shapes of theirs."""
+        tensors = self.of(column)
+        if self._are_matrices:
+            return rows.split_with_sizes([len(tensor) for tensor in tensors])
+        counts = [len(tensor) if tensor.ndim > 1 else 1 for tensor in tensors]
+        parts = rows.split_with_sizes(counts)
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+
+
+def rows_among(sites: Sequence[Site]) -> tuple[list[Rows], list[int]]:
+    """Which of the weights at these sites go together, and the places of those that go alone."""
+    return sites.rows if isinstance(sites, Sites) else _rows_among(sites)
+
+
+def _rows_among(sites: Sequence[Site]) -> tuple[list[Rows], list[int]]:
+    together, alone = row_groups([_kind(site) for site in sites])
+    return [_rows(places, sites) for places in together], alone
+
+
+def _rows(places: list[int], sites: Sequence[Site]) -> Rows:
+    chosen = [sites[place] for place in places]
+    site = Site.alone(torch.empty(0, chosen[0]._row_length), name=_names(site.name for site in chosen))
+    return Rows(places, site, len(chosen) == len(sites), all(len(site.shape) == 2 for site in chosen))
+
+
+def _kind(site: Site) -> object:
+    """What small weights that go together have in common; ``None`` for one that goes alone."""
+    raw = site._weight.raw[0]
+    return (site._row_length, raw.dtype, raw.device) if site._row_length else None
+
+
+def _names(names: Iterable[str]) -> str:
+    first = list(names)
+    rest = len(first) - 3
+    return ", ".join(first[:3]) + (f" and {rest} more" if rest > 0 else "")
