@@ -1,8 +1,8 @@
 # make train   set up, and run the main job
 # make test    set up, and run the whole test gate
-# make bench   set up, and time the loop against a hand-written one and Ignite's, every constraint, penalty and gradient
-#              editor against the loop that people write by hand, and weight histograms against Ignite's (a quarter of
-#              an hour)
+# make bench   set up, and time the loop against a hand-written one, Ignite's, Lightning's and Keras's, every constraint,
+#              penalty and gradient editor against the loop that people write by hand, weight histograms against Ignite's,
+#              and how all that grows, into docs/speed.md (three quarters of an hour, on a machine that does nothing else)
 # make measure train every script with its plugins and without, over five seeds, into docs/results.md (three quarters of an
 #              hour)
 # make durability  set up, and kill, damage, fill the disk, fuzz, and resume from everywhere, each with a figure at its end
@@ -31,9 +31,12 @@ test: $(READY)
 	$(BIN)/pytest
 
 bench: $(READY)
-	$(BIN)/python tests/benchmarks/bench_loop.py
-	$(BIN)/python tests/benchmarks/bench_plugins.py
-	$(BIN)/python tests/benchmarks/bench_watching.py
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,bench]"
+	$(BIN)/python -W ignore tests/benchmarks/bench_loop.py --output runs/benchmarks/loop.json
+	$(BIN)/python -W ignore tests/benchmarks/bench_plugins.py --output runs/benchmarks/plugins.json
+	$(BIN)/python -W ignore tests/benchmarks/bench_watching.py --output runs/benchmarks/watching.json
+	$(BIN)/python -W ignore tests/benchmarks/bench_growth.py --output runs/benchmarks/growth.json
+	$(BIN)/python tests/benchmarks/speed_page.py
 
 measure: $(READY)
 	$(BIN)/python -W ignore tests/benchmarks/measure_scripts.py

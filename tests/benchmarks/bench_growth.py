@@ -99,7 +99,14 @@ def grow(what: str, sizes: tuple[int, ...], make: Callable[[int], nn.Module], un
             f"{name:18s}{shown}        {slope * unit:6.2f} {rest * 1e6:6.0f} µs {exponent(sizes, found):6.2f}",
             flush=True,
         )
-        yield {"plugin": name, "sizes": sizes, "seconds": found, "slope": slope, "rest": rest}
+        yield {
+            "plugin": name,
+            "sizes": sizes,
+            "seconds": found,
+            "slope": slope,
+            "rest": rest,
+            "exponent": exponent(sizes, found),
+        }
 
 
 def main(only: str, millions: int, tensors: int, seconds: float, threads: int, output: str | None) -> None:

@@ -22,6 +22,9 @@ from typing import Any
 from weightsmith import NonFiniteError
 
 ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from marked import put  # noqa: E402
+
 KEPT, PAGE, README = ROOT / "runs" / "measured", ROOT / "docs" / "results.md", ROOT / "README.md"
 NONE: dict[str, Any] = {"plugins": Path("none")}
 
@@ -249,5 +252,4 @@ if __name__ == "__main__":
         found = measure(STUDIES[name], range(options.seeds))
         (KEPT / f"{name}.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     PAGE.write_text(page(), encoding="utf-8")
-    before, begin, rest = README.read_text(encoding="utf-8").partition("<!-- measured -->\n")
-    README.write_text(before + begin + telling() + "\n" + rest[rest.index("<!-- /measured -->") :], encoding="utf-8")
+    put(README, "measured", telling())

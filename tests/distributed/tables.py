@@ -1,17 +1,18 @@
 """The tables of docs/distributed.md, from what the commands beside this file find."""
 
 import math
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+import marked
 
 PAGE = Path(__file__).parents[2] / "docs" / "distributed.md"
 
 
 def put(name, lines):
     """Put a table in its place on the page."""
-    text = PAGE.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(f"<!-- {name} -->\n")
-    end = f"<!-- /{name} -->"
-    PAGE.write_text(before + begin + "\n".join(lines) + "\n" + rest[rest.index(end) :], encoding="utf-8")
+    marked.put(PAGE, name, "\n".join(lines))
 
 
 def agreement(table, worlds):

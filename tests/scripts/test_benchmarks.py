@@ -18,6 +18,8 @@ SHORT = ["--sizes", "small", "--seconds", "0.01"]
     [
         ["bench_plugins.py", *SHORT, "--only", "clamp"],
         ["bench_watching.py", *SHORT, "--threads", "1"],
+        ["bench_loop.py", "--iterations", "2", "--rounds", "1"],
+        ["bench_growth.py", "--only", "clamp", "--millions", "3", "--tensors", "100", "--seconds", "0.01"],
     ],
     ids=lambda command: command[0],
 )
@@ -25,10 +27,36 @@ def test_the_command_prints_a_table_and_writes_the_same(command, tmp_path):
     output = tmp_path / "found.json"
     script = [sys.executable, "-W", "ignore", str(BENCHMARKS / command[0]), *command[1:], "--output", str(output)]
     printed = subprocess.run(script, capture_output=True, text=True, timeout=120, check=True).stdout
-    rows = json.loads(output.read_text(encoding="utf-8"))["rows"]
-    assert len(rows) == 1
-    assert rows[0]["network"] == "small"
-    assert printed.count("small") >= 1
+    found = json.loads(output.read_text(encoding="utf-8"))
+    assert {"torch", "threads", "processor"} <= found.keys()
+    for row in [row for name, rows in found.items() if name in ("rows", "weights", "tensors") for row in rows]:
+        assert str(row.get("network") or row.get("plugin") or row["name"]) in printed
+
+
+def test_the_page_of_speed_is_written_from_what_was_found(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    speed = importlib.import_module("speed_page")
+    machine = {"torch": "2", "threads": 1, "processor": "x"}
+    row = {"plugin": "Clamp", "sizes": [1, 3], "seconds": [0.001, 0.003], "slope": 2e-3, "rest": 0.0, "exponent": 1.0}
+    ratios = {"by hand": 0.5, "one pass": 0.02}
+    for name, content in {
+        "loop": {"rows": [{"name": "Trainer", "seconds": 1e-4, "ratio": 1.03}]},
+        "plugins": {"rows": [{"plugin": "Clamp", "network": "large", "ratios": ratios}]},
+        "watching": {"rows": [{"network": "small", "threads": 1, "weightsmith": 0.001, "Ignite": 0.01}]},
+        "growth": {"weights": [row], "tensors": [row]},
+    }.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({**machine, **content}), encoding="utf-8")
+    page = tmp_path / "speed.md"
+    page.write_text(speed.PAGE.read_text(encoding="utf-8"), encoding="utf-8")
+    for name, place in (("FOUND", tmp_path), ("PAGE", page), ("PICTURE", tmp_path / "speed.png")):
+        monkeypatch.setattr(speed, name, place)
+    speed.main()
+    text = page.read_text(encoding="utf-8")
+    assert "| Trainer | 100 | 1.03 |" in text
+    assert "| `Clamp` | – | – | 2 × | one pass: 50 × (large) |" in text
+    assert "| small | 1 ms | 10 ms | 10.0 × |" in text
+    assert "| `Clamp` | 2.00 | 1.00 | 2000.0 |" in text
+    assert (tmp_path / "speed.png").stat().st_size > 10_000
 
 
 def test_what_scripts_return_is_what_is_measured_and_told(monkeypatch, tmp_path):

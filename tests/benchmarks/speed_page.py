@@ -1,0 +1,118 @@
+"""Write what the benchmarks found, from runs/benchmarks, into docs/speed.md and docs/speed.png."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
+from marked import put  # noqa: E402
+
+FOUND, PAGE, PICTURE = ROOT / "runs" / "benchmarks", ROOT / "docs" / "speed.md", ROOT / "docs" / "speed.png"
+SIZES = ("small", "medium", "large")
+
+
+def found(name: str) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((FOUND / f"{name}.json").read_text(encoding="utf-8"))
+    return content
+
+
+def table(head: list[str], rows: Iterator[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def times(ratio: float) -> str:
+    """How many times as fast, of a ratio of times."""
+    return f"{1 / ratio:.2g} ×" if ratio > 0.1 else f"{1 / ratio:.0f} ×"
+
+
+def loop() -> str:
+    rows = found("loop")["rows"]
+    return table(
+        ["", "µs an iteration", "× hand-written"],
+        ([row["name"], f"{row['seconds'] * 1e6:.0f}", f"{row['ratio']:.2f}"] for row in rows),
+    )
+
+
+def plugins() -> str:
+    named: dict[str, dict[str, Any]] = {}
+    for row in found("plugins")["rows"]:
+        named.setdefault(row["plugin"], {})[row["network"]] = row["ratios"]
+
+    def line(name: str, ratios: dict[str, dict[str, float]]) -> list[str]:
+        others = [
+            f"{who}: {times(ratios[size][who])} ({size})"
+            for size in SIZES
+            for who in ratios.get(size, {})
+            if who != "by hand"
+        ]
+        cells = [times(ratios[size]["by hand"]) if size in ratios else "–" for size in SIZES]
+        return [f"`{name}`", *cells, "; ".join(others)]
+
+    return table(["", *SIZES, "as fast as …"], (line(*item) for item in named.items()))
+
+
+def watching() -> str:
+    rows = [row for row in found("watching")["rows"] if row["threads"] == 1]
+
+    def line(row: dict[str, Any]) -> list[str]:
+        theirs = row.get("Ignite")
+        faster = f"{theirs / row['weightsmith']:.1f} ×" if theirs else "–"
+        return [
+            row["network"],
+            f"{row['weightsmith'] * 1e3:.0f} ms",
+            f"{theirs * 1e3:.0f} ms" if theirs else "–",
+            faster,
+        ]
+
+    return table(["", "`WeightHistograms`", "Ignite's handler", "as fast"], map(line, rows))
+
+
+def growth() -> str:
+    content = found("growth")
+    by_tensors = {row["plugin"]: row for row in content["tensors"]}
+
+    def line(row: dict[str, Any]) -> list[str]:
+        other = by_tensors[row["plugin"]]
+        per_weight, per_tensor = row["slope"] * 1e3, other["slope"] * 1e6
+        return [f"`{row['plugin']}`", f"{per_weight:.2f}", f"{row['exponent']:.2f}", f"{per_tensor:.1f}"]
+
+    head = ["", "ns a weight", "exponent up to 300 million", "µs a tensor"]
+    return table(head, map(line, content["weights"]))
+
+
+def draw() -> None:
+    content = found("growth")
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for axis, what, unit in ((axes[0], "weights", "million weights"), (axes[1], "tensors", "tensors of 256 weights")):
+        for row in content[what]:
+            axis.plot(row["sizes"], [taken * 1e3 for taken in row["seconds"]], marker="o", label=row["plugin"])
+        axis.set(xscale="log", yscale="log", xlabel=unit)
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("milliseconds")
+    axes[1].legend(fontsize="small", loc="upper left")
+    figure.savefig(PICTURE, dpi=120)
+
+
+def main() -> None:
+    for part in (loop, plugins, watching, growth):
+        put(PAGE, part.__name__, part())
+    machine = found("loop")
+    put(
+        PAGE,
+        "machine",
+        f"Measured with torch {machine['torch']}, {machine['threads']} thread, on {machine['processor']}.",
+    )
+    draw()
+
+
+if __name__ == "__main__":
+    main()
