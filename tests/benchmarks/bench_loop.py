@@ -131,7 +131,9 @@ def lightning() -> Contender:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             trainer = L.Trainer(accelerator="cpu", max_epochs=1, enable_checkpointing=False, **quiet)
-            trainer.fit(module, batches)
+            trainer.fit(
+                module, torch.utils.data.DataLoader(batches, batch_size=None)
+            )  # a list would be several loaders
         return module.seconds
 
     return contender
