@@ -161,6 +161,14 @@ def test_an_intersection_keeps_its_exact_sets_exactly(parts, holds):
     assert violation == 0
 
 
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_no_conflict_is_reported_where_a_value_is_not_finite(bad):
+    weight = random(4, 4)
+    weight[1, 2] = bad
+    found = w.Intersection(w.TopK(0.5), w.UnitNorm())(weight)
+    torch.testing.assert_close(found, w.UnitNorm()(w.TopK(0.5)(weight)), equal_nan=True)
+
+
 def test_an_intersection_acts_in_bfloat16():
     weight, _ = held(torch.tensor([[0.9, -0.02]], dtype=HALF), w.Intersection(w.NonNegative(), w.MaxNorm(1.0)))
     assert (weight >= 0).all()
