@@ -195,6 +195,12 @@ def test_orthonormal_computes_the_same_layer_with_and_without_gradients():
         Trainer(lame, torch.optim.SGD(lame.parameters()), nn.MSELoss(), plugins=[w.Orthonormal(mode="forward")])
 
 
+def test_what_was_made_orthonormal_from_afar_stays_bit_for_bit():
+    start = torch.linalg.qr(random(700, 600))[0]
+    found = w.Orthonormal()(start + 0.1 * random(700, 600, seed=1) / (600**0.5 + 700**0.5))
+    assert torch.equal(w.Orthonormal()(found), found)
+
+
 @pytest.mark.parametrize("plugin", [w.UnitNorm(), w.Simplex(), w.Orthonormal()], ids=repr)
 def test_the_vector_of_padding_stays_as_it_is(plugin):
     layer = nn.Embedding(4, 6, padding_idx=1)
