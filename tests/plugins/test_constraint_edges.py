@@ -161,6 +161,16 @@ def test_an_intersection_keeps_its_exact_sets_exactly(parts, holds):
     assert violation == 0
 
 
+@pytest.mark.parametrize("plugin", [w.UnitNorm(), w.MinMaxNorm(0.5, 1.0), w.MaxNorm(1.0)], ids=repr)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_unit_that_is_not_finite_is_given_no_other_direction(bad, plugin):
+    weight = random(2, 4)
+    weight[0, 1] = bad
+    found = plugin(weight)
+    assert found[0].isnan().any()
+    assert torch.equal(found[1], plugin(weight[1:])[0])
+
+
 @pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 def test_no_conflict_is_reported_where_a_value_is_not_finite(bad):
     weight = random(4, 4)
