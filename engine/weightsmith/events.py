@@ -93,14 +93,12 @@ class TrainingState(State):
         self.measurements: Measurements | None = None
         self.acting: PluginHandler | None = None
 
-    @classmethod
-    def of(cls, state: State) -> TrainingState:
-        """Any state of Ignite's as one of these, with nothing updated yet where it counted no updates."""
-        if isinstance(state, cls):
-            return state
-        ours = cls()
-        vars(ours).update(vars(state))
-        return ours
+    def stand_for(self, state: State) -> None:
+        """Have the very attributes of another state from now on, with nothing updated yet where it counted no updates:
+        who holds on to this one sees the other."""
+        if state is not self:
+            self.__dict__ = {**vars(type(self)()), **vars(state)}
+            state.__dict__ = self.__dict__
 
     @property
     def share(self) -> float | None:

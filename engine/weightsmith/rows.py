@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightsmith.site import Site
-from weightsmith.tensors import row_groups, stack_rows
+from weightsmith.tensors import row_groups
 
 __all__ = ["Rows", "Sites", "rows_among"]
 
@@ -45,7 +45,7 @@ class Rows:
     def stack(self, column: Sequence[Tensor]) -> Tensor:
         """Theirs, as the rows of one new matrix."""
         tensors = self.of(column)
-        return torch.cat(tuple(tensors)) if self._are_matrices else stack_rows(tensors)
+        return torch.cat(tuple(tensors) if self._are_matrices else [_as_rows(tensor) for tensor in tensors])
 
     def parts(self, rows: Tensor, column: Sequence[Tensor]) -> Sequence[Tensor]:
         """Views of a matrix's rows, in the shapes of theirs."""
@@ -77,6 +77,10 @@ def _kind(site: Site) -> object:
     """What small weights that go together have in common; ``None`` for one that goes alone."""
     raw = site._weight.raw[0]
     return (site._row_length, raw.dtype, raw.device) if site._row_length else None
+
+
+def _as_rows(tensor: Tensor) -> Tensor:
+    return tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(0)
 
 
 def _names(names: Iterable[str]) -> str:

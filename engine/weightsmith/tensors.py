@@ -36,7 +36,6 @@ __all__ = [
     "row_length",
     "scale_",
     "sign_",
-    "stack_rows",
     "top_singular_vectors",
     "unit_axis",
     "unit_dims",
@@ -165,11 +164,6 @@ def row_groups(kinds: Sequence[object]) -> tuple[list[list[int]], list[int]]:
 
 _SMALL = 2**15
 """Values, up to which copying a tensor costs less than calling for it alone."""
-
-
-def stack_rows(tensors: Sequence[Tensor]) -> Tensor:
-    """The units of several tensors as the rows of one new matrix."""
-    return torch.cat([tensor.flatten(1) if tensor.ndim > 1 else tensor.unsqueeze(0) for tensor in tensors])
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:

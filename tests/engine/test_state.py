@@ -234,3 +234,13 @@ def test_a_state_put_in_place_counts_updates_anew(state):
     trainer.add_event_handler(WeightEvents.UPDATE_COMPLETED(every=2), lambda t: numbers.append(t.state.update))
     assert trainer.run(batches(2), max_epochs=2) is trainer.state
     assert (trainer.state.updates, trainer.state.mark, numbers) == ({"optimizer": 4}, "mine", [2, 4])
+
+
+@pytest.mark.parametrize("state", [State, TrainingState])
+def test_plugins_see_the_state_put_in_place(state):
+    trainer, untouched = (make_trainer([Decay(0.1, every=3), MaxNorm(0.1, every=2)]) for _ in range(2))
+    mine = trainer.state = state()
+    trainer.run(batches(3), max_epochs=1)
+    untouched.run(batches(3), max_epochs=1)
+    assert mine.updates == trainer.state.updates == {"optimizer": 3}
+    assert all(map(torch.equal, trainer.model.parameters(), untouched.model.parameters()))

@@ -161,6 +161,24 @@ def test_an_intersection_keeps_its_exact_sets_exactly(parts, holds):
     assert violation == 0
 
 
+@pytest.mark.parametrize("plugin", [w.UnitNorm(), w.MinMaxNorm(0.5, 1.0), w.MaxNorm(1.0)], ids=repr)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_unit_that_is_not_finite_is_given_no_other_direction(bad, plugin):
+    weight = random(2, 4)
+    weight[0, 1] = bad
+    found = plugin(weight)
+    assert found[0].isnan().any()
+    assert torch.equal(found[1], plugin(weight[1:])[0])
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_no_conflict_is_reported_where_a_value_is_not_finite(bad):
+    weight = random(4, 4)
+    weight[1, 2] = bad
+    found = w.Intersection(w.TopK(0.5), w.UnitNorm())(weight)
+    torch.testing.assert_close(found, w.UnitNorm()(w.TopK(0.5)(weight)), equal_nan=True)
+
+
 def test_an_intersection_acts_in_bfloat16():
     weight, _ = held(torch.tensor([[0.9, -0.02]], dtype=HALF), w.Intersection(w.NonNegative(), w.MaxNorm(1.0)))
     assert (weight >= 0).all()
@@ -185,6 +203,12 @@ def test_orthonormal_computes_the_same_layer_with_and_without_gradients():
     nn.init.zeros_(lame.weight)
     with pytest.raises(ConfigurationError, match=r"(?s)too low a rank.*weight 'weight'"):
         Trainer(lame, torch.optim.SGD(lame.parameters()), nn.MSELoss(), plugins=[w.Orthonormal(mode="forward")])
+
+
+def test_what_was_made_orthonormal_from_afar_stays_bit_for_bit():
+    start = torch.linalg.qr(random(700, 600))[0]
+    found = w.Orthonormal()(start + 0.1 * random(700, 600, seed=1) / (600**0.5 + 700**0.5))
+    assert torch.equal(w.Orthonormal()(found), found)
 
 
 @pytest.mark.parametrize("plugin", [w.UnitNorm(), w.Simplex(), w.Orthonormal()], ids=repr)

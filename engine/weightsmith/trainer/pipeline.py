@@ -59,6 +59,7 @@ class UpdatePipeline(ResumableLoop):
         self._cast_dtype = _AUTOCAST[precision]
         """What autocast casts to; ``None`` if it does not run."""
         self.accumulate = accumulate
+        self._training_state = TrainingState()
         self._take_over_state()
         self._initialized = False
         self._closure: Callable[[], Tensor] | None = None
@@ -333,8 +334,10 @@ class UpdatePipeline(ResumableLoop):
             self._announce(WeightEvents.WEIGHTS_EDITED)
 
     def _take_over_state(self) -> None:
-        """Count updates in the state that is there: anybody may put a new one in place of an engine's."""
-        self.state = TrainingState.of(self.state)
+        """Count updates in the state that is there: anybody may put a new one in place of an engine's, while plugins
+        hold on to ours."""
+        self._training_state.stand_for(self.state)
+        self.state = self._training_state
         for name in self.optimizers:
             self.state.updates.setdefault(name, 0)
 

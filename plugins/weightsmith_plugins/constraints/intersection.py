@@ -65,13 +65,14 @@ class Intersection(Constraint):
         return all(part.unitwise for part in self.constraints)
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        if bool(weight.sum().isfinite()):
+        if bool(weight.sum().isfinite()) or bool(weight.isfinite().all()):
             return self._project(weight, site)
-        finite = weight.isfinite()
-        finite = finite.all(dim=site.unit_dims, keepdim=True) if self.unitwise and site.unit_dims else finite.all()
         once = weight  # where a value is not finite, nothing converges
         for part in self.constraints:
             once = _projected(part, once, site)
+        if not (self.unitwise and site.unit_dims):
+            return once
+        finite = weight.isfinite().all(dim=site.unit_dims, keepdim=True)
         return torch.where(finite, self._project(weight.masked_fill(~finite, 0), site), once)
 
     def _project(self, weight: Tensor, site: Site) -> Tensor:

@@ -28,7 +28,7 @@ class UnitScaling(Constraint, abstract=True):
     def project(self, weight: Tensor, site: Site) -> Tensor:
         even, peaks = _even(weight, site)
         # A zero unit has no direction: it takes that of equal values, if it must have one.
-        even = torch.where(peaks > 0, even, 1.0)
+        even = torch.where(peaks == 0, 1.0, even)
         inner = unit_norms(even, site.unit_dims)
         norms = _in_range(unit_norms(weight.detach(), site.unit_dims), inner.detach() * peaks)
         wanted = self.bounded(norms)

@@ -221,8 +221,9 @@ def _polar_factors(matrices: Tensor, excess: Tensor) -> Tensor:
     bounds = torch.linalg.matrix_norm(excess @ excess).sqrt()  # ‖E²‖_F ≥ ‖E‖₂², and far nearer than ‖E‖_F ≥ ‖E‖₂
     near = bounds <= _NEAR
     if bool(near.all()):
-        found = _rooted(matrices, _inverse_root(excess, float(bounds.max())))
-        if matrices.dtype == torch.float64:  # in which long sums are rounded by more than the set allows
+        bound = float(bounds.max())
+        found = _rooted(matrices, _inverse_root(excess, bound))
+        if matrices.dtype == torch.float64 or bound > _NEARER:  # sums are rounded by more than the set allows
             found = _rooted(found, _with_diagonal(_gram_excess(found) / -2, 1.0))
         return found
     if matrices.ndim == 2 or not bool(near.any()):
@@ -235,8 +236,8 @@ def _polar_factors(matrices: Tensor, excess: Tensor) -> Tensor:
     return found
 
 
-_NEAR = 0.5
-"""‖E‖₂, up to which the iteration is used; it converges below 1."""
+_NEAR, _NEARER = 0.5, 0.25
+"""‖E‖₂, up to which the iteration is used, which converges below 1; and up to which float32 needs no correction."""
 
 
 def _inverse_root(excess: Tensor, bound: float) -> Tensor:

@@ -70,9 +70,9 @@ class Pruning(Constraint, abstract=True):
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
         for targets in binding.rounds():
-            self._prune(binding, targets)
+            self.prune(binding, targets)
 
-    def _prune(self, binding: Binding, targets: Targets) -> None:
+    def prune(self, binding: Binding, targets: Targets) -> None:
         if not targets:
             return
         self._prepare(targets)
