@@ -78,7 +78,8 @@ def keep_largest_(weights: Sequence[Tensor], masks: Sequence[Tensor], count: int
     (1000, tensor(49500.), tensor(0.), tensor(True), tensor(False))
     """
     total = sum(weight.numel() for weight in weights)
-    plain = all(w.is_cpu and w.is_contiguous() and w.dtype in _BITS for w in weights)
+    alike = len({weight.dtype for weight in weights}) == 1
+    plain = alike and all(w.is_cpu and w.is_contiguous() and w.dtype in _BITS for w in weights)
     if not (plain and all(m.is_contiguous() for m in masks) and total > _LONG and 0 < count < total):
         return False
     parts = list(_parts([weight.detach().view(-1) for weight in weights], [mask.view(-1) for mask in masks]))
@@ -119,9 +120,8 @@ def _least_kept(parts: Sequence[tuple[Values, Values]], total: int, count: int) 
     sample = np.concatenate([np.where(kept[::step], np.abs(values[::step]), 0) for values, kept in parts])
     sample = np.nan_to_num(sample, copy=False, nan=np.inf, posinf=np.inf)
     place, room = len(sample) - count * len(sample) // total, 3 * math.isqrt(len(sample))
-    low, high = np.partition(sample, sorted({max(0, place - room), min(len(sample) - 1, place + room)}))[
-        [max(0, place - room), min(len(sample) - 1, place + room)]
-    ]
+    ends = [max(0, place - room), min(len(sample) - 1, place + room)]
+    low, high = np.partition(sample, ends)[ends]
     passed, between = 0, []
     for values, kept in parts:
         magnitudes = np.abs(values)

@@ -163,7 +163,11 @@ class DurableRun(UpdatePipeline):
         """As Ignite's. After :meth:`resume` it goes on from there, given the same data, and trains nothing if the run
         was over."""
         self._stop_asked, self._signal = None, 0
-        refuse_disagreement("run_dir", self.run_dir, "new_run_dir() of weightsmith.runs makes one for all")
+        refuse_disagreement(
+            "run_dir",
+            None if self.run_dir is None else self.run_dir.resolve(),
+            "new_run_dir() of weightsmith.runs makes one for all",
+        )
         with contextlib.ExitStack() as stack:
             if self.run_dir is not None:
                 first_does(lambda: self._take(stack))

@@ -141,7 +141,7 @@ class MagnitudePruning(RankedPruning):
             super().rank_together_(group)
 
     def _take_out_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> bool:
-        """The faster way where weights are many and none comes back. Whether it was gone."""
+        """Take the least out by the faster way, where weights are many and none comes back; whether that was done."""
         together = self.scope == "global" and len({site.optimizer for site in sites}) == 1
         if not together or not all(site.is_whole for site in sites):
             return False
