@@ -91,14 +91,14 @@ def growth() -> str:
 
 def draw() -> None:
     content = found("growth")
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(11, 4), sharey=True, layout="constrained")
     for axis, what, unit in ((axes[0], "weights", "million weights"), (axes[1], "tensors", "tensors of 256 weights")):
         for row in content[what]:
             axis.plot(row["sizes"], [taken * 1e3 for taken in row["seconds"]], marker="o", label=row["plugin"])
         axis.set(xscale="log", yscale="log", xlabel=unit)
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("milliseconds")
-    axes[1].legend(fontsize="small", loc="upper left")
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize="small", loc="outside right")
     figure.savefig(PICTURE, dpi=120)
 
 
