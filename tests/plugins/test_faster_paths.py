@@ -2,7 +2,7 @@
 weight by weight, on whatever shapes, layouts, dtypes, ties and special values there are."""
 
 import dataclasses
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,8 @@ from weightsmith.tensors import accurate_dtype
 from weightsmith.testing.scenes import plural, singular
 from weightsmith_plugins import Intersection, Orthonormal
 
-sys.path.insert(0, str(Path(__file__).parent))
-from test_conformance import CASES
+TABLE = Path(__file__).with_name("test_conformance.py")
+CASES = runpy.run_path(str(TABLE))["CASES"]  # by its path: others import it by its name, with files of their own
 
 PLURAL = {
     Constraint: "project_all_",
