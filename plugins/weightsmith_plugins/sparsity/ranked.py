@@ -75,9 +75,9 @@ class RankedPruning(Pruning, abstract=True):
         for weight, site in zip(weights, sites, strict=True):
             groups.setdefault(site.optimizer, []).append((weight, site))
         for group in groups.values():
-            self.rank_together_(group)
+            self._rank_together_(group)
 
-    def rank_together_(self, group: Sequence[tuple[Tensor, Site]]) -> None:
+    def _rank_together_(self, group: Sequence[tuple[Tensor, Site]]) -> None:
         sites = [site for _, site in group]
         weights, masks = [weight for weight, _ in group], [site.state["mask"] for site in sites]
         scores, standing = joined([self._scores(weight, site) for weight, site in group]), joined(masks)
@@ -134,11 +134,6 @@ class MagnitudePruning(RankedPruning):
         self._prepare(targets)
         if not self._take_out_(targets.tensors, targets.sites):
             super().prune(binding, targets)
-
-    def rank_together_(self, group: Sequence[tuple[Tensor, Site]]) -> None:
-        weights, sites = zip(*group, strict=True)
-        if not self._take_out_(weights, sites):
-            super().rank_together_(group)
 
     def _take_out_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> bool:
         """Take the least out by the faster way, where weights are many and none comes back; whether that was done."""
