@@ -103,6 +103,9 @@ def refuse_disagreement(what: str, given: Any, todo: str) -> None:
         what: what was given, in words.
         given: what this process was given; it must compare equal.
         todo: what to do, in words.
+
+    Raises:
+        ConfigurationError: they were, on all processes.
     """
     if not is_distributed():
         return

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset, Sampler
 
+from weightsmith.batches import length_of
 from weightsmith.distributed.processes import from_first, gathered_objects, is_distributed, is_first, rank, world_size
 from weightsmith.errors import ConfigurationError
 
@@ -79,14 +80,12 @@ def _shared_loader(loader: DataLoader[Any], even: bool) -> DataLoader[Any]:
         raise ConfigurationError(f"share() takes torch's own DataLoader, not a {type(loader).__name__}")
     if loader.batch_sampler is None:
         raise ConfigurationError("share() needs batches of several samples: give the DataLoader a batch_size")
-    try:
-        len(loader.batch_sampler)  # type: ignore[arg-type]
-    except TypeError:
+    if length_of(loader.batch_sampler) is None:
         raise ConfigurationError(
             f"share() shares out a whole pass at once, and the DataLoader's {type(loader.batch_sampler).__name__} does "
             "not say how many batches that is: give it, or its sampler, a __len__; one that never ends can give each "
             "process its own samples by rank() and world_size() of weightsmith.distributed, unshared"
-        ) from None
+        )
     if even and loader.batch_size is not None and loader.batch_size % world_size():
         own_indices(range(loader.batch_size), even=True, is_last=False)  # refuses it
     return DataLoader(
