@@ -67,6 +67,11 @@ def keep_largest_(weights: Sequence[Tensor], masks: Sequence[Tensor], count: int
     others to 0, and out of the masks, in place. As :func:`largest` of all magnitudes in one row, in which what is not
     kept is 0, but in two passes, through blocks that stay in the processor's cache, without such a row.
 
+    Args:
+        weights: of any shapes, all float32 or all float64.
+        masks: what is kept of each; boolean, of the same shapes.
+        count: how many to keep of all together.
+
     Returns:
         Whether it was done. Not where the least to keep is 0 or infinite, where the weights are few or lie elsewhere
         than in one stretch of main memory, or where a sample misleads; then nothing was changed.
@@ -102,8 +107,13 @@ def keep_largest_(weights: Sequence[Tensor], masks: Sequence[Tensor], count: int
 
 
 _BITS = {torch.float32: np.int32, torch.float64: np.int64}
+"""The integers as which their numbers are multiplied by 0 or 1, so that an infinity leaves no NaN."""
+
 _PART = 2**17
+"""Values that stay in a processor's cache while they are looked at."""
+
 _SAMPLE = 2**18
+"""Values by which the least to keep is bracketed."""
 
 
 def _parts(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Iterator[tuple[Values, Values]]:
