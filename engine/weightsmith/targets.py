@@ -102,6 +102,11 @@ class Targets(tuple[Target, ...]):
         """Those that no parametrization computes."""
         return self._only(target for target in self if not target.weight.parametrized)
 
+    @cached_property
+    def parametrized(self) -> Targets:
+        """The others."""
+        return self._only(target for target in self if target.weight.parametrized)
+
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         """The raw parameters, as :attr:`Target.tensor`."""
@@ -114,10 +119,17 @@ class Targets(tuple[Target, ...]):
         Raises:
             UnsupportedWeightError: one is sparse.
         """
-        found = [raw.grad for raw in self._raw]
+        found = list(map(_gradient, self._raw))
         if any(map(_is_sparse, found)):
             self._refuse_sparse()
         return found if self._are_raw else [target.gradient for target in self]
+
+    def begun_gradients(self) -> list[Tensor]:
+        """As :attr:`gradients`, with zeros where there was none."""
+        for raw in self._raw:
+            if raw.grad is None:
+                raw.grad = torch.zeros_like(raw)
+        return self.gradients
 
     def _refuse_sparse(self) -> None:
         for target in self:
@@ -226,7 +238,7 @@ def _put_gradient_back(raw: Any, gradient: Tensor | None, *, adds: bool) -> None
         put_back(raw.grad, gradient)
 
 
-_is_trained = attrgetter("requires_grad")
+_is_trained, _gradient = attrgetter("requires_grad"), attrgetter("grad")
 
 
 def _is_sparse(gradient: Tensor | None) -> bool:

@@ -119,13 +119,9 @@ class Penalty(WeightPlugin, abstract=True):
 
     def _add_gradients(self, targets: Targets) -> None:
         plain = targets.plain
-        for target in plain:
-            if target.gradient is None:
-                target.weight.parameter.grad = torch.zeros_like(target.weight.parameter)
-        self.gradient_all_(plain.gradients, plain.tensors, plain.sites)
-        for target in targets:
-            if target.weight.parametrized:
-                self._add_through_parametrization(target)
+        self.gradient_all_(plain.begun_gradients(), plain.tensors, plain.sites)
+        for target in targets.parametrized:
+            self._add_through_parametrization(target)
 
     def _add_through_parametrization(self, target: Target) -> None:
         with torch.enable_grad():
