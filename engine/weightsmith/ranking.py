@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from weightsmith.tensors import accurate_dtype
+from weightsmith.tensors import accurate_dtype, copy_, is_small, joined, parted
 
 __all__ = ["keep_largest_", "largest", "largest_of_groups"]
 
@@ -87,7 +88,8 @@ def keep_largest_(weights: Sequence[Tensor], masks: Sequence[Tensor], count: int
     plain = alike and all(w.is_cpu and w.is_contiguous() and w.dtype in _BITS for w in weights)
     if not (plain and all(m.is_contiguous() for m in masks) and total > _LONG and 0 < count < total):
         return False
-    parts = list(_parts([weight.detach().view(-1) for weight in weights], [mask.view(-1) for mask in masks]))
+    rows = list(_rows(weights, masks))
+    parts = [part for row in rows for part in row.parts()]
     least, ties = _least_kept(parts, total, count)
     if not 0 < least < math.inf:
         return False
@@ -101,8 +103,8 @@ def keep_largest_(weights: Sequence[Tensor], masks: Sequence[Tensor], count: int
         np.greater(kept, below, out=kept)
         bits = values.view(_BITS[torch.from_numpy(values).dtype])
         np.multiply(bits, kept, out=bits)
-    for weight in weights:
-        torch.autograd.graph.increment_version(weight)  # which NumPy does not know of
+    for row in rows:
+        row.write_back()
     return True
 
 
@@ -116,34 +118,63 @@ _SAMPLE = 2**18
 """Values by which the least to keep is bracketed."""
 
 
-def _parts(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Iterator[tuple[Values, Values]]:
-    for weight, mask in zip(weights, masks, strict=True):
-        values, kept = weight.numpy(), mask.numpy()
+def _rows(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Iterator[_Row]:
+    for are_small, pairs in itertools.groupby(zip(weights, masks, strict=True), lambda pair: is_small(pair[0])):
+        some = list(pairs)
+        yield from [_Row(some)] if are_small else [_Row([pair]) for pair in some]
+
+
+class _Row:
+    """A large weight and its mask as rows; or several small ones that follow one another, copied together."""
+
+    def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
+        self._weights, self._masks = zip(*pairs, strict=True)
+        self._is_copy = len(self._weights) > 1
+        rows = (joined(self._weights), joined(self._masks)) if self._is_copy else (self._weights[0], self._masks[0])
+        self._weight, self._mask = (row.detach().view(-1) for row in rows)
+
+    def parts(self) -> Iterator[tuple[Values, Values]]:
+        values, kept = self._weight.numpy(), self._mask.numpy()
         for start in range(0, len(values), _PART):
             yield values[start : start + _PART], kept[start : start + _PART]
+
+    def write_back(self) -> None:
+        if self._is_copy:
+            copy_(self._weights, parted(self._weight, self._weights))
+            copy_(self._masks, parted(self._mask, self._masks))
+        for weight in self._weights:
+            torch.autograd.graph.increment_version(weight)  # which NumPy does not know of
 
 
 def _least_kept(parts: Sequence[tuple[Values, Values]], total: int, count: int) -> tuple[float, int | None]:
     """The ``count``-th largest magnitude of those kept, and how many of those equal to it there is room for, if not
     for all; 0 if it is not found."""
     step = max(1, total // _SAMPLE)
-    sample = np.concatenate([np.where(kept[::step], np.abs(values[::step]), 0) for values, kept in parts])
-    sample = np.nan_to_num(sample, copy=False, nan=np.inf, posinf=np.inf)
-    place, room = len(sample) - count * len(sample) // total, 3 * math.isqrt(len(sample))
-    ends = [max(0, place - room), min(len(sample) - 1, place + room)]
+    sample = np.abs(np.concatenate([values[::step][kept[::step]] for values, kept in parts]))
+    sample[np.isnan(sample)] = np.inf
+    looked_at = sum(len(values[::step]) for values, _ in parts)
+    passed, among = (0, sample) if step == 1 else _bracketed(parts, sample, looked_at * count // total)
+    nth = len(among) - (count - passed)
+    if not 0 <= nth < len(among):
+        return 0.0, None
+    least = np.partition(among, nth)[nth]
+    ties = count - passed - int(np.count_nonzero(among > least))
+    return least, None if ties == np.count_nonzero(among == least) else ties
+
+
+def _bracketed(parts: Sequence[tuple[Values, Values]], sample: Values, place: int) -> tuple[int, Values]:
+    """Magnitudes among which the one is expected that ``place`` of the sample exceed, and how many exceed all these."""
+    room, last = 3 * math.isqrt(_SAMPLE), len(sample) - 1
+    ends = [min(max(0, last - place + side), last) for side in (-room, room)]
     low, high = np.partition(sample, ends)[ends]
+    low = low if ends[0] else 0  # nothing below it was sampled, and may be there
     passed, between = 0, []
     for values, kept in parts:
         magnitudes = np.abs(values)
         up_to_high = magnitudes <= high
         passed += int(np.count_nonzero(kept > up_to_high))
         between.append(magnitudes[kept & (up_to_high > (magnitudes < low))])
-    among = np.concatenate(between)
-    if not passed < count <= passed + len(among):
-        return 0.0, None
-    least = np.partition(among, len(among) - (count - passed))[len(among) - (count - passed)]
-    ties = count - passed - int(np.count_nonzero(among > least))
-    return least, None if ties == np.count_nonzero(among == least) else ties
+    return passed, np.concatenate(between)
 
 
 def _without_nan(values: Tensor) -> Tensor:
@@ -186,10 +217,12 @@ def _least_of_largest(rows: Tensor, count: int) -> Tensor:
         above_low, above_high = values > low.numpy(), values > high.numpy()
         reached, passed = int(np.count_nonzero(above_low)), int(np.count_nonzero(above_high))
         if passed < count <= reached:
-            between = torch.from_numpy(values[above_low ^ above_high])
-            return between.kthvalue(len(between) - (count - passed) + 1).values.reshape(1, 1)
+            between, nth = values[above_low ^ above_high], reached - count
+            return torch.from_numpy(np.partition(between, nth)[nth : nth + 1]).reshape(1, 1)
         if reached < count <= np.count_nonzero(values >= low.numpy()):  # many equal ones, such as zeros
             return low.reshape(1, 1)
+    if rows.is_cpu:  # much faster than torch's kthvalue
+        return torch.from_numpy(np.partition(rows.numpy(), size - count, axis=1)[:, size - count, None])
     return rows.kthvalue(size - count + 1, dim=1, keepdim=True).values
 
 

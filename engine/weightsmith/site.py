@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from weightsmith.errors import PluginContractError
 from weightsmith.events import TrainingState
 from weightsmith.shards import Part, gather, is_sharded, own_part, part_of
-from weightsmith.tensors import gates, row_length, unit_dims, unit_view
+from weightsmith.tensors import row_length, unit_dims, unit_view
 from weightsmith.weights import Weight
 
 __all__ = ["Sharding", "Site"]
@@ -59,7 +59,7 @@ class Site:
         seen = weight.effective_units() if is_computed else unit_view(_outline(weight.raw[0]), weight.layout)
         self._shape = seen.shape
         self.__dict__["unit_dims"] = unit_dims(seen.ndim, weight.layout)
-        self.__dict__["gates"] = gates(weight.layout, weight.leaf)
+        self.__dict__["gates"] = _gates(weight.layout, weight.leaf)
         self._whole_row_length = row_length(seen, self.unit_dims)
         self._settle_part()
 
@@ -327,3 +327,13 @@ def _group_of(weight: Weight, optimizer: Optimizer | None) -> int:
     raw = set(map(id, weight.raw))
     groups = [group["params"] for group in optimizer.param_groups]
     return next((i for i, group in enumerate(groups) if any(id(parameter) in raw for parameter in group)), 0)
+
+
+def _gates(module: nn.Module | None, leaf: str = "weight") -> int:
+    """Into how many equal blocks along axis 0 a weight of a module falls: the gates of a recurrent layer, else 1 (as
+    for an LSTM's projection, ``weight_hr_l0``)."""
+    count = next((count for kind, count in _GATES.items() if isinstance(module, kind)), 1)
+    return 1 if leaf.startswith("weight_hr") else count
+
+
+_GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}

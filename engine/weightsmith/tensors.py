@@ -24,8 +24,8 @@ __all__ = [
     "divide_",
     "fans",
     "from_unit_matrices",
-    "gates",
     "global_norm",
+    "is_small",
     "joined",
     "keep_",
     "lerp_",
@@ -140,7 +140,7 @@ def row_length(tensor: Tensor, dims: tuple[int, ...]) -> int:
     (15, 3, 0)
     """
     by_rows = dims == ((0,) if tensor.ndim == 1 else tuple(range(1, tensor.ndim)))
-    if not dims or not by_rows or not 0 < tensor.numel() <= _SMALL:
+    if not dims or not by_rows or not is_small(tensor):
         return 0
     return math.prod(tensor.shape[axis] for axis in dims)
 
@@ -162,8 +162,12 @@ def row_groups(kinds: Sequence[object]) -> tuple[list[list[int]], list[int]]:
     return [places for places in groups.values() if len(places) > 1], sorted(alone)
 
 
+def is_small(tensor: Tensor) -> bool:
+    """Whether copying the tensor costs less than calling for it alone."""
+    return 0 < tensor.numel() <= _SMALL
+
+
 _SMALL = 2**15
-"""Values, up to which copying a tensor costs less than calling for it alone."""
 
 
 def joined(tensors: Sequence[Tensor]) -> Tensor:
@@ -365,9 +369,6 @@ def lerp_(tensors: Sequence[Tensor], targets: Sequence[Tensor], share: float) ->
         torch._foreach_lerp_(list(tensors), list(targets), share)
 
 
-_GATES: dict[type[nn.Module], int] = {nn.LSTM: 4, nn.LSTMCell: 4, nn.GRU: 3, nn.GRUCell: 3}
-
-
 def nonfinite_flag(tensors: Sequence[Tensor], flag: Tensor) -> Tensor:
     """``flag``, set to 1 if any element is infinite or NaN. Nothing waits for the device.
 
@@ -387,14 +388,3 @@ def nonfinite_flag(tensors: Sequence[Tensor], flag: Tensor) -> Tensor:
         values = tensor.coalesce().values() if tensor.is_sparse else tensor
         flag.copy_(torch.maximum(flag, (~values.isfinite().all()).to(flag)))
     return flag
-
-
-def gates(module: nn.Module | None, leaf: str = "weight") -> int:
-    """Into how many equal blocks along axis 0 a weight of a module falls: the gates of a recurrent layer, else 1 (as
-    for an LSTM's projection, ``weight_hr_l0``).
-
-    >>> gates(nn.LSTM(2, 3)), gates(nn.Linear(2, 3))
-    (4, 1)
-    """
-    count = next((count for kind, count in _GATES.items() if isinstance(module, kind)), 1)
-    return 1 if leaf.startswith("weight_hr") else count

@@ -11,9 +11,9 @@ from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.joint import largest_of_all, size_of
 from weightsmith.kinds.base import as_it_is
-from weightsmith.ranking import largest_of_groups
+from weightsmith.ranking import largest, largest_of_groups
 from weightsmith.site import Sharding
-from weightsmith.tensors import accurate_dtype, keep_, unit_peaks
+from weightsmith.tensors import accurate_dtype, copy_, is_small, joined, keep_, parted, row_groups, unit_peaks
 
 from weightsmith_plugins.shapes import no_equal_groups
 
@@ -47,16 +47,25 @@ class TopK(Constraint):
         return weight.masked_fill(~self._kept(weight, site), 0)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        self._singly(self._clear_, as_it_is, weights, sites, weights)
+        alike = [_row_kind(weight, site) for weight, site in zip(weights, sites, strict=True)]
+        together, alone = row_groups(alike)
+        for some in ([weights[place] for place in places] for places in together):
+            rows = joined(some).view(len(some), -1)
+            keep_(rows, largest(rows.abs(), self._count(rows.shape[1])))
+            copy_(some, parted(rows.view(-1), some))
+        apart = [weights[place] for place in alone]
+        self._singly(self._clear_, as_it_is, apart, [sites[place] for place in alone], apart)
 
     def _clear_(self, weight: Tensor, site: Site) -> Tensor:
         keep_(weight, self._kept(weight, site))
         return weight
 
     def _kept(self, weight: Tensor, site: Site) -> Tensor:
-        count = math.ceil(self.density * size_of(site) - 1e-9)
         row = weight.detach().abs().reshape(-1)
-        return largest_of_all(row, [len(row)], [site], count).reshape(weight.shape)
+        return largest_of_all(row, [len(row)], [site], self._count(size_of(site))).reshape(weight.shape)
+
+    def _count(self, size: int) -> int:
+        return math.ceil(self.density * size - 1e-9)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # zeros are exact
@@ -152,3 +161,8 @@ class Grid(Constraint):
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # what is on the grid is found at the same place again
+
+
+def _row_kind(weight: Tensor, site: Site) -> object:
+    """What small weights have in common of which each may be one row of a matrix; ``None`` for one that goes alone."""
+    return (weight.numel(), weight.dtype, weight.device) if is_small(weight) and site.is_whole else None
