@@ -24,7 +24,7 @@ from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 from weightsmith import ConfigurationError, Probe, Trainer, WeightEvents
 from weightsmith_plugins.jsonlines import _line
-from weightsmith_plugins.probes import distributions, histogram
+from weightsmith_plugins.probes import histogram
 from weightsmith_plugins.tensorboard.sink import EventFile, _append
 
 TAILS = [
@@ -203,53 +203,6 @@ def test_a_folder_that_cannot_be_made_is_an_error_before_training(tmp_path):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ConfigurationError, match="cannot write to"):
         Trainer(model, optimizer, nn.MSELoss(), plugins=[w.TensorBoard(str(tmp_path / "file" / "run"))])
-
-
-# -------------------------------------------------------------------- distributions
-
-DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_bucket_looked_up_is_the_bucket_searched_for_whatever_the_bits(dtype):
-    size = torch.finfo(dtype).bits // 16
-    bits = torch.randint(-(2**15), 2**15, (400_000 * size,), generator=torch.Generator().manual_seed(0))
-    anything = bits.to(torch.int16).view(dtype)  # NaN, infinities, zeros and subnormal numbers among them
-    edges = distributions._edges(torch.float64, torch.device("cpu"))
-    edges = edges.to(dtype)
-    near = [torch.nextafter(edges.float(), torch.full_like(edges.float(), end)) for end in (-math.inf, math.inf)]
-    numbers = torch.cat([anything, edges, *(side.to(dtype) for side in near)])
-    assert torch.equal(distributions._counted_by_key(numbers), distributions._counted_by_search(numbers))
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("size", [0, 1, 3000, 200_000, 2_200_000])
-@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
-def test_numbers_of_a_distribution_are_those_of_exact_arithmetic(dtype, size, scale):
-    generator = torch.Generator().manual_seed(0)
-    values = (torch.randn(size, generator=generator, dtype=torch.float64) * scale).to(dtype)
-    values[::7] = 0
-    values[::11] = torch.finfo(dtype).smallest_normal / 4
-    values[::1001] = math.nan
-    found, exact = histogram(values), values.double()[values.isfinite()]
-    assert found.count == len(exact) == found.counts.sum()
-    assert found.nonfinite == size - len(exact)
-    assert found.zeros == int((exact == 0).sum())
-    assert found.subnormal == int(((exact != 0) & (exact.abs() < torch.finfo(dtype).smallest_normal)).sum())
-    if len(exact):
-        assert (found.minimum.item(), found.maximum.item()) == (exact.min().item(), exact.max().item())
-        room = 1e-6 * exact.abs().sum().item() + size * torch.finfo(dtype).smallest_normal
-        assert found.total.item() == pytest.approx(exact.sum().item(), abs=room)
-        assert found.total_squares.item() == pytest.approx(exact.square().sum().item(), rel=2e-6, abs=1e-70)
-
-
-def test_a_layout_changes_no_distribution():
-    weight = torch.randn(6, 4, 3, 3)
-    wanted = histogram(weight.contiguous())
-    for turned in (weight.to(memory_format=torch.channels_last), weight.transpose(0, 2)):
-        assert torch.equal(histogram(turned).counts, wanted.counts)
-    strided = weight[:, ::2]
-    assert torch.equal(histogram(strided).counts, histogram(strided.contiguous()).counts)
 
 
 class EmptyHistogram(Probe):

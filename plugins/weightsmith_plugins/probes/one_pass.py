@@ -1,0 +1,123 @@
+"""What a distribution tells of a tensor's values, in one pass over them, compiled by Numba (the extra ``fast``)."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from weightsmith_plugins.probes.buckets import BITS, NEAR_ZERO, Summary, as_bits, lookup
+
+__all__ = ["in_one_pass"]
+
+
+def in_one_pass(flat: Tensor) -> Summary:
+    """As :func:`~weightsmith_plugins.probes.distributions.in_several_passes`, of float32 or float64 numbers in main
+    memory."""
+    table, *constants = _constants(flat.dtype)
+    places = np.zeros(2 * table.buckets + 1, dtype=np.int64)
+    found = _look(flat.numpy(), as_bits(flat), table.entries, *constants, places)
+    return Summary(table.folded(places), *found)
+
+
+@functools.cache
+def _constants(dtype: torch.dtype) -> tuple[Any, ...]:
+    table, bits = lookup(dtype), BITS[dtype]
+    masks = np.array([table.others, bits.magnitude, bits.exponent], dtype=table.entries.dtype)
+    return table, *masks, NEAR_ZERO.start, 2 * table.buckets - NEAR_ZERO.stop
+
+
+def compiled(function: Callable[..., Any], **options: Any) -> Any:
+    """Compiled by its first call, and kept on the disk if that can be written."""
+    made = numba.njit(nogil=True, **options)(function)
+    with contextlib.suppress(RuntimeError, OSError):
+        made.enable_caching()
+    return made
+
+
+@functools.partial(compiled, fastmath=True)  # so that several values are added at once: none is infinite or NaN
+def _sums(values: npt.NDArray[Any]) -> tuple[float, float]:
+    total = squares = 0.0
+    for place in range(len(values)):  # over places: LLVM makes no vectors of a loop over values
+        accurate = np.float64(values[place])
+        total += accurate
+        squares += accurate * accurate
+    return total, squares
+
+
+@functools.partial(compiled, fastmath=True)
+def _ends(values: npt.NDArray[Any]) -> tuple[float, float]:
+    least = most = values[0]
+    for place in range(len(values)):
+        value = values[place]
+        least = value if value < least else least
+        most = value if value > most else most
+    return least, most
+
+
+@compiled
+def _count(bits: Any, entries: Any, others: Any, places: Any) -> None:
+    """See :class:`~weightsmith_plugins.probes.buckets.Lookup`."""
+    rest = (1 << others) - 1
+    for number in bits:
+        places[(entries[number >> others] + (number & rest)) >> others] += 1
+
+
+@compiled
+def _pairs(places: Any, first: int, second: int) -> int:
+    """What is counted at two places and those that follow them: near zero."""
+    found: int = places[first] + places[first + 1] + places[second] + places[second + 1]
+    return found
+
+
+@compiled
+def _zeros_and_subnormals(bits: Any, magnitude: Any, exponent: Any) -> tuple[int, int]:
+    zeros = tiny = 0
+    for place in range(len(bits)):
+        number = bits[place]
+        zeros += (number & magnitude) == 0
+        tiny += (number & exponent) == 0
+    return zeros, tiny - zeros
+
+
+@compiled
+def _look(
+    values: Any,
+    bits: Any,
+    entries: Any,
+    others: Any,
+    magnitude: Any,
+    exponent: Any,
+    positive: int,
+    negative: int,
+    places: Any,
+) -> tuple[float, float, float, float, int, int]:
+    """The least and the largest finite value, their sum, that of their squares, and how many are zero and subnormal;
+    block by block, while they are in the processor's cache."""
+    least, most, total, squares, zeros, subnormal = np.inf, -np.inf, 0.0, 0.0, 0, 0
+    for start in range(0, len(values), _BLOCK):
+        block, numbers = values[start : start + _BLOCK], bits[start : start + _BLOCK]
+        near, nonfinite = _pairs(places, positive, negative), places[-1]
+        _count(numbers, entries, others, places)
+        if _pairs(places, positive, negative) > near:
+            some = _zeros_and_subnormals(numbers, magnitude, exponent)
+            zeros += some[0]
+            subnormal += some[1]
+        if places[-1] > nonfinite:
+            block = block[np.isfinite(block)]
+        if len(block):
+            sums, ends = _sums(block), _ends(block)
+            total += sums[0]
+            squares += sums[1]
+            least, most = min(least, ends[0]), max(most, ends[1])
+    return least, most, total, squares, zeros, subnormal
+
+
+_BLOCK = 2**13

@@ -1,0 +1,98 @@
+"""Distributions, both ways: in several passes, and in one that Numba compiles."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from weightsmith_plugins.probes import buckets, distributions, histogram, one_pass
+
+DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
+
+
+@pytest.fixture(params=["several passes", "one pass"])
+def way(request, monkeypatch):
+    """How a distribution is found."""
+    compiled = one_pass.in_one_pass if request.param == "one pass" else None
+    monkeypatch.setattr(distributions, "_compiled", lambda: compiled)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_bucket_looked_up_is_the_bucket_searched_for_whatever_the_bits(dtype):
+    size = torch.finfo(dtype).bits // 16
+    bits = torch.randint(-(2**15), 2**15, (400_000 * size,), generator=torch.Generator().manual_seed(0))
+    anything = bits.to(torch.int16).view(dtype)  # NaN, infinities, zeros and subnormal numbers among them
+    edges = buckets._edges(torch.float64, torch.device("cpu")).to(dtype)
+    near = [torch.nextafter(edges.float(), torch.full_like(edges.float(), end)) for end in (-math.inf, math.inf)]
+    numbers = torch.cat([anything, edges, *(side.to(dtype) for side in near)])
+    searched = buckets.by_search(numbers)
+    assert (buckets.by_lookup(numbers) == searched).all()
+    if dtype in (torch.float32, torch.float64):
+        assert (one_pass.in_one_pass(numbers).counts == searched).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [0, 1, 3000, 200_000, 2_200_000])
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_numbers_of_a_distribution_are_those_of_exact_arithmetic(way, dtype, size, scale):
+    generator = torch.Generator().manual_seed(0)
+    values = (torch.randn(size, generator=generator, dtype=torch.float64) * scale).to(dtype)
+    values[::7] = 0
+    values[::11] = torch.finfo(dtype).smallest_normal / 4
+    values[::1001] = math.nan
+    found, exact = histogram(values), values.double()[values.isfinite()]
+    assert found.count == len(exact) == found.counts.sum()
+    assert found.nonfinite == size - len(exact)
+    assert found.zeros == int((exact == 0).sum())
+    assert found.subnormal == int(((exact != 0) & (exact.abs() < torch.finfo(dtype).smallest_normal)).sum())
+    if len(exact):
+        assert (found.minimum.item(), found.maximum.item()) == (exact.min().item(), exact.max().item())
+        room = 1e-6 * exact.abs().sum().item() + size * torch.finfo(dtype).smallest_normal
+        assert found.total.item() == pytest.approx(exact.sum().item(), abs=room)
+        assert found.total_squares.item() == pytest.approx(exact.square().sum().item(), rel=2e-6, abs=1e-70)
+
+
+def test_a_layout_changes_no_distribution(way):
+    weight = torch.randn(6, 4, 3, 3)
+    wanted = histogram(weight.contiguous())
+    for turned in (weight.to(memory_format=torch.channels_last), weight.transpose(0, 2)):
+        assert torch.equal(histogram(turned).counts, wanted.counts)
+    strided = weight[:, ::2]
+    assert torch.equal(histogram(strided).counts, histogram(strided.contiguous()).counts)
+
+
+@pytest.mark.parametrize("constant", [0.0, -0.0, 1.0, 1e-13, -1e-13, 3e38, math.inf])
+def test_equal_numbers_fall_into_one_bucket(way, constant):
+    found = histogram(torch.full((70_000,), constant))
+    assert found.count == (70_000 if math.isfinite(constant) else 0)
+    if found.count:
+        (bucket,) = found.counts.nonzero().flatten().tolist()
+        assert found.counts[bucket] == 70_000
+        assert constant < found.limits[bucket]
+        assert bucket == 0 or found.limits[bucket - 1] <= constant
+        assert found.minimum == found.maximum == torch.tensor(constant)
+
+
+def test_without_numba_there_are_several_passes(monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setitem(sys.modules, "numba", None)
+        patched.delitem(sys.modules, "weightsmith_plugins.probes.one_pass")
+        distributions._compiled.cache_clear()
+        assert distributions._compiled() is None
+        found = histogram(torch.tensor([1.0, 2.0]))
+    distributions._compiled.cache_clear()
+    assert found.count == 2
+    assert distributions._compiled() is not None
+
+
+def test_where_nothing_can_be_written_it_is_compiled_all_the_same(tmp_path):
+    """No place for the cache: Numba would refuse."""
+    program = (
+        "import torch; from weightsmith_plugins.probes import distributions, histogram; "
+        "assert histogram(torch.ones(3)).count == 3; assert distributions._compiled() is not None"
+    )
+    nowhere = tmp_path / "file"
+    nowhere.touch()
+    environment = {"PATH": "", "NUMBA_CACHE_DIR": str(nowhere / "cache"), "HOME": str(nowhere)}
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], env=environment, check=True, timeout=120)
