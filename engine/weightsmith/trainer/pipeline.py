@@ -100,23 +100,30 @@ class UpdatePipeline(ResumableLoop):
                 return self._update_by_closure(window, loss)
             value = loss() if callable(loss) else loss
             window.refuse_loss(value)
+            if self._cast_dtype is None:
+                return self._add_microbatch(window, value)
             with self._autocast(enabled=False):
-                self._backward(window, value)
-                if self.accumulate > 1:
-                    self._finiteness.look_at_microbatch(window)
-                if window.microbatches == self.accumulate:
-                    self._finish(window)
-            return value.detach()
+                return self._add_microbatch(window, value)
         except BaseException:
             window.abandon()
             raise
         finally:
             self._leave(window)
 
-    def _backward(self, window: Window, loss: Tensor) -> None:
+    def _add_microbatch(self, window: Window, loss: Tensor) -> Tensor:
+        """Add a micro-batch to the window, and end that if it is full."""
+        detached = self._backward(window, loss)
+        if self.accumulate > 1:
+            self._finiteness.look_at_microbatch(window)
+        if window.microbatches == self.accumulate:
+            self._finish(window)
+        return detached
+
+    def _backward(self, window: Window, loss: Tensor) -> Tensor:
         window.backward(loss)
-        self.state.losses[window.name] = loss.detach()
+        self.state.losses[window.name] = detached = loss.detach()
         self._fire_event(WeightEvents.MICROBATCH_COMPLETED)
+        return detached
 
     def _finish(self, window: Window) -> None:
         if not window.close():  # float16 met an infinity: nothing fires, and the next update takes this number
@@ -135,7 +142,8 @@ class UpdatePipeline(ResumableLoop):
             if self._cast_dtype is not None:
                 self._forget_casts()  # of the weights as they were before
             self._fire_event(event)
-        self._forget_casts()
+        if self._cast_dtype is not None:
+            self._forget_casts()
 
     def _update_by_closure(self, window: Window, closure: Any) -> Tensor:
         """One step of an optimizer that evaluates repeatedly: every evaluation is charged its penalties and edited, so
@@ -351,8 +359,11 @@ class UpdatePipeline(ResumableLoop):
             module.reshard()
         if self._replicas.has_wrappers:
             self._replicas.begin_iteration(ends_window=self._windows.ends_with_next(self.accumulate))
-        with self._autocast():
+        if self._cast_dtype is None:
             output = self._step(self, batch)
+        else:
+            with self._autocast():
+                output = self._step(self, batch)
         self._replicas.average_statistics()
         return output
 

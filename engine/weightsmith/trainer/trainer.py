@@ -190,7 +190,8 @@ class Trainer(DurableRun):
         """The model, where there is only one."""
         if len(self.models) != 1:
             raise ConfigurationError(f"there are {len(self.models)} models: use trainer.models[name]")
-        return next(iter(self.models.values()))
+        (model,) = self.models.values()
+        return model
 
     def weights(self, where: Where = everything) -> dict[str, nn.Parameter]:
         """Name to raw parameter, for the weights that ``where`` selects.
@@ -261,8 +262,12 @@ class Trainer(DurableRun):
 
     def to_device(self, batch: Any) -> Any:
         """A batch, moved to the trainer's device."""
-        if type(batch) in (tuple, list) and all(type(part) is Tensor and part.device == self.device for part in batch):
-            return batch
+        if type(batch) in (tuple, list):
+            for part in batch:
+                if type(part) is not Tensor or part.device != self.device:
+                    break
+            else:
+                return batch
         return convert_tensor(batch, self.device, non_blocking=True)
 
     def evaluate(
