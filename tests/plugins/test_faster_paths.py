@@ -3,18 +3,21 @@ weight by weight, on whatever shapes, layouts, dtypes, ties and special values t
 
 import dataclasses
 import runpy
+import weakref
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from weightsmith import Average, Constraint, GradientEditor, Penalty, WeightEditor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from weightsmith import Average, Constraint, GradientEditor, Penalty, Site, WeightEditor
 from weightsmith.ranking import keep_largest_, largest
 from weightsmith.schedules import Progress
 from weightsmith.tensors import accurate_dtype
 from weightsmith.testing.scenes import plural, singular
-from weightsmith_plugins import Intersection, Orthonormal
+from weightsmith_plugins import L1, L2, ElasticNet, GroupLasso, Intersection, Orthonormal
 
 TABLE = Path(__file__).with_name("test_conformance.py")
 CASES = runpy.run_path(str(TABLE))["CASES"]  # by its path: others import it by its name, with files of their own
@@ -146,19 +149,25 @@ def test_large_weights_come_out_as_by_the_plain_formula(name, flavour):
         assert_same(case.plugin, [column[place : place + 1] for column in columns], case.spans_weights)
 
 
+SIZES = {"large": LARGE, "small": [(64, 64), (30,)] * 30, "both": [(40, 40), (1400, 400), (7,), (64, 64), (3, 70_000)]}
+
+
 @pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("share", [0.01, 0.2, 0.5, 0.9, 0.95])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_largest_of_all_are_kept_as_in_one_row(flavour, share, dtype):
+@pytest.mark.parametrize("sizes", SIZES)
+def test_the_largest_of_all_are_kept_as_in_one_row(sizes, flavour, share, dtype):
+    """Up to about as many as there are, 0.95."""
     generator = torch.Generator().manual_seed(0)
-    weights = [values(shape, flavour, dtype, generator) for shape in LARGE]
-    masks = [torch.rand(shape, generator=generator) < 0.95 for shape in LARGE]
+    weights = [values(shape, flavour, dtype, generator) for shape in SIZES[sizes]]
+    masks = [torch.rand(shape, generator=generator) < 0.95 for shape in SIZES[sizes]]
     count = int(share * sum(weight.numel() for weight in weights))
     row, standing = (torch.cat([tensor.reshape(-1) for tensor in tensors]) for tensors in (weights, masks))
-    expected = largest(row.abs().masked_fill(~standing, 0)[None], count)[0] & standing
+    scores = row.abs().masked_fill(~standing, 0).nan_to_num(torch.inf, torch.inf)
+    expected = largest(scores[None], count)[0] & standing
     given, were = [weight.clone() for weight in weights], [mask.clone() for mask in masks]
     was_done = keep_largest_(given, were, count)
-    least = float(row.abs().nan_to_num(torch.inf, torch.inf)[expected].min())
+    least = float(scores.sort(descending=True).values[count - 1])
     assert was_done == (0 < least < torch.inf)
     if not was_done:
         assert all(map(torch.equal, masks, were))
@@ -184,3 +193,38 @@ def test_the_nearest_orthonormal_matrix_is_the_one_that_singular_values_give(dty
     left, _, right = torch.linalg.svd(weight.double(), full_matrices=False)
     assert float((found.double() - left @ right).abs().max()) < (1e-6 if dtype is torch.float32 else 1e-14)
     assert torch.equal(Orthonormal()(found), found)
+
+
+class Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations make, and that are still there."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = self.most = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        result = operation(*args, **(kwargs or {}))
+        given = {tensor.untyped_storage().data_ptr() for tensor in tensors_in((args, kwargs))}
+        for storage in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in tensors_in(result)}.values():
+            if storage.data_ptr() not in given:
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self.let_go, storage.nbytes())
+        self.most = max(self.most, self.now)
+        return result
+
+    def let_go(self, size):
+        self.now -= size
+
+
+def tensors_in(nested):
+    return [leaf for leaf in tree_leaves(nested) if isinstance(leaf, torch.Tensor)]
+
+
+@pytest.mark.parametrize("penalty", [L1(0.1), L2(0.1), ElasticNet(0.1, 0.1), GroupLasso(0.1)], ids=repr)
+def test_a_penalty_on_large_weights_takes_little_memory(penalty):
+    """At most 8 MB, where the gradient alone has 37."""
+    weights, gradients = ([torch.randn(3072, 768) for _ in range(4)] for _ in range(2))
+    sites = [Site.alone(weight) for weight in weights]
+    with torch.no_grad(), Held() as held:
+        penalty.gradient_all_(gradients, weights, sites)
+    assert held.most < 8e6
