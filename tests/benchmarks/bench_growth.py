@@ -129,7 +129,7 @@ if __name__ == "__main__":
     parser.add_argument("--only", default="", help="plugins whose name contains this")
     parser.add_argument("--millions", type=int, default=300, help="the most weights, in millions (default 300)")
     parser.add_argument("--tensors", type=int, default=10_000, help="the most tensors (default 10,000)")
-    parser.add_argument("--seconds", type=float, default=1.0, help="time for each figure (default 1)")
+    parser.add_argument("--seconds", type=float, default=0.5, help="time for each figure (default 0.5)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--output", help="a file for the same as JSON")
     main(**vars(parser.parse_args()))

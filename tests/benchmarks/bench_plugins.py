@@ -28,9 +28,10 @@ warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
 import weightsmith_plugins as w  # noqa: E402
 from measuring import Times, alternate, keep, ratio  # noqa: E402
 from networks import NETWORKS, ONE_BLOCK  # noqa: E402
-from weightsmith import Constraint, GradientEditor, Penalty, Trainer, WeightEvents  # noqa: E402
+from weightsmith import Constraint, GradientEditor, Penalty, Trainer, WeightEvents, ranking  # noqa: E402
 from weightsmith.files import write_tensors  # noqa: E402
 
+THRESHOLD = "threshold alone"
 ByHand = Callable[[Sequence[nn.Parameter], dict[str, list[Tensor]]], object]
 
 
@@ -229,6 +230,12 @@ def one_pass(weights: Sequence[nn.Parameter], _: object) -> None:
             weight.mul_(1.0)
 
 
+def through_data(weights: Sequence[nn.Parameter], _: object) -> None:
+    """The loop that is older than ``no_grad``, and still seen."""
+    for weight in weights:
+        weight.data = weight.data.clamp(-0.02, 0.02)
+
+
 def keras(name: str, *values: float) -> dict[str, ByHand]:
     """A constraint of Keras's, where that is installed."""
     if not importlib.util.find_spec("keras"):
@@ -261,6 +268,14 @@ def kthvalue(weights: Sequence[nn.Parameter], _: object) -> Tensor:
     return sizes.kthvalue(int(0.8 * sizes.numel())).values
 
 
+def threshold_alone(weights: Sequence[nn.Parameter], _: object) -> None:
+    """What ``kthvalue`` finds, as MagnitudePruning finds it."""
+    pairs = [(weight.detach(), torch.ones_like(weight, dtype=torch.bool)) for weight in weights]
+    parts = [part for row in ranking._rows(*zip(*pairs, strict=True)) for part in row.parts()]
+    total = sum(weight.numel() for weight in weights)
+    ranking._least_kept(parts, total, total - int(0.8 * total))
+
+
 @dataclass
 class Row:
     """A plugin, the loop that people write, and what else it is compared with."""
@@ -273,8 +288,13 @@ class Row:
 
 
 def table(fisher: str) -> list[Row]:
+    thresholds = {"kthvalue": kthvalue, THRESHOLD: threshold_alone}
     return [
-        Row(w.Clamp(-0.02, 0.02), each(lambda x: x.clamp_(-0.02, 0.02)), others={"one pass": one_pass}),
+        Row(
+            w.Clamp(-0.02, 0.02),
+            each(lambda x: x.clamp_(-0.02, 0.02)),
+            others={"one pass": one_pass, "`.data`": through_data},
+        ),
         Row(w.NonNegative(), each(lambda x: x.clamp_(min=0))),
         Row(w.MaxNorm(1.0), each(max_norm), others=keras("MaxNorm", 1.0)),
         Row(w.MinMaxNorm(0.5, 1.0), each(min_max_norm)),
@@ -293,7 +313,7 @@ def table(fisher: str) -> list[Row]:
         Row(w.NofM(2, 4), each(two_of_four)),
         Row(w.Grid(4), each(grid)),
         Row(w.Intersection(w.NonNegative(), w.MaxNorm(1.0)), each(in_both)),
-        Row(w.MagnitudePruning(0.8), prune_globally, others={"torch's prune": torch_prune, "kthvalue": kthvalue}),
+        Row(w.MagnitudePruning(0.8), prune_globally, others={"torch's prune": torch_prune} | thresholds),
         Row(w.L1(0.01), charged(lambda x: 0.01 * x.abs().sum())),
         Row(w.L2(0.01), charged(lambda x: 0.01 * x.square().sum())),
         Row(w.ElasticNet(0.01, 0.01), charged(lambda x: 0.01 * x.abs().sum() + 0.01 * x.square().sum())),
@@ -402,6 +422,11 @@ def main(sizes: list[str], only: str, seconds: float, threads: int, output: str 
                     flush=True,
                 )
                 found.append({"plugin": name, "network": size, "seconds": took, "ratios": ratios})
+                if THRESHOLD in times:  # which is compared with another contender than the plugin
+                    alone = ratio(times, THRESHOLD, "kthvalue")
+                    print(f"{'':47s} the threshold alone: {alone:.3f} of kthvalue", flush=True)
+                    found[-1]["ratios"] = {who: r for who, r in ratios.items() if who != THRESHOLD}
+                    found.append({"plugin": f"{name}, its {THRESHOLD}", "network": size, "ratios": {"by hand": alone}})
     keep(output, threads=threads, rows=found)
 
 
@@ -409,7 +434,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="default all")
     parser.add_argument("--only", default="", help="plugins whose name contains this")
-    parser.add_argument("--seconds", type=float, default=2.0, help="time per plugin and network (default 2)")
+    parser.add_argument("--seconds", type=float, default=1.0, help="time per plugin and network (default 1)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--output", help="a file for the same as JSON")
     main(**vars(parser.parse_args()))

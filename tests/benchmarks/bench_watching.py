@@ -1,5 +1,6 @@
-"""Milliseconds of an epoch's weight distributions, written to TensorBoard and on the disk, against Ignite's own
-handler, ``torch.histc`` of every tensor and one bare read of the weights; and the peak of extra memory.
+"""Milliseconds of an epoch's weight distributions, written to TensorBoard and on the disk, with the extra ``fast`` and
+without, against Ignite's own handler, ``torch.histc`` of every tensor and one bare read of the weights; and the peak of
+extra memory.
 
 All alternate in one process; the figures are medians. Four networks: about 100 small tensors, a million weights in four
 layers, the weights of a ResNet-18 (11 million), and those of a transformer of 85 million; the last also with all
@@ -13,6 +14,7 @@ import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,17 +27,30 @@ from ignite.handlers.tensorboard_logger import TensorboardLogger, WeightsHistHan
 from measuring import Times, alternate, keep, ratio  # noqa: E402
 from weightsmith import Trainer  # noqa: E402
 from weightsmith_plugins import TensorBoard, WeightHistograms  # noqa: E402
+from weightsmith_plugins.probes import distributions  # noqa: E402
 
 NETWORKS = {"million": networks.million, **networks.NETWORKS}
 
 
 def ours(network: nn.Module, folder: Path) -> Callable[[], object]:
+    """In one pass, which Numba compiles."""
+    from weightsmith_plugins.probes.one_pass import in_one_pass  # here: importing Numba takes memory
+
+    return written(network, folder, lambda: in_one_pass)
+
+
+def without_numba(network: nn.Module, folder: Path) -> Callable[[], object]:
+    return written(network, folder, lambda: None)
+
+
+def written(network: nn.Module, folder: Path, way: Callable[[], Any]) -> Callable[[], object]:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     trainer = Trainer(
         network, optimizer, step=lambda t, b: None, plugins=[WeightHistograms(), TensorBoard(str(folder))]
     )
 
     def act() -> None:
+        distributions._compiled = way
         trainer.state.epoch += 1
         trainer._fire_event(Events.EPOCH_COMPLETED)
 
@@ -63,7 +78,7 @@ def read(network: nn.Module, _: Path) -> Callable[[], object]:
     return lambda: [weight.sum() for weight in weights]
 
 
-WAYS = {"weightsmith": ours, "Ignite": ignites, "histc": histc, "read": read}
+WAYS = {"weightsmith[fast]": ours, "weightsmith": without_numba, "Ignite": ignites, "histc": histc, "read": read}
 
 
 def measure(network: nn.Module, least: float, skip: set[str]) -> Times:
@@ -75,7 +90,7 @@ def measure(network: nn.Module, least: float, skip: set[str]) -> Times:
 def extra_memory(network: nn.Module) -> float:
     """By how many MiB the peak of the process grows while the distributions are written."""
     with tempfile.TemporaryDirectory() as folder:
-        act = ours(network, Path(folder))
+        act = without_numba(network, Path(folder))
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         act()
         return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
@@ -86,7 +101,7 @@ def main(sizes: list[str], seconds: float, threads: list[int], output: str | Non
     memory = {size: extra_memory(NETWORKS[size]()) for size in sizes}  # first: a peak never falls
     print(
         f"{'network':18s} {'threads':>7s} "
-        + " ".join(f"{name + ' ms':>15s}" for name in WAYS)
+        + " ".join(f"{name + ' ms':>20s}" for name in WAYS)
         + f" {'Ignite / ours':>14s}"
     )
     for count in threads:
@@ -102,8 +117,8 @@ def main(sizes: list[str], seconds: float, threads: list[int], output: str | Non
                 times = measure(network, seconds, {"Ignite"} if kind else set())
                 found = {name: statistics.median(taken) for name, taken in times.items()}
                 rows.append({"network": size + kind, "threads": count, **found})
-                shown = " ".join(f"{found[name] * 1e3:15.2f}" if name in found else f"{'-':>15s}" for name in WAYS)
-                faster = f"{ratio(times, 'Ignite', 'weightsmith'):13.1f}x" if "Ignite" in found else ""
+                shown = " ".join(f"{found[name] * 1e3:20.2f}" if name in found else f"{'-':>20s}" for name in WAYS)
+                faster = f"{ratio(times, 'Ignite', 'weightsmith[fast]'):13.1f}x" if "Ignite" in found else ""
                 print(f"{size + kind:18s} {count:7d} {shown} {faster}", flush=True)
     print("extra memory:", ", ".join(f"{size} {mebibytes:.0f} MiB" for size, mebibytes in memory.items()))
     keep(output, threads=threads, rows=rows, extra_memory=memory)
