@@ -128,10 +128,11 @@ class _Row:
     """A large weight and its mask as rows; or several small ones that follow one another, copied together."""
 
     def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        self._weights, self._masks = zip(*pairs, strict=True)
+        weights, self._masks = zip(*pairs, strict=True)
+        self._weights = [weight.detach() for weight in weights]  # which counts the same versions
         self._is_copy = len(self._weights) > 1
         rows = (joined(self._weights), joined(self._masks)) if self._is_copy else (self._weights[0], self._masks[0])
-        self._weight, self._mask = (row.detach().view(-1) for row in rows)
+        self._weight, self._mask = (row.view(-1) for row in rows)
 
     def parts(self) -> Iterator[tuple[Values, Values]]:
         values, kept = self._weight.numpy(), self._mask.numpy()
@@ -142,8 +143,8 @@ class _Row:
         if self._is_copy:
             copy_(self._weights, parted(self._weight, self._weights))
             copy_(self._masks, parted(self._mask, self._masks))
-        for weight in self._weights:
-            torch.autograd.graph.increment_version(weight)  # which NumPy does not know of
+        else:
+            torch.autograd.graph.increment_version(self._weights)  # which NumPy does not know of
 
 
 def _least_kept(parts: Sequence[tuple[Values, Values]], total: int, count: int) -> tuple[float, int | None]:
@@ -151,6 +152,8 @@ def _least_kept(parts: Sequence[tuple[Values, Values]], total: int, count: int) 
     for all; 0 if it is not found."""
     step = max(1, total // _SAMPLE)
     sample = np.abs(np.concatenate([values[::step][kept[::step]] for values, kept in parts]))
+    if not len(sample):  # hardly any is kept
+        return 0.0, None
     sample[np.isnan(sample)] = np.inf
     looked_at = sum(len(values[::step]) for values, _ in parts)
     passed, among = (0, sample) if step == 1 else _bracketed(parts, sample, looked_at * count // total)

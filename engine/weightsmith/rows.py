@@ -9,7 +9,6 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from weightsmith.shards import own_part
 from weightsmith.site import Site
 from weightsmith.tensors import row_groups
 
@@ -38,7 +37,6 @@ class Rows:
     site: Site
     _are_all: bool
     _are_matrices: bool
-    _counts: list[int]
 
     def of(self, column: Sequence[Tensor]) -> Sequence[Tensor]:
         """Theirs, of a column with a tensor for each of the several weights."""
@@ -51,10 +49,11 @@ class Rows:
 
     def parts(self, rows: Tensor, column: Sequence[Tensor]) -> Sequence[Tensor]:
         """Views of a matrix's rows, in the shapes of theirs."""
-        parts = rows.split_with_sizes(self._counts)
+        tensors = self.of(column)
         if self._are_matrices:
-            return parts
-        return [part.view(tensor.shape) for part, tensor in zip(parts, self.of(column), strict=True)]
+            return rows.split_with_sizes([tensor.size(0) for tensor in tensors])  # some are without their padding
+        parts = rows.split_with_sizes([tensor.size(0) if tensor.ndim > 1 else 1 for tensor in tensors])
+        return [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
 
 
 def rows_among(sites: Sequence[Site]) -> tuple[list[Rows], list[int]]:
@@ -71,8 +70,7 @@ def _rows(places: list[int], sites: Sequence[Site]) -> Rows:
     chosen = [sites[place] for place in places]
     length = chosen[0]._row_length
     site = Site.alone(torch.empty(0, length), name=_names(site.name for site in chosen))
-    counts = [own_part(site._weight.raw[0]).numel() // length for site in chosen]
-    return Rows(places, site, len(chosen) == len(sites), all(len(site.shape) == 2 for site in chosen), counts)
+    return Rows(places, site, len(chosen) == len(sites), all(len(site.shape) == 2 for site in chosen))
 
 
 def _kind(site: Site) -> object:

@@ -124,8 +124,8 @@ class Targets(tuple[Target, ...]):
             self._refuse_sparse()
         return found if self._are_raw else [target.gradient for target in self]
 
-    def begun_gradients(self) -> list[Tensor]:
-        """As :attr:`gradients`, with zeros where there was none."""
+    def start_gradients(self) -> list[Tensor]:
+        """Give a gradient of zeros to those that have none; then :attr:`gradients`."""
         for raw in self._raw:
             if raw.grad is None:
                 raw.grad = torch.zeros_like(raw)

@@ -1,5 +1,7 @@
 """Constraints where floating point is at its end: half precisions, huge and tiny units, exact zeros, long rows."""
 
+import copy
+
 import pytest
 import torch
 import weightsmith_plugins as w
@@ -220,6 +222,30 @@ def test_the_vector_of_padding_stays_as_it_is(plugin):
     others = layer.weight[[0, 2, 3]].detach()
     torch.testing.assert_close(plugin(others), others)
     assert max(trainer.violations().values()) == 0
+
+
+@pytest.mark.parametrize("plugin", [w.MaxNorm(0.5), w.UnitNorm(), w.ZeroMean(), w.Simplex(), w.TopK(0.4)], ids=repr)
+def test_small_weights_with_padding_are_projected_together_as_each_alone(plugin):
+    def started(layers):
+        trainer = Trainer(layers, torch.optim.SGD(layers.parameters(), lr=0.0), nn.MSELoss(), plugins=[plugin])
+        trainer._start()
+        return {name: weight.detach() for name, weight in layers.named_parameters()}
+
+    layers = nn.ModuleDict(
+        {
+            "padded": nn.Embedding(4, 6, padding_idx=1),
+            "second": nn.Embedding(4, 6, padding_idx=3),
+            "shorter": nn.Linear(6, 3, bias=False),
+            "linear": nn.Linear(6, 4, bias=False),
+        }
+    )
+    alone = {}
+    for name, layer in layers.items():
+        (alone[f"{name}.weight"],) = started(copy.deepcopy(layer)).values()
+    together = started(layers)
+    assert not together["padded.weight"][1].any()
+    for name, weight in together.items():
+        torch.testing.assert_close(weight, alone[name], rtol=0, atol=1e-7)
 
 
 # -------------------------------------------------------------------- weights so large that another path is taken

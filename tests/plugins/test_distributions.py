@@ -15,7 +15,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 def way(request, monkeypatch):
     """How a distribution is found."""
     compiled = one_pass.in_one_pass if request.param == "one pass" else None
-    monkeypatch.setattr(distributions, "_compiled", lambda: compiled)
+    monkeypatch.setattr(distributions, "_compiled", lambda _: compiled)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -74,25 +74,76 @@ def test_equal_numbers_fall_into_one_bucket(way, constant):
         assert found.minimum == found.maximum == torch.tensor(constant)
 
 
-def test_without_numba_there_are_several_passes(monkeypatch):
-    with monkeypatch.context() as patched:
-        patched.setitem(sys.modules, "numba", None)
-        patched.delitem(sys.modules, "weightsmith_plugins.probes.one_pass")
-        distributions._compiled.cache_clear()
-        assert distributions._compiled() is None
-        found = histogram(torch.tensor([1.0, 2.0]))
+@pytest.fixture
+def afresh():
+    """Whether Numba works is asked again, before and after."""
     distributions._compiled.cache_clear()
-    assert found.count == 2
-    assert distributions._compiled() is not None
+    yield
+    distributions._compiled.cache_clear()
+
+
+def test_without_numba_there_are_several_passes(afresh, monkeypatch):
+    monkeypatch.setitem(sys.modules, "numba", None)
+    monkeypatch.delitem(sys.modules, "weightsmith_plugins.probes.one_pass")
+    assert distributions._compiled(torch.float32) is None
+    assert histogram(torch.tensor([1.0, 2.0])).count == 2
+
+
+def test_where_numba_fails_there_are_several_passes_and_a_warning(afresh, monkeypatch, caplog):
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(one_pass, "_look", fail)
+    assert histogram(torch.tensor([1.0, 2.0])).count == histogram(torch.tensor([3.0, 2.0])).count == 2
+    assert [record.getMessage() for record in caplog.records] == [
+        "distributions are found the slower way, as Numba fails: OSError: No space left on device"
+    ]
+
+
+def in_a_process_of_its_own(environment, asks="is not None"):
+    program = (
+        "import torch; from weightsmith_plugins.probes import distributions, histogram; "
+        f"assert histogram(torch.ones(3)).count == 3; assert distributions._compiled(torch.float32) {asks}"
+    )
+    subprocess.run([sys.executable, "-W", "ignore", "-c", program], env=environment, check=True, timeout=120)
 
 
 def test_where_nothing_can_be_written_it_is_compiled_all_the_same(tmp_path):
     """No place for the cache: Numba would refuse."""
-    program = (
-        "import torch; from weightsmith_plugins.probes import distributions, histogram; "
-        "assert histogram(torch.ones(3)).count == 3; assert distributions._compiled() is not None"
-    )
     nowhere = tmp_path / "file"
     nowhere.touch()
-    environment = {"PATH": "", "NUMBA_CACHE_DIR": str(nowhere / "cache"), "HOME": str(nowhere)}
-    subprocess.run([sys.executable, "-W", "ignore", "-c", program], env=environment, check=True, timeout=120)
+    in_a_process_of_its_own({"PATH": "", "NUMBA_CACHE_DIR": str(nowhere / "cache"), "HOME": str(nowhere)})
+
+
+def test_a_damaged_cache_ends_no_run(tmp_path):
+    environment = {"PATH": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    in_a_process_of_its_own(environment)
+    written = list(tmp_path.rglob("*.nbi"))
+    assert written
+    for file in written:
+        file.write_bytes(b"")
+    in_a_process_of_its_own(environment, "is None")
+
+
+def test_where_numba_is_told_to_compile_nothing_there_are_several_passes():
+    in_a_process_of_its_own({"PATH": "", "NUMBA_DISABLE_JIT": "1"}, "is None")
+
+
+class Parts:
+    """A site of a weight of which this process holds a part, alone; what is asked of all is asked on a device."""
+
+    is_whole = False
+
+    def total(self, here):
+        assert here.device.type == "meta"
+        return torch.zeros(here.shape, dtype=here.dtype)
+
+    most = total
+
+
+def test_what_is_found_of_a_part_is_added_up_on_its_device(monkeypatch):
+    """Whatever that is: the numbers themselves are in main memory."""
+    found = histogram(torch.tensor([1.0, 2.0]))
+    monkeypatch.setattr(distributions, "histogram", lambda _: found)
+    whole = distributions.joint_histogram(torch.empty(2, device="meta"), Parts())
+    assert {whole.counts.device.type, whole.total.device.type, whole.minimum.device.type} == {"cpu"}

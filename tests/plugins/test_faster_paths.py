@@ -195,6 +195,31 @@ def test_the_nearest_orthonormal_matrix_is_the_one_that_singular_values_give(dty
     assert torch.equal(Orthonormal()(found), found)
 
 
+@pytest.mark.parametrize("first", [0, 1])
+@pytest.mark.parametrize("standing", [0, 3])
+def test_where_hardly_any_is_kept_they_are_ranked_all_the_same(standing, first):
+    """Whether or not a sample meets them."""
+    weight, mask = torch.randn(2**20), torch.zeros(2**20, dtype=torch.bool)
+    mask[first : first + standing] = True
+    scores, was = weight.abs() * mask, weight.clone()
+    if keep_largest_([weight], [mask], 2):
+        assert standing
+        assert torch.equal(mask.nonzero().flatten(), scores.topk(2).indices.sort().values)
+        assert torch.equal(weight, was * mask)
+    else:
+        assert torch.equal(weight, was)
+        assert int(mask.sum()) == standing
+
+
+def test_parameters_are_ranked_in_place_and_count_it():
+    """Also where gradients are on."""
+    weights = [torch.nn.Parameter(torch.randn(shape)) for shape in [(100, 100)] * 10 + [(300, 300)]]
+    versions = [weight._version for weight in weights]
+    assert keep_largest_(weights, [torch.ones_like(weight, dtype=torch.bool) for weight in weights], 10_000)
+    assert sum(int(weight.count_nonzero()) for weight in weights) == 10_000
+    assert all(weight._version > before for weight, before in zip(weights, versions, strict=True))
+
+
 class Held(TorchDispatchMode):
     """Counts the bytes of the tensors that operations make, and that are still there."""
 

@@ -119,7 +119,7 @@ class Penalty(WeightPlugin, abstract=True):
 
     def _add_gradients(self, targets: Targets) -> None:
         plain = targets.plain
-        self.gradient_all_(plain.begun_gradients(), plain.tensors, plain.sites)
+        self.gradient_all_(plain.start_gradients(), plain.tensors, plain.sites)
         for target in targets.parametrized:
             self._add_through_parametrization(target)
 

@@ -142,8 +142,7 @@ class UpdatePipeline(ResumableLoop):
             if self._cast_dtype is not None:
                 self._forget_casts()  # of the weights as they were before
             self._fire_event(event)
-        if self._cast_dtype is not None:
-            self._forget_casts()
+        self._forget_casts()
 
     def _update_by_closure(self, window: Window, closure: Any) -> Tensor:
         """One step of an optimizer that evaluates repeatedly: every evaluation is charged its penalties and edited, so

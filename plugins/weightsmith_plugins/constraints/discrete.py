@@ -49,9 +49,10 @@ class TopK(Constraint):
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         alike = [_row_kind(weight, site) for weight, site in zip(weights, sites, strict=True)]
         together, alone = row_groups(alike)
-        for some in ([weights[place] for place in places] for places in together):
+        for places in together:
+            some = [weights[place] for place in places]
             rows = joined(some).view(len(some), -1)
-            keep_(rows, largest(rows.abs(), self._count(rows.shape[1])))
+            keep_(rows, largest(rows.abs(), self._count(size_of(sites[places[0]]))))
             copy_(some, parted(rows.view(-1), some))
         apart = [weights[place] for place in alone]
         self._singly(self._clear_, as_it_is, apart, [sites[place] for place in alone], apart)
@@ -69,6 +70,13 @@ class TopK(Constraint):
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # zeros are exact
+
+
+def _row_kind(weight: Tensor, site: Site) -> object:
+    """What small weights have in common of which each may be one row of a matrix; ``None`` for one that goes alone."""
+    if not (is_small(weight) and site.is_whole):
+        return None
+    return size_of(site), weight.numel(), weight.dtype, weight.device  # of an embedding the padding is not in hand
 
 
 class NofM(Constraint):
@@ -161,8 +169,3 @@ class Grid(Constraint):
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # what is on the grid is found at the same place again
-
-
-def _row_kind(weight: Tensor, site: Site) -> object:
-    """What small weights have in common of which each may be one row of a matrix; ``None`` for one that goes alone."""
-    return (weight.numel(), weight.dtype, weight.device) if is_small(weight) and site.is_whole else None

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from weightsmith.tensors import accurate_dtype
 
-__all__ = ["BITS", "NEAREST", "NEAR_ZERO", "Lookup", "Summary", "as_bits", "by_lookup", "by_search", "limits", "lookup"]
+__all__ = ["BITS", "BLOCK", "NEAR_ZERO", "Lookup", "Summary", "as_bits", "by_lookup", "by_search", "limits", "lookup"]
 
 
 class Bits(NamedTuple):
@@ -37,10 +37,10 @@ BITS = {
     torch.float16: Bits(torch.int16, 0x7C00, 0x7FFF),
 }
 
-NEAREST = 1e-12
+_NEAREST = 1e-12
 """The edge that is nearest to 0."""
 
-_STEPS = math.ceil(math.log(1e20 / NEAREST) / math.log(1.1))
+_STEPS = math.ceil(math.log(1e20 / _NEAREST) / math.log(1.1))
 NEAR_ZERO = slice(_STEPS, _STEPS + 2)
 """The buckets on both sides of 0."""
 
@@ -49,7 +49,7 @@ NEAR_ZERO = slice(_STEPS, _STEPS + 2)
 def limits(device: torch.device) -> Tensor:
     """The buckets' right edges in float64, the last of them the largest number: those of ``SummaryWriter``."""
     ratios = itertools.repeat(1.1, _STEPS - 1)
-    positive = list(itertools.accumulate(ratios, lambda edge, ratio: edge * ratio, initial=NEAREST))
+    positive = list(itertools.accumulate(ratios, lambda edge, ratio: edge * ratio, initial=_NEAREST))
     negative = [-edge for edge in reversed(positive)]
     largest = torch.finfo(torch.float64).max
     return torch.tensor([*negative, 0.0, *positive, largest], dtype=torch.float64, device=device)
@@ -79,7 +79,8 @@ class Summary(NamedTuple):
 
     Attributes:
         counts: how many fall into each bucket; in the last place, how many are not finite.
-        minimum, maximum, total, total_squares: of the finite ones.
+        minimum, maximum: of the finite ones; anything where there are none.
+        total, total_squares: of the finite ones.
         zeros, subnormal: how many of them are.
     """
 
@@ -95,7 +96,7 @@ class Summary(NamedTuple):
 class Lookup(NamedTuple):
     """Where numbers fall, by their bits: ``(entries[top 16 bits] + other bits) >> how many others``.
 
-    The numbers that share their top 16 bits lie within 1/128 of each other, or so near to 0, that at most one edge is
+    The numbers that share their top 16 bits lie within 1/16 of each other, or so near to 0, that at most one edge is
     among them, and in the order of their other bits they move away from 0. So the high bits of an entry are the place
     of the first of them; its low bits are what the other bits lack, at the edge, to the next place.
 
@@ -125,7 +126,7 @@ def lookup(dtype: torch.dtype) -> Lookup:
     accurate, others = accurate_dtype(dtype), size - 16
     edges = _edges(accurate, torch.device("cpu"))
     buckets = len(edges) + 1
-    top, rest = torch.arange(1 << 16), (1 << others) - 1
+    top, rest = torch.arange(1 << 16, device="cpu"), (1 << others) - 1
     signed = torch.where(top >= 1 << 15, top - (1 << 16), top) << others
     ends = torch.stack([signed, signed | rest]).to(bits.whole).view(dtype).to(accurate)
     is_finite, is_negative = (signed & bits.exponent) != bits.exponent, signed < 0
@@ -146,8 +147,8 @@ def by_lookup(flat: Tensor) -> npt.NDArray[Any]:
     table = lookup(flat.dtype)
     bits = as_bits(flat)
     places = np.zeros(2 * table.buckets + 1, dtype=np.int64)
-    for start in range(0, len(bits), _BLOCK):
-        block = bits[start : start + _BLOCK]
+    for start in range(0, len(bits), BLOCK):
+        block = bits[start : start + BLOCK]
         found = table.entries.take((block >> table.others).astype(np.intp))
         if table.others:
             found += block & ((1 << table.others) - 1)
@@ -161,4 +162,5 @@ def as_bits(flat: Tensor) -> npt.NDArray[Any]:
     return flat.view(BITS[flat.dtype].whole).numpy().view(f"u{flat.element_size()}")
 
 
-_BLOCK = 2**16
+BLOCK = 2**16
+"""Values of a block, as many as stay in the processor's cache."""

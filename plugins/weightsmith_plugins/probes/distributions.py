@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -11,9 +12,11 @@ from torch import Tensor
 from weightsmith import Histogram, Site
 from weightsmith.tensors import accurate_dtype, keep_
 
-from weightsmith_plugins.probes.buckets import BITS, NEAR_ZERO, Summary, by_lookup, by_search, limits
+from weightsmith_plugins.probes.buckets import BITS, BLOCK, NEAR_ZERO, Summary, by_lookup, by_search, limits
 
 __all__ = ["histogram", "joint_histogram"]
+
+logger = logging.getLogger(__name__)
 
 
 def histogram(values: Tensor) -> Histogram:
@@ -21,7 +24,7 @@ def histogram(values: Tensor) -> Histogram:
 
     Buckets grow by a tenth from 1e-12 to 1e20 on both sides of zero, so that tails keep their shape. On a CPU, a
     value's bucket is looked up by the bits of the number; elsewhere it is searched for on the device, and only the
-    counts travel. Complex numbers count by magnitude.
+    counts and sums travel. Complex numbers count by magnitude.
 
     Args:
         values: any shape, any float or complex dtype; may be empty, may hold NaN and infinities.
@@ -51,16 +54,21 @@ def histogram(values: Tensor) -> Histogram:
 
 def _summary(flat: Tensor) -> Summary:
     """In one pass where Numba is installed, which compiles it."""
-    in_one_pass = _compiled() if flat.is_cpu and flat.dtype in (torch.float32, torch.float64) else None
-    return in_several_passes(flat) if in_one_pass is None else in_one_pass(flat)
+    in_one_pass = _compiled(flat.dtype) if flat.is_cpu and flat.dtype in (torch.float32, torch.float64) else None
+    return in_several_passes(flat) if in_one_pass is None else in_one_pass(flat.contiguous())
 
 
 @functools.cache
-def _compiled() -> Callable[[Tensor], Summary] | None:
-    """``None`` where Numba is not installed, or does not work with the NumPy that is."""
+def _compiled(dtype: torch.dtype) -> Callable[[Tensor], Summary] | None:
+    """``None`` where Numba is not installed, or does not work: its cache may be damaged, or its disk full."""
     try:
         from weightsmith_plugins.probes.one_pass import in_one_pass
+
+        in_one_pass(torch.ones(1, dtype=dtype, device="cpu"))
     except ImportError:
+        return None
+    except Exception as error:
+        logger.warning("distributions are found the slower way, as Numba fails: %s: %s", type(error).__name__, error)
         return None
     return in_one_pass
 
@@ -72,8 +80,10 @@ def in_several_passes(flat: Tensor) -> Summary:
     is_coarse = flat.dtype == torch.float16  # whose subnormal numbers are not tiny
     zeros, subnormal = _zeros_and_subnormals(finite) if is_coarse or counts[NEAR_ZERO].any() else (0, 0)
     total, squares = _sums(finite, with_subnormals=bool(subnormal) and not is_coarse)
-    least, most = torch.aminmax(finite) if finite.numel() else (finite.new_zeros(()), finite.new_zeros(()))
-    return Summary(counts, least.item(), most.item(), total.item(), squares.item(), zeros, subnormal)
+    ends = torch.aminmax(finite) if finite.numel() else (total, total)
+    numbers = torch.stack([*(end.double() for end in ends), total, squares])
+    least, most, *sums = numbers.tolist()  # a device is waited for once
+    return Summary(counts, least, most, sums[0], sums[1], zeros, subnormal)
 
 
 def _number(value: float) -> Tensor:
@@ -89,11 +99,11 @@ def joint_histogram(values: Tensor, site: Site) -> Histogram:
     found = histogram(values)
     if site.is_whole:
         return found
-    counts = torch.tensor([found.count, found.nonfinite, found.zeros, found.subnormal], device=values.device)
-    sums = torch.cat([found.counts.to(values.device), counts, torch.stack([found.total, found.total_squares])])
-    *buckets, count, nonfinite, zeros, subnormal, total, total_squares = site.total(sums.double()).unbind()
+    counts = torch.tensor([found.count, found.nonfinite, found.zeros, found.subnormal], device=_CPU)
+    sums = torch.cat([found.counts, counts, torch.stack([found.total, found.total_squares])]).to(values.device)
+    *buckets, count, nonfinite, zeros, subnormal, total, total_squares = site.total(sums).cpu().unbind()
     ends = torch.stack([-found.minimum, found.maximum]).to(values.device)
-    ends = site.most(ends if found.count else torch.full_like(ends, -torch.inf))
+    ends = site.most(ends if found.count else torch.full_like(ends, -torch.inf)).cpu()
     return Histogram(
         limits=found.limits,
         counts=torch.stack(buckets).to(found.counts),
@@ -120,7 +130,7 @@ def _in_memory_order(values: Tensor) -> Tensor:
 def _zeros_and_subnormals(flat: Tensor) -> tuple[int, int]:
     """How many values are zero, and how many are nearer to it than the smallest normal number."""
     bits, other_than_zero, normal = BITS[flat.dtype], 0, 0
-    size = _LOOKED_AT if flat.is_cpu else flat.numel()  # each block is read back
+    size = BLOCK if flat.is_cpu else flat.numel()  # each block is read back
     for block in torch.split(flat.view(bits.whole), size):  # as integers: subnormal numbers are slow
         other_than_zero += int((block & bits.magnitude).count_nonzero())
         normal += int((block & bits.exponent).count_nonzero())
@@ -160,9 +170,6 @@ def _block_sums(block: Tensor) -> tuple[Tensor, Tensor]:
     norms = torch.linalg.vector_norm(many, dim=1, dtype=accurate).double()
     return sums.sum() + rest.sum(), norms.square().sum() + rest.square().sum()
 
-
-_LOOKED_AT = 2**16
-"""Values of a block, as many as stay in the processor's cache."""
 
 _ROW = 256
 _SUMMED = 2**20

@@ -37,12 +37,14 @@ def _constants(dtype: torch.dtype) -> tuple[Any, ...]:
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Compiled by its first call, and kept on the disk if that can be written."""
     made = numba.njit(nogil=True, **options)(function)
-    with contextlib.suppress(RuntimeError, OSError):
+    if made is function:
+        raise ImportError("Numba compiles nothing where NUMBA_DISABLE_JIT is set")
+    with contextlib.suppress(RuntimeError, OSError):  # there may be no place to write to
         made.enable_caching()
     return made
 
 
-@functools.partial(compiled, fastmath=True)  # so that several values are added at once: none is infinite or NaN
+@functools.partial(compiled, fastmath={"reassoc", "contract"})  # so that several values are added at once
 def _sums(values: npt.NDArray[Any]) -> tuple[float, float]:
     total = squares = 0.0
     for place in range(len(values)):  # over places: LLVM makes no vectors of a loop over values
@@ -52,7 +54,7 @@ def _sums(values: npt.NDArray[Any]) -> tuple[float, float]:
     return total, squares
 
 
-@functools.partial(compiled, fastmath=True)
+@functools.partial(compiled, fastmath=True)  # none is infinite or NaN
 def _ends(values: npt.NDArray[Any]) -> tuple[float, float]:
     least = most = values[0]
     for place in range(len(values)):
