@@ -36,14 +36,14 @@ def ours(network: nn.Module, folder: Path) -> Callable[[], object]:
     """In one pass, which Numba compiles."""
     from weightsmith_plugins.probes.one_pass import in_one_pass  # here: importing Numba takes memory
 
-    return written(network, folder, lambda: in_one_pass)
+    return written(network, folder, lambda dtype: in_one_pass)
 
 
 def without_numba(network: nn.Module, folder: Path) -> Callable[[], object]:
-    return written(network, folder, lambda: None)
+    return written(network, folder, lambda dtype: None)
 
 
-def written(network: nn.Module, folder: Path, way: Callable[[], Any]) -> Callable[[], object]:
+def written(network: nn.Module, folder: Path, way: Callable[[torch.dtype], Any]) -> Callable[[], object]:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     trainer = Trainer(
         network, optimizer, step=lambda t, b: None, plugins=[WeightHistograms(), TensorBoard(str(folder))]
