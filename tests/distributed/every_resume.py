@@ -58,7 +58,7 @@ def differing(folder, ways):
     """The cases that end otherwise when they go on, or that could not; and how many there were."""
     found, tried = {}, 0
     for how in ways:
-        for number, case in enumerate(cases(folder)):
+        for number, case in enumerate(cases()):
             place = folder / how / str(number)
             try:
                 whole_run = end_of(case, how, place, resumed=False)

@@ -124,7 +124,7 @@ def all_counted(folder, how, chosen, widths):
     """Case and width to what it sends; without a plugin under an empty name."""
     logging.disable(logging.ERROR)
     found = {}
-    for number, case in enumerate([None, *cases(folder)]):
+    for number, case in enumerate([None, *cases()]):
         if case is not None and chosen and type(case.plugin).__name__ not in chosen:
             continue
         for width in widths:

@@ -127,7 +127,9 @@ def test_a_probe_that_writes_is_named():
     assert_names(blamed(make_trainer(Heavy(where="fc1.weight"))), "Heavy(", "'fc1.weight'", "EPOCH_COMPLETED")
 
 
-@pytest.mark.parametrize("event", [WeightEvents.UPDATE_COMPLETED, WeightEvents.UPDATE_COMPLETED(every=2)], ids=str)
+@pytest.mark.parametrize(
+    "event", [WeightEvents.UPDATE_COMPLETED, WeightEvents.UPDATE_COMPLETED(every=2)], ids=["plain", "filtered"]
+)
 def test_a_users_handler_that_writes_after_the_last_word_is_named(event):
     trainer = make_trainer()
 
