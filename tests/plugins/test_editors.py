@@ -182,6 +182,33 @@ class TestSkipNonFinite:
             trainer.run(BATCHES)
         assert trainer.state.iteration == 3
 
+    @pytest.mark.parametrize("dtypes", [("float32",), ("float64",), ("bfloat16",), ("float16", "float32")], ids=str)
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf"), None])
+    def test_every_value_is_looked_at_and_none_is_changed(self, dtypes, value, caplog):
+        layers = [nn.Linear(3, 4).to(getattr(torch, dtype)) for dtype in (dtypes * 2)[:2]]
+        model = nn.Sequential(*layers)
+        trainer = trainer_of(model, w.SkipNonFinite())
+        least, most = (getattr(torch.finfo(layers[1].bias.dtype), end) for end in ("smallest_normal", "max"))
+        gradients = [torch.randn(3, 4).T, torch.tensor([-0.0, 1e-7, 1.0, -1.0]), torch.randn(4, 6)[:, ::2]]
+        gradients.append(torch.tensor([-0.0, least / 2, most, -most], dtype=torch.float64))
+        gradients = [gradient.to(raw.dtype) for gradient, raw in zip(gradients, model.parameters(), strict=True)]
+        if value is not None:
+            gradients[2][3, 1] = value
+
+        def give(trainer, batch):
+            for raw, gradient in zip(model.parameters(), gradients, strict=True):
+                raw.grad = gradient.clone(memory_format=torch.preserve_format)
+            trainer.state.optimizer = "optimizer"
+            trainer._fire_event(WeightEvents.GRADIENTS_COMPUTED)
+            found.extend(raw.grad.clone() for raw in model.parameters())
+
+        found, trainer._process_function = [], give
+        trainer.run([0])
+        assert ("weight '1.weight' is not finite" in caplog.text) is (value is not None)
+        for raw, gradient in zip(found, gradients, strict=True):
+            torch.testing.assert_close(raw, gradient, rtol=0, atol=0, equal_nan=True)
+            assert torch.equal(raw.signbit(), gradient.signbit())
+
     def test_with_sharpness_aware_steps_one_skip_is_one(self):
         _, trainer = self.poisoned([2], w.SkipNonFinite(patience=1), w.SharpnessAware())
         trainer.run(BATCHES)

@@ -18,6 +18,7 @@ from weightsmith.plugin import Subscription
 from weightsmith.selection import select
 from weightsmith.site import Sharding
 from weightsmith.targets import Targets
+from weightsmith.tensors import nonfinite_flag
 from weightsmith.weights import Weight
 
 __all__ = ["Freeze", "SkipNonFinite", "Unfreeze"]
@@ -170,24 +171,34 @@ class SkipNonFinite(WeightPlugin):
 
         yield self.event, run
 
+    @torch.no_grad()
     def act(self, binding: Binding) -> None:
         targets = binding.targets()
         self._prepare(targets)
-        pairs = [(target.site, target.gradient) for target in targets]
-        found = [(site, ~gradient.isfinite().all()) for site, gradient in pairs if gradient is not None]
-        if not found:
-            return
-        finite = ~any_of_each([answer for _, answer in found], [site for site, _ in found])
-        if bool(finite.all()):
+        first = self._first_nonfinite([(target.site, target.gradient) for target in targets])
+        if first is None:
             if int(targets[0].site.state["skipped"]):  # they count together
                 for target in targets:
                     target.site.state["skipped"].zero_()
             return
         for target in targets:
             target.site.state["skipped"].add_(1)
-        first = found[int(finite.to(torch.uint8).argmin())][0]
         message = f"the gradient of weight {first.name!r} is not finite in update {first.update}"
         if int(first.state["skipped"]) > self.patience:
             raise FloatingPointError(f"{message}, and {self.patience} updates in a row were skipped for that")
         logger.warning("%r: %s: the update is skipped", self, message)
         binding.trainer.skip_update()
+
+    def _first_nonfinite(self, pairs: Sequence[tuple[Site, Tensor | None]]) -> Site | None:
+        """Where the first gradient is that is not finite in any of its parts."""
+        given = [(site, gradient) for site, gradient in pairs if gradient is not None]
+        if not given:
+            return None
+        sites, gradients = zip(*given, strict=True)
+        if all(site.is_whole for site in sites):  # as nearly always all are finite, all are asked at once
+            flag = torch.zeros((), device=gradients[0].device)
+            if not nonfinite_flag(gradients, flag):
+                return None
+        finite = ~any_of_each([~gradient.isfinite().all() for gradient in gradients], sites)
+        first: Site = sites[int(finite.to(torch.uint8).argmin())]
+        return None if finite.all() else first
