@@ -12,7 +12,7 @@ from torch import Tensor
 from weightsmith.site import Site
 from weightsmith.tensors import row_groups
 
-__all__ = ["Rows", "Sites", "rows_among"]
+__all__ = ["Rows", "Sites", "row_lengths", "rows_among"]
 
 
 class Sites(tuple[Site, ...]):
@@ -22,6 +22,11 @@ class Sites(tuple[Site, ...]):
     def rows(self) -> tuple[list[Rows], list[int]]:
         """Which go together, and the places of those that go alone."""
         return _rows_among(self)
+
+    @cached_property
+    def row_lengths(self) -> list[int]:
+        """See :func:`row_lengths`."""
+        return _row_lengths(self)
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,15 @@ def rows_among(sites: Sequence[Site]) -> tuple[list[Rows], list[int]]:
     return sites.rows if isinstance(sites, Sites) else _rows_among(sites)
 
 
+def row_lengths(sites: Sequence[Site]) -> Sequence[int]:
+    """How many values a unit of each of the weights at these sites has, if the units are its rows; else 0."""
+    return sites.row_lengths if isinstance(sites, Sites) else _row_lengths(sites)
+
+
+def _row_lengths(sites: Sequence[Site]) -> list[int]:
+    return [site._row_length for site in sites]
+
+
 def _rows_among(sites: Sequence[Site]) -> tuple[list[Rows], list[int]]:
     together, alone = row_groups([_kind(site) for site in sites])
     return [_rows(places, sites) for places in together], alone
@@ -76,7 +90,7 @@ def _rows(places: list[int], sites: Sequence[Site]) -> Rows:
 def _kind(site: Site) -> object:
     """What small weights that go together have in common; ``None`` for one that goes alone."""
     raw = site._weight.raw[0]
-    return (site._row_length, raw.dtype, raw.device) if site._row_length else None
+    return (site._row_length, raw.dtype, raw.device) if site._row_length and site._is_small else None
 
 
 def _as_rows(tensor: Tensor) -> Tensor:

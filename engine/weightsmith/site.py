@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from weightsmith.errors import PluginContractError
 from weightsmith.events import TrainingState
 from weightsmith.shards import Part, gather, is_sharded, own_part, part_of
-from weightsmith.tensors import row_length, unit_dims, unit_view
+from weightsmith.tensors import is_small, row_length, unit_dims, unit_view
 from weightsmith.weights import Weight
 
 __all__ = ["Sharding", "Site"]
@@ -60,7 +60,7 @@ class Site:
         self._shape = seen.shape
         self.__dict__["unit_dims"] = unit_dims(seen.ndim, weight.layout)
         self.__dict__["gates"] = _gates(weight.layout, weight.leaf)
-        self._whole_row_length = row_length(seen, self.unit_dims)
+        self._whole_rows = row_length(seen, self.unit_dims), is_small(seen)
         self._settle_part()
 
     def _settle_part(self) -> None:
@@ -76,10 +76,11 @@ class Site:
         }.get(self._sharding, True)
         self._part = part if may_act else None
         self._is_scattered = self._part is None and any(map(is_sharded, self._weight.raw))
-        self._row_length = self._whole_row_length
+        self._row_length, self._is_small = self._whole_rows
         if self._part is not None:
-            is_plain = self._shape == self._part.shape
-            self._row_length = row_length(own_part(self._weight.raw[0]), self.unit_dims) if is_plain else 0
+            in_hand, is_plain = own_part(self._weight.raw[0]), self._shape == self._part.shape
+            self._row_length = row_length(in_hand, self.unit_dims) if is_plain else 0
+            self._is_small = is_small(in_hand)
 
     @classmethod
     def alone(

@@ -134,15 +134,13 @@ def from_unit_matrices(matrices: Tensor, like: Tensor, dims: tuple[int, ...]) ->
 
 
 def row_length(tensor: Tensor, dims: tuple[int, ...]) -> int:
-    """How many values a unit has, where the units are the rows of a tensor that is small; else 0.
+    """How many values a unit has, where the units are the rows of a tensor; else 0.
 
     >>> row_length(torch.ones(2, 3, 5), (1, 2)), row_length(torch.ones(3), (0,)), row_length(torch.ones(2, 3), (0,))
     (15, 3, 0)
     """
     by_rows = dims == ((0,) if tensor.ndim == 1 else tuple(range(1, tensor.ndim)))
-    if not dims or not by_rows or not is_small(tensor):
-        return 0
-    return math.prod(tensor.shape[axis] for axis in dims)
+    return math.prod(tensor.shape[axis] for axis in dims) if dims and by_rows else 0
 
 
 def row_groups(kinds: Sequence[object]) -> tuple[list[list[int]], list[int]]:

@@ -8,6 +8,7 @@ What decomposes matrices (marked *) meets one block of each network, lest it tak
 import argparse
 import functools
 import importlib.util
+import json
 import math
 import os
 import statistics
@@ -30,6 +31,7 @@ from measuring import Times, alternate, keep, ratio  # noqa: E402
 from networks import NETWORKS, ONE_BLOCK  # noqa: E402
 from weightsmith import Constraint, GradientEditor, Penalty, Trainer, WeightEvents, ranking  # noqa: E402
 from weightsmith.files import write_tensors  # noqa: E402
+from weightsmith_plugins.constraints import norms  # noqa: E402
 
 THRESHOLD = "threshold alone"
 ByHand = Callable[[Sequence[nn.Parameter], dict[str, list[Tensor]]], object]
@@ -396,10 +398,20 @@ def network_for(row: Row, size: str) -> nn.Module | None:
 
 def named(plugin: Any) -> str:
     """Its class, and what tells it from another of the same class."""
-    return f"{type(plugin).__name__}, under its limit" if plugin == w.ClipNorm(1e6) else type(plugin).__name__
+    name = type(plugin).__name__
+    if isinstance(plugin, norms.UnitScaling) and norms._in_one_pass() is None:
+        return f"{name}, without the extra fast"
+    return f"{name}, under its limit" if plugin == w.ClipNorm(1e6) else name
 
 
-def main(sizes: list[str], only: str, seconds: float, threads: int, output: str | None) -> None:
+def added(output: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows that a file has, with these among them, or in place of those of the same plugin and network."""
+    path = Path(output)
+    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    return list({(row["plugin"], row["network"]): row for row in [*old, *rows]}.values())
+
+
+def main(sizes: list[str], only: list[str], seconds: float, threads: int, output: str | None) -> None:
     torch.set_num_threads(threads)
     found = []
     print(f"{threads} thread(s); medians of alternating calls for {seconds} s each; * one block; ratio above 1: slower")
@@ -410,7 +422,7 @@ def main(sizes: list[str], only: str, seconds: float, threads: int, output: str 
             write_tensors(fisher, {name: torch.ones_like(p) for name, p in NETWORKS[size]().named_parameters()})
             for row in table(str(fisher)):
                 name, network = named(row.plugin), network_for(row, size)
-                if only.lower() not in name.lower() or network is None:
+                if network is None or not any(part.lower() in name.lower() for part in only or [""]):
                     continue
                 times = measure(row, network, seconds)
                 took = {who: statistics.median(seconds) for who, seconds in times.items()}
@@ -427,13 +439,15 @@ def main(sizes: list[str], only: str, seconds: float, threads: int, output: str 
                     print(f"{'':47s} the threshold alone: {alone:.3f} of kthvalue", flush=True)
                     found[-1]["ratios"] = {who: r for who, r in ratios.items() if who != THRESHOLD}
                     found.append({"plugin": f"{name}, its {THRESHOLD}", "network": size, "ratios": {"by hand": alone}})
-    keep(output, threads=threads, rows=found)
+    keep(output, threads=threads, rows=added(output, found) if only and output else found)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sizes", nargs="+", choices=list(NETWORKS), default=list(NETWORKS), help="default all")
-    parser.add_argument("--only", default="", help="plugins whose name contains this")
+    parser.add_argument(
+        "--only", nargs="+", help="plugins whose name contains one of these; the others of the output's file stay there"
+    )
     parser.add_argument("--seconds", type=float, default=1.0, help="time per plugin and network (default 1)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
     parser.add_argument("--output", help="a file for the same as JSON")

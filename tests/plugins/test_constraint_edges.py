@@ -5,12 +5,22 @@ import copy
 import pytest
 import torch
 import weightsmith_plugins as w
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from weightsmith import ConfigurationError, Site, Trainer
+from weightsmith_plugins.constraints import norms
 
 HALF = torch.bfloat16
+
+
+@pytest.fixture(params=["torch", "Numba"])
+def way(request, monkeypatch):
+    """What bounds norms."""
+    if request.param == "torch":
+        monkeypatch.setattr(norms, "_in_one_pass", lambda: None)
+    else:
+        assert norms._in_one_pass() is not None
 
 
 def held(weight, plugin):
@@ -84,7 +94,7 @@ def test_a_simplex_is_reached_from_afar(scale):
 
 @pytest.mark.parametrize("scale", [1e-40, 1e-25, 1e25, 1e37])
 @pytest.mark.parametrize("plugin", [w.UnitNorm(), w.MinMaxNorm(0.5, 1.0), w.MaxNorm(1e-3)], ids=repr)
-def test_units_whose_squares_leave_the_float_range(plugin, scale):
+def test_units_whose_squares_leave_the_float_range(way, plugin, scale):
     direction = torch.tensor([[3.0, 4.0], [5.0, 12.0]]) / torch.tensor([[5.0], [13.0]])
     (found,) = [direction * scale]
     plugin.project_all_([found], [Site.alone(found)])
@@ -98,7 +108,7 @@ def test_top_k_keeps_as_many_as_it_says(density, kept):
     assert w.TopK(density)(random(10, 10)).count_nonzero() == kept
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.sampled_from([w.MaxNorm(0.7), w.UnitNorm(), w.MinMaxNorm(0.5, 0.9), w.ZeroMean(), w.L1Ball(1.0), w.Simplex()]),
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
@@ -106,7 +116,7 @@ def test_top_k_keeps_as_many_as_it_says(density, kept):
     st.integers(1, 3000),
     st.integers(0, 10**6),
 )
-def test_projecting_again_changes_no_bit(plugin, dtype, units, size, seed):
+def test_projecting_again_changes_no_bit(way, plugin, dtype, units, size, seed):
     weight = random(units, size, seed=seed, dtype=dtype)
     site = Site.alone(weight)
     plugin.project_all_([weight], [site])
@@ -119,7 +129,7 @@ def test_projecting_again_changes_no_bit(plugin, dtype, units, size, seed):
 @pytest.mark.parametrize(
     "plugin", [w.MaxNorm(0.5), w.UnitNorm(), w.ZeroMean(), w.Grid(4), w.L1Ball(1.0), w.Clamp(-0.1)]
 )
-def test_many_small_weights_at_once_are_projected_as_each_alone(plugin):
+def test_many_small_weights_at_once_are_projected_as_each_alone(way, plugin):
     shapes = [(8, 16), (3, 16), (4, 4, 2, 2), (16,), (5, 7), (5, 7), (300, 200), (2, 16)]
     weights = [random(*shape, seed=seed) for seed, shape in enumerate(shapes)]
     wanted = [plugin(weight) for weight in weights]
@@ -225,7 +235,7 @@ def test_the_vector_of_padding_stays_as_it_is(plugin):
 
 
 @pytest.mark.parametrize("plugin", [w.MaxNorm(0.5), w.UnitNorm(), w.ZeroMean(), w.Simplex(), w.TopK(0.4)], ids=repr)
-def test_small_weights_with_padding_are_projected_together_as_each_alone(plugin):
+def test_small_weights_with_padding_are_projected_together_as_each_alone(way, plugin):
     def started(layers):
         trainer = Trainer(layers, torch.optim.SGD(layers.parameters(), lr=0.0), nn.MSELoss(), plugins=[plugin])
         trainer._start()
@@ -254,7 +264,7 @@ def test_small_weights_with_padding_are_projected_together_as_each_alone(plugin)
 @pytest.mark.parametrize("plugin", [w.MaxNorm(1.0), w.MinMaxNorm(0.5, 1.0), w.UnitNorm(), w.ZeroMean()])
 @pytest.mark.parametrize("shape", [(1024, 700), (300, 128, 3, 3), (700, 1024)])
 @pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
-def test_a_large_weight_is_projected_as_its_units_are(plugin, shape, scale):
+def test_a_large_weight_is_projected_as_its_units_are(way, plugin, shape, scale):
     scale = scale**0.5 if isinstance(plugin, w.ZeroMean) else scale  # its rounding goes by squares
     weight = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) + 0.1) * scale
     wanted = torch.cat([plugin(part) for part in weight.split(10)])  # few units at a time: the other path
@@ -304,8 +314,8 @@ def test_a_weight_that_is_not_a_number_is_not_swept_under_the_mask(plugin):
     st.integers(1, 200),
     st.integers(0, 10**6),
 )
-@settings(max_examples=200, deadline=None)
-def test_what_is_left_alone_near_the_border_counts_as_inside(plugin, dtype, size, seed):
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_what_is_left_alone_near_the_border_counts_as_inside(way, plugin, dtype, size, seed):
     far = 1 + torch.rand(8, 1, generator=torch.Generator().manual_seed(seed)) * 8 * torch.finfo(dtype).eps
     border = getattr(plugin, "limit", getattr(plugin, "high", 1.0))
     units = random(8, size, seed=seed, dtype=torch.float64)

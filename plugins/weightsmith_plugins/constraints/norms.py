@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.kinds.base import as_it_is
+from weightsmith.rows import row_lengths
 from weightsmith.tensors import accurate_dtype, unit_norms, unit_peaks
+
+from weightsmith_plugins.compiling import working
 
 __all__ = ["FEW", "MaxNorm", "MinMaxNorm", "UnitNorm"]
 
@@ -21,9 +25,14 @@ class UnitScaling(Constraint, abstract=True):
 
     unitwise: ClassVar[bool] = True
 
+    @property
     @abstractmethod
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest norm."""
+
     def bounded(self, norms: Tensor) -> Tensor:
         """The norms that units of these norms get."""
+        return norms.clamp(*self.ends)
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         even, peaks = _even(weight, site)
@@ -33,10 +42,16 @@ class UnitScaling(Constraint, abstract=True):
         norms = _in_range(unit_norms(weight.detach(), site.unit_dims), inner.detach() * peaks)
         wanted = self.bounded(norms)
         scaled = even * (wanted / inner)
-        return torch.where(self._stays(norms, wanted, weight), weight, scaled.to(weight.dtype))
+        return torch.where(self._stays(norms, wanted, weight, site), weight, scaled.to(weight.dtype))
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        self._unitwise(self._scale_, as_it_is, weights, sites, weights)
+        bound_norms_ = _in_one_pass()
+        if bound_norms_ is not None:
+            left = bound_norms_(weights, row_lengths(sites), *self.ends, _room(torch.float32))
+            if len(left) < len(weights):
+                weights, sites = [weights[i] for i in left], [sites[i] for i in left]
+        if weights:
+            self._unitwise(self._scale_, as_it_is, weights, sites, weights)
 
     def _scale_(self, weight: Tensor, site: Site) -> Tensor:
         """As :meth:`project`, in place: one pass over the weight for its norms, and one to scale it if need be. Units
@@ -54,12 +69,16 @@ class UnitScaling(Constraint, abstract=True):
             factors.masked_fill_((factors - 1).abs_() <= room, 1.0)
         return weight.mul_(factors)
 
-    def _stays(self, norms: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    def _stays(self, norms: Tensor, wanted: Tensor, weight: Tensor, site: Site) -> Tensor:
         """Whether a unit's norm is right to within the rounding of its values, and of the factor that would mend it:
-        what :meth:`_scale_` lets stay is inside."""
+        what :meth:`project_all_` lets stay is inside, whether it sums the squares in float32 or in float64."""
         if torch.is_grad_enabled() and weight.requires_grad:
             return norms == wanted if self._has_inside() else torch.zeros_like(norms, dtype=torch.bool)
-        return (norms - wanted).abs() <= 1.25 * _room(weight.dtype) * wanted
+        room = 1.25 * _room(weight.dtype) * wanted
+        stays = (norms - wanted).abs() <= room
+        if weight.is_cpu and weight.dtype is torch.float32:
+            stays |= (unit_norms(weight.detach().double(), site.unit_dims) - wanted).abs() <= room
+        return stays
 
     def _has_inside(self) -> bool:
         """Whether the set has an inside, in which a gradient reaches the raw weight as it is."""
@@ -94,12 +113,13 @@ class MaxNorm(UnitScaling):
     def allows_zeros(self) -> bool:
         return True
 
-    def bounded(self, norms: Tensor) -> Tensor:
-        return norms.clamp(max=self.limit)
+    @property
+    def ends(self) -> tuple[float, float]:
+        return 0.0, self.limit
 
     def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
         norms = unit_norms(weight, site.unit_dims)
-        at_limit = (norms >= self.limit) | self._stays(norms, torch.full_like(norms, self.limit), weight)
+        at_limit = (norms >= self.limit) | self._stays(norms, torch.full_like(norms, self.limit), weight, site)
         outward = torch.where(at_limit, _along(velocity, weight, site).clamp(min=0), 0)
         return (velocity - outward * _unit(weight, site)).to(velocity.dtype)
 
@@ -126,8 +146,9 @@ class MinMaxNorm(UnitScaling):
         if not (0 <= self.low <= self.high and self.high > 0):
             raise ConfigurationError(f"{self!r}: needed is 0 <= low <= high, and high above 0")
 
-    def bounded(self, norms: Tensor) -> Tensor:
-        return norms.clamp(self.low, self.high)
+    @property
+    def ends(self) -> tuple[float, float]:
+        return self.low, self.high
 
     def _has_inside(self) -> bool:
         return self.low < self.high
@@ -144,8 +165,12 @@ class UnitNorm(UnitScaling):
             [0.7071, 0.7071]])
     """
 
+    @property
+    def ends(self) -> tuple[float, float]:
+        return 1.0, 1.0
+
     def bounded(self, norms: Tensor) -> Tensor:
-        return torch.ones_like(norms)
+        return torch.ones_like(norms)  # which has no gradient
 
     def _has_inside(self) -> bool:
         return False
@@ -160,6 +185,19 @@ FEW = 2**15
 
 _LEAST, _MOST = 1e-15, 1e15
 """Norms, and factors of norms, between which no square leaves the float range."""
+
+
+@functools.cache
+def _in_one_pass() -> Callable[..., list[int]] | None:
+    """:func:`~weightsmith_plugins.constraints.one_pass.bound_norms_`, where Numba compiles it."""
+
+    def load() -> Callable[..., list[int]]:
+        from weightsmith_plugins.constraints.one_pass import bound_norms_
+
+        bound_norms_([torch.ones(1, 1, device="cpu")], [1], 0.0, 1.0, 0.0)
+        return bound_norms_
+
+    return working("norms are bounded", load)
 
 
 def _in_range(norms: Tensor, careful: Tensor) -> Tensor:

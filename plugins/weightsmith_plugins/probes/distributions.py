@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable
 
 import numpy as np
@@ -12,11 +11,10 @@ from torch import Tensor
 from weightsmith import Histogram, Site
 from weightsmith.tensors import accurate_dtype, keep_
 
+from weightsmith_plugins.compiling import working
 from weightsmith_plugins.probes.buckets import BITS, BLOCK, NEAR_ZERO, Summary, by_lookup, by_search, limits
 
 __all__ = ["histogram", "joint_histogram"]
-
-logger = logging.getLogger(__name__)
 
 
 def histogram(values: Tensor) -> Histogram:
@@ -60,17 +58,13 @@ def _summary(flat: Tensor) -> Summary:
 
 @functools.cache
 def _compiled(dtype: torch.dtype) -> Callable[[Tensor], Summary] | None:
-    """``None`` where Numba is not installed, or does not work: its cache may be damaged, or its disk full."""
-    try:
+    def load() -> Callable[[Tensor], Summary]:
         from weightsmith_plugins.probes.one_pass import in_one_pass
 
         in_one_pass(torch.ones(1, dtype=dtype, device="cpu"))
-    except ImportError:
-        return None
-    except Exception as error:
-        logger.warning("distributions are found the slower way, as Numba fails: %s: %s", type(error).__name__, error)
-        return None
-    return in_one_pass
+        return in_one_pass
+
+    return working("distributions are found", load)
 
 
 def in_several_passes(flat: Tensor) -> Summary:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from weightsmith_plugins.compiling import compiled
 from weightsmith_plugins.probes.buckets import BITS, NEAR_ZERO, Summary, as_bits, lookup
 
 __all__ = ["in_one_pass"]
@@ -32,16 +30,6 @@ def _constants(dtype: torch.dtype) -> tuple[Any, ...]:
     table, bits = lookup(dtype), BITS[dtype]
     masks = np.array([table.others, bits.magnitude, bits.exponent], dtype=table.entries.dtype)
     return table, *masks, NEAR_ZERO.start, 2 * table.buckets - NEAR_ZERO.stop
-
-
-def compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """Compiled by its first call, and kept on the disk if that can be written."""
-    made = numba.njit(nogil=True, **options)(function)
-    if made is function:
-        raise ImportError("Numba compiles nothing where NUMBA_DISABLE_JIT is set")
-    with contextlib.suppress(RuntimeError, OSError):  # there may be no place to write to
-        made.enable_caching()
-    return made
 
 
 @functools.partial(compiled, fastmath={"reassoc", "contract"})  # so that several values are added at once
