@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from functools import cached_property
-from operator import attrgetter
+from functools import cached_property, partial
+from operator import attrgetter, is_not
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -120,12 +120,15 @@ class Targets(tuple[Target, ...]):
             UnsupportedWeightError: one is sparse.
         """
         found = list(map(_gradient, self._raw))
-        if any(map(_is_sparse, found)):
+        if any(map(_is_sparse, filter(_is_given, found))):
             self._refuse_sparse()
         return found if self._are_raw else [target.gradient for target in self]
 
     def start_gradients(self) -> list[Tensor]:
         """Give a gradient of zeros to those that have none; then :attr:`gradients`."""
+        found = self.gradients
+        if all(map(_is_given, found)):
+            return found
         for raw in self._raw:
             if raw.grad is None:
                 raw.grad = torch.zeros_like(raw)
@@ -169,7 +172,7 @@ class Targets(tuple[Target, ...]):
     def with_gradients(self) -> tuple[Targets, list[Tensor]]:
         """Those that have a gradient, and their gradients, as :attr:`gradients`."""
         found = self.gradients
-        if not any(gradient is None for gradient in found):
+        if all(map(_is_given, found)):
             return self, found
         pairs = [(target, gradient) for target, gradient in zip(self, found, strict=True) if gradient is not None]
         return Targets(target for target, _ in pairs), [gradient for _, gradient in pairs]
@@ -238,8 +241,5 @@ def _put_gradient_back(raw: Any, gradient: Tensor | None, *, adds: bool) -> None
         put_back(raw.grad, gradient)
 
 
-_is_trained, _gradient = attrgetter("requires_grad"), attrgetter("grad")
-
-
-def _is_sparse(gradient: Tensor | None) -> bool:
-    return gradient is not None and gradient.is_sparse
+_is_trained, _gradient, _is_sparse = attrgetter("requires_grad"), attrgetter("grad"), attrgetter("is_sparse")
+_is_given = partial(is_not, None)
