@@ -11,7 +11,7 @@ from torch import Tensor
 from weightsmith import ConfigurationError, Penalty, Site
 from weightsmith.kinds.base import as_it_is
 from weightsmith.site import Sharding
-from weightsmith.tensors import accurate_dtype, add_, add_signs_, are_large, unit_norms
+from weightsmith.tensors import accurate_dtype, add_, add_signs_, are_large, blocks, unit_norms
 
 __all__ = ["L1", "L2", "ElasticNet", "GroupLasso", "Hoyer", "require_non_negative"]
 
@@ -202,11 +202,31 @@ class Hoyer(Penalty):
 
     def gradient(self, weight: Tensor, site: Site) -> Tensor:
         even, peak = _even(weight)
-        total, norm = even.abs().sum(), torch.linalg.vector_norm(even)
-        norm = torch.where(norm > 0, norm, 1)
-        rate = 2 * total / norm.square() if self.squared else 1 / norm
-        slope: Tensor = (self.strength * rate / peak) * (even.sign() - even * (total / norm.square()))
+        total, squares = even.abs().sum(), even.square().sum()
+        squares = torch.where(squares > 0, squares, 1)
+        rate = 2 * total / squares if self.squared else squares.rsqrt()
+        slope: Tensor = (self.strength * rate / peak) * (even.sign() - even * (total / squares))
         return slope.to(weight.dtype)
+
+    def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        self._singly(self._charge_, as_it_is, gradients, sites, gradients, weights)
+
+    def _charge_(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
+        """As :meth:`gradient`, in place and with little memory. What has squares that may leave the float range, and
+        devices for which nothing may wait, go the long way."""
+        is_plain = weight.is_cpu and accurate_dtype(weight.dtype) == weight.dtype
+        squares = sum(float(part.square().sum()) for (part,) in blocks(weight)) if is_plain else math.nan
+        if not _LEAST < squares < _MOST:
+            return gradient.add_(self.gradient(weight, site))
+        total = sum(float(part.abs().sum()) for (part,) in blocks(weight))
+        rate = self.strength * (2 * total / squares if self.squared else 1 / math.sqrt(squares))
+        add_signs_([gradient], [weight], rate)
+        add_([gradient], [weight], -rate * total / squares)
+        return gradient
+
+
+_LEAST, _MOST = 1e-25, 1e25
+"""Sums of squares between which no square that counts leaves the float range."""
 
 
 def _even(weight: Tensor) -> tuple[Tensor, Tensor]:
