@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from weightsmith.errors import PluginContractError
 from weightsmith.site import Site
 from weightsmith.tensors import row_groups
 
@@ -27,6 +29,24 @@ class Sites(tuple[Site, ...]):
     def row_lengths(self) -> list[int]:
         """See :func:`row_lengths`."""
         return _row_lengths(self)
+
+
+class SiteOfRows(Site):
+    """Stands for several weights, in a method that is unitwise."""
+
+
+def _refused(attribute: str) -> property:
+    def refuse(_: Site) -> Any:
+        raise PluginContractError(
+            f"a method of a plugin that is unitwise sees many weights at once, and site.{attribute} is one weight's: "
+            "leave it out, or take `unitwise` away"
+        )
+
+    return property(refuse)
+
+
+for _attribute in ("module", "optimizer", "update", "epoch", "learning_rate", "gradient", "generator"):
+    setattr(SiteOfRows, _attribute, _refused(_attribute))
 
 
 @dataclass(frozen=True)
@@ -83,7 +103,7 @@ def _rows_among(sites: Sequence[Site]) -> tuple[list[Rows], list[int]]:
 def _rows(places: list[int], sites: Sequence[Site]) -> Rows:
     chosen = [sites[place] for place in places]
     length = chosen[0]._row_length
-    site = Site.alone(torch.empty(0, length), name=_names(site.name for site in chosen))
+    site = SiteOfRows.alone(torch.empty(0, length), name=_names(site.name for site in chosen))
     return Rows(places, site, len(chosen) == len(sites), all(len(site.shape) == 2 for site in chosen))
 
 

@@ -414,8 +414,8 @@ def added(output: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def main(sizes: list[str], only: list[str], seconds: float, threads: int, output: str | None) -> None:
     torch.set_num_threads(threads)
     found = []
-    print(f"{threads} thread(s); medians of alternating calls for {seconds} s each; * one block; ratio above 1: slower")
-    print(f"{'plugin':28s} {'network':8s} {'by hand':>10s} {'plugin':>10s} {'ratio':>7s}")
+    print(f"{threads} thread(s); medians of alternating calls for {seconds} s each; * one block; × above 1: faster")
+    print(f"{'plugin':36s} {'network':8s} {'by hand':>10s} {'plugin':>10s} {'as fast':>9s}")
     with tempfile.TemporaryDirectory() as folder:
         for size in sizes:
             fisher = Path(folder) / f"{size}.safetensors"
@@ -427,16 +427,16 @@ def main(sizes: list[str], only: list[str], seconds: float, threads: int, output
                 times = measure(row, network, seconds)
                 took = {who: statistics.median(seconds) for who, seconds in times.items()}
                 ratios = {who: ratio(times, "plugin", who) for who in times if who != "plugin"}
-                others = "".join(f"   {ratios[who]:.3f} of {who}" for who in row.others)
+                others = "".join(f"   {1 / ratios[who]:.2f} × {who}" for who in row.others)
                 print(
-                    f"{name + '*' * row.on_one_block:28s} {size:8s} {took['by hand'] * 1e3:7.2f} ms "
-                    f"{took['plugin'] * 1e3:7.2f} ms {ratios['by hand']:7.2f}{others}",
+                    f"{name + '*' * row.on_one_block:36s} {size:8s} {took['by hand'] * 1e3:7.2f} ms "
+                    f"{took['plugin'] * 1e3:7.2f} ms {1 / ratios['by hand']:7.2f} ×{others}",
                     flush=True,
                 )
                 found.append({"plugin": name, "network": size, "seconds": took, "ratios": ratios})
                 if THRESHOLD in times:  # which is compared with another contender than the plugin
                     alone = ratio(times, THRESHOLD, "kthvalue")
-                    print(f"{'':47s} the threshold alone: {alone:.3f} of kthvalue", flush=True)
+                    print(f"{'':57s} the threshold alone: {1 / alone:.2f} × kthvalue", flush=True)
                     found[-1]["ratios"] = {who: r for who, r in ratios.items() if who != THRESHOLD}
                     found.append({"plugin": f"{name}, its {THRESHOLD}", "network": size, "ratios": {"by hand": alone}})
     keep(output, threads=threads, rows=added(output, found) if only and output else found)

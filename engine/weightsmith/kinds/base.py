@@ -62,7 +62,7 @@ class WeightPlugin(Plugin, abstract=True):
     """Whether it evaluates the update in progress again, which writes the gradients of all the optimizer's weights."""
     unitwise: ClassVar[bool] = False
     """Whether the method treats every unit on its own, and asks nothing of its site but ``unit_dims``: then many small
-    weights may be handed to it as the rows of one matrix."""
+    weights (up to 32,768 values) may be handed to it as the rows of one matrix. Default false."""
     sharding: ClassVar[Sharding] = "gather"
     """What it needs of a sharded weight. ``"gather"``: all of it; then the weights are gathered one at a time, and its
     method need know nothing of it. ``"units"`` or ``"values"``: it treats every unit (as one that is ``unitwise`` does)

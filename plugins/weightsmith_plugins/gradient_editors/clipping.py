@@ -20,7 +20,8 @@ class ClipNorm(GradientEditor):
     """g ← g · min(1, max_norm / ‖g‖), with ‖g‖ over all selected weights together.
 
     Pascanu et al. (2013), "On the difficulty of training recurrent neural networks", arXiv:1211.5063. Under the limit
-    the gradient stays bit for bit as it is.
+    the gradient stays bit for bit as it is. ``torch.nn.utils.clip_grad_norm_`` divides by ‖g‖ + 1e-6 instead, so that
+    the two drift apart slowly.
 
     Args:
         max_norm: the largest norm, above 0.
