@@ -1,4 +1,4 @@
-"""Small weights whose units are handled together, as the rows of one matrix."""
+"""Weights whose units are rows; of small ones those that are handled together, as the rows of one matrix."""
 
 from __future__ import annotations
 

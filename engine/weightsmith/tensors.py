@@ -379,10 +379,14 @@ def nonfinite_flag(tensors: Sequence[Tensor], flag: Tensor) -> Tensor:
     >>> nonfinite_flag([torch.tensor([1.0, math.inf])], torch.zeros(()))
     tensor(1.)
     """
-    if all(t.dtype is torch.float32 and t.device == flag.device and not t.is_sparse for t in tensors):
+    if all(t.dtype is torch.float32 and t.device == flag.device and _can_be_written(t) for t in tensors):
         torch._amp_foreach_non_finite_check_and_unscale_(list(tensors), flag, torch.ones((), device=flag.device))
         return flag
-    for tensor in tensors:
-        values = tensor.coalesce().values() if tensor.is_sparse else tensor
-        flag.copy_(torch.maximum(flag, (~values.isfinite().all()).to(flag)))
-    return flag
+    given = [tensor.coalesce().values() if tensor.is_sparse else tensor for tensor in tensors]
+    finite = torch.stack([values.isfinite().all().to(flag.device) for values in given])
+    return flag.copy_(torch.maximum(flag, (~finite.all()).to(flag)))
+
+
+def _can_be_written(tensor: Tensor) -> bool:
+    """Whether no two of its elements are one number in memory."""
+    return not tensor.is_sparse and 0 not in tensor.stride()

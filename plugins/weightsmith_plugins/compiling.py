@@ -18,13 +18,13 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
     """Compiled by its first call, and kept on the disk if that can be written.
 
     Raises:
-        ImportError: Numba is not installed, or told to compile nothing.
+        ModuleNotFoundError: Numba is not installed, or told to compile nothing.
     """
     import numba
 
     made = numba.njit(nogil=True, **options)(function)
     if made is function:
-        raise ImportError("Numba compiles nothing where NUMBA_DISABLE_JIT is set")
+        raise ModuleNotFoundError("Numba compiles nothing where NUMBA_DISABLE_JIT is set", name="numba")
     with contextlib.suppress(RuntimeError, OSError):  # there may be no place to write to
         made.enable_caching()
     return made
@@ -39,8 +39,8 @@ def working(what: str, load: Callable[[], T]) -> T | None:
     """
     try:
         return load()
-    except ImportError:
-        return None
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "numba":
+            return None
         logger.warning("%s the slower way, as Numba fails: %s: %s", what, type(error).__name__, error)
         return None

@@ -404,11 +404,13 @@ def named(plugin: Any) -> str:
     return f"{name}, under its limit" if plugin == w.ClipNorm(1e6) else name
 
 
-def added(output: str, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def added(output: str, threads: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows that a file has, with these among them, or in place of those of the same plugin and network."""
     path = Path(output)
-    old = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
-    return list({(row["plugin"], row["network"]): row for row in [*old, *rows]}.values())
+    old = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"rows": [], "threads": threads}
+    if old["threads"] != threads:
+        raise SystemExit(f"{output} has figures of {old['threads']} thread(s): give another --output")
+    return list({(row["plugin"], row["network"]): row for row in [*old["rows"], *rows]}.values())
 
 
 def main(sizes: list[str], only: list[str], seconds: float, threads: int, output: str | None) -> None:
@@ -439,7 +441,7 @@ def main(sizes: list[str], only: list[str], seconds: float, threads: int, output
                     print(f"{'':57s} the threshold alone: {1 / alone:.2f} × kthvalue", flush=True)
                     found[-1]["ratios"] = {who: r for who, r in ratios.items() if who != THRESHOLD}
                     found.append({"plugin": f"{name}, its {THRESHOLD}", "network": size, "ratios": {"by hand": alone}})
-    keep(output, threads=threads, rows=added(output, found) if only and output else found)
+    keep(output, threads=threads, rows=added(output, threads, found) if only and output else found)
 
 
 if __name__ == "__main__":

@@ -217,3 +217,12 @@ def test_the_flag_reads_sparse_gradients():
         torch.tensor([[0, 0]]), torch.tensor([[1.0], [math.inf]]), (3, 1), check_invariants=True
     )
     assert nonfinite_flag([sparse], torch.zeros(())) == 1
+
+
+@pytest.mark.parametrize("last", [0.5, math.nan, math.inf])
+def test_gradients_of_any_kind_are_asked_at_once_and_stay(last):
+    gradients = [torch.ones(1).expand(3, 3), torch.ones(3, dtype=torch.bfloat16), torch.tensor([1.0, last]).double()]
+    before = [gradient.clone() for gradient in gradients]
+    assert bool(nonfinite_flag(gradients, torch.zeros(()))) is not math.isfinite(last)
+    for gradient, one in zip(gradients, before, strict=True):
+        torch.testing.assert_close(gradient, one, rtol=0, atol=0, equal_nan=True)

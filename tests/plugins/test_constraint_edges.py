@@ -7,8 +7,9 @@ import torch
 import weightsmith_plugins as w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 from torch import nn
-from weightsmith import ConfigurationError, Site, Trainer
+from weightsmith import ConfigurationError, Constraint, PluginContractError, Site, Trainer
 from weightsmith_plugins.constraints import norms
 
 HALF = torch.bfloat16
@@ -232,6 +233,37 @@ def test_the_vector_of_padding_stays_as_it_is(plugin):
     others = layer.weight[[0, 2, 3]].detach()
     torch.testing.assert_close(plugin(others), others)
     assert max(trainer.violations().values()) == 0
+
+
+def test_the_vector_of_padding_stays_as_it_is_in_an_average_too(tmp_path):
+    layer = nn.Embedding(5, 4, padding_idx=0)
+    plugins = [w.UnitNorm(), w.EMA(0.5)]
+    trainer = Trainer(
+        layer, torch.optim.SGD(layer.parameters(), lr=0.1), lambda found, _: found.square().sum(), plugins=plugins
+    )
+    trainer.run([(torch.arange(5), torch.zeros(5))] * 3)
+    trainer.export(tmp_path / "mean.safetensors", averaged=True)
+    (mean,) = load_file(tmp_path / "mean.safetensors").values()
+    torch.testing.assert_close(mean.norm(dim=1), torch.tensor([0.0, 1, 1, 1, 1]))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0)])
+def test_a_weight_of_nothing_is_in_every_set(way, shape):
+    weight = torch.empty(shape)
+    w.MaxNorm(1.0).project_all_([weight], [Site.alone(weight)])
+
+
+def test_what_is_one_weights_is_refused_of_many_at_once():
+    class Slowing(Constraint):
+        unitwise = True
+
+        def project(self, weight, site):
+            return weight / (1 + site.update)
+
+    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    trainer = Trainer(layers, torch.optim.SGD(layers.parameters(), lr=0.0), nn.MSELoss(), plugins=[Slowing()])
+    with pytest.raises(PluginContractError, match=r"sees many weights at once, and site\.update is one weight's"):
+        trainer._start()
 
 
 @pytest.mark.parametrize("plugin", [w.MaxNorm(0.5), w.UnitNorm(), w.ZeroMean(), w.Simplex(), w.TopK(0.4)], ids=repr)

@@ -93,7 +93,7 @@ def _copied(weight: Tensor) -> Tensor:
 
 def facts_of(trainer: DurableRun) -> dict[str, Any]:
     """What a checkpoint tells of itself without being read."""
-    packages = ("weightsmith", "torch", "pytorch-ignite", "numpy")
+    packages = ("weightsmith", "torch", "pytorch-ignite", "numpy", "numba")
     return {
         "iteration": trainer.state.iteration,
         "epoch": trainer.state.epoch,

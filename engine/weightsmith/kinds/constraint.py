@@ -176,15 +176,19 @@ class Constraint(WeightPlugin, abstract=True):
 
     @torch.no_grad()
     def act(self, binding: Binding) -> None:
-        padded = [] if self.remembers else binding.once(_padded)
         for targets in binding.rounds():
             self._prepare(targets)
-            weights = self._without_paddings(targets) if padded else targets.tensors
-            self.project_all_(weights, targets.sites)
-            if padded:
-                self._restore_paddings(targets, weights)
+            self._project_units(binding, targets)
             for target in targets if self.momentum == "tangent" else ():
                 binding.edit_momenta(target, functools.partial(self._without_outward, target))
+
+    def _project_units(self, binding: Binding, targets: Targets) -> None:
+        """All of these weights but paddings."""
+        padded = [] if self.remembers else binding.once(_padded)
+        weights = self._without_paddings(targets) if padded else targets.tensors
+        self.project_all_(weights, targets.sites)
+        if padded:
+            self._restore_paddings(targets, weights)
 
     def _without_outward(self, target: Target, momentum: Tensor) -> Tensor:
         """A momentum, against which the optimizer moves the weight, without the part that leaves the set."""
@@ -200,7 +204,7 @@ class Constraint(WeightPlugin, abstract=True):
             memories = [{name: entry.clone() for name, entry in site.state.items()} for site in some.sites]
             self._prepare(some)
             try:
-                self.project_all_(some.tensors, some.sites)
+                self._project_units(binding, some)
             finally:
                 for site, memory in zip(some.sites, memories, strict=True):
                     site._forget()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import importlib
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from types import ModuleType
 from typing import ClassVar
 
 import torch
@@ -12,7 +14,7 @@ from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.kinds.base import as_it_is
 from weightsmith.rows import row_lengths
-from weightsmith.tensors import accurate_dtype, unit_norms, unit_peaks
+from weightsmith.tensors import accurate_dtype, row_length, unit_norms, unit_peaks
 
 from weightsmith_plugins.compiling import working
 
@@ -32,22 +34,24 @@ class UnitScaling(Constraint, abstract=True):
 
     def bounded(self, norms: Tensor) -> Tensor:
         """The norms that units of these norms get."""
-        return norms.clamp(*self.ends)
+        low, high = self.ends
+        return norms.clamp(low, high) if low < high else torch.full_like(norms, low)
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        even, peaks = _even(weight, site)
+        wide = self._wide(weight, site)
+        even, peaks = _even(wide, site)
         # A zero unit has no direction: it takes that of equal values, if it must have one.
         even = torch.where(peaks == 0, 1.0, even)
         inner = unit_norms(even, site.unit_dims)
-        norms = _in_range(unit_norms(weight.detach(), site.unit_dims), inner.detach() * peaks)
+        norms = _in_range(unit_norms(wide.detach(), site.unit_dims), inner.detach() * peaks)
         wanted = self.bounded(norms)
         scaled = even * (wanted / inner)
-        return torch.where(self._stays(norms, wanted, weight, site), weight, scaled.to(weight.dtype))
+        return torch.where(self._stays(norms, wanted, weight), weight, scaled.to(weight.dtype))
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        bound_norms_ = _in_one_pass()
-        if bound_norms_ is not None:
-            left = bound_norms_(weights, row_lengths(sites), *self.ends, _room(torch.float32))
+        one_pass = self._one_pass()
+        if one_pass is not None:
+            left = one_pass.bound_norms_(weights, row_lengths(sites), *self.ends, _room(torch.float32))
             if len(left) < len(weights):
                 weights, sites = [weights[i] for i in left], [sites[i] for i in left]
         if weights:
@@ -56,6 +60,8 @@ class UnitScaling(Constraint, abstract=True):
     def _scale_(self, weight: Tensor, site: Site) -> Tensor:
         """As :meth:`project`, in place: one pass over the weight for its norms, and one to scale it if need be. Units
         whose squares may leave the float range, and devices for which nothing may wait, go the long way."""
+        if not weight.numel():
+            return weight
         if not weight.is_cpu:
             return weight.copy_(self.project(weight, site))
         norms, room = unit_norms(weight, site.unit_dims), _room(weight.dtype)
@@ -63,22 +69,29 @@ class UnitScaling(Constraint, abstract=True):
         least, most = (extreme.item() for extreme in torch.aminmax(factors))
         if 1 - room <= least and most <= 1 + room:
             return weight
-        if not (least > _LEAST and most < _MOST):
+        if not (least > LEAST and most < MOST):
             return weight.copy_(self.project(weight, site))
         if weight.numel() <= FEW or room > 1e-4:  # else it costs more than it saves: the factors are rounding as well
             factors.masked_fill_((factors - 1).abs_() <= room, 1.0)
         return weight.mul_(factors)
 
-    def _stays(self, norms: Tensor, wanted: Tensor, weight: Tensor, site: Site) -> Tensor:
+    def _one_pass(self) -> ModuleType | None:
+        return _in_one_pass() if type(self).bounded is UnitScaling.bounded else None
+
+    def _wide(self, weight: Tensor, site: Site) -> Tensor:
+        """The weight in the precision in which :meth:`project_all_` sums its squares."""
+        one_pass = self._one_pass()
+        is_bound = (
+            one_pass is not None and row_length(weight, site.unit_dims) and one_pass.can_bound([weight]) == [True]
+        )
+        return weight.double() if is_bound else weight
+
+    def _stays(self, norms: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
         """Whether a unit's norm is right to within the rounding of its values, and of the factor that would mend it:
-        what :meth:`project_all_` lets stay is inside, whether it sums the squares in float32 or in float64."""
+        what :meth:`project_all_` lets stay is inside."""
         if torch.is_grad_enabled() and weight.requires_grad:
             return norms == wanted if self._has_inside() else torch.zeros_like(norms, dtype=torch.bool)
-        room = 1.25 * _room(weight.dtype) * wanted
-        stays = (norms - wanted).abs() <= room
-        if weight.is_cpu and weight.dtype is torch.float32:
-            stays |= (unit_norms(weight.detach().double(), site.unit_dims) - wanted).abs() <= room
-        return stays
+        return (norms - wanted).abs() <= 1.25 * _room(weight.dtype) * wanted
 
     def _has_inside(self) -> bool:
         """Whether the set has an inside, in which a gradient reaches the raw weight as it is."""
@@ -118,8 +131,8 @@ class MaxNorm(UnitScaling):
         return 0.0, self.limit
 
     def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
-        norms = unit_norms(weight, site.unit_dims)
-        at_limit = (norms >= self.limit) | self._stays(norms, torch.full_like(norms, self.limit), weight, site)
+        norms = unit_norms(self._wide(weight, site), site.unit_dims)
+        at_limit = (norms >= self.limit) | self._stays(norms, torch.full_like(norms, self.limit), weight)
         outward = torch.where(at_limit, _along(velocity, weight, site).clamp(min=0), 0)
         return (velocity - outward * _unit(weight, site)).to(velocity.dtype)
 
@@ -169,9 +182,6 @@ class UnitNorm(UnitScaling):
     def ends(self) -> tuple[float, float]:
         return 1.0, 1.0
 
-    def bounded(self, norms: Tensor) -> Tensor:
-        return torch.ones_like(norms)  # which has no gradient
-
     def _has_inside(self) -> bool:
         return False
 
@@ -183,19 +193,18 @@ FEW = 2**15
 """Values, up to which a unit that is right stays bit for bit even where another of the weight is not."""
 
 
-_LEAST, _MOST = 1e-15, 1e15
+LEAST, MOST = 1e-15, 1e15
 """Norms, and factors of norms, between which no square leaves the float range."""
 
 
 @functools.cache
-def _in_one_pass() -> Callable[..., list[int]] | None:
-    """:func:`~weightsmith_plugins.constraints.one_pass.bound_norms_`, where Numba compiles it."""
+def _in_one_pass() -> ModuleType | None:
+    """:mod:`weightsmith_plugins.constraints.one_pass`, where Numba compiles it."""
 
-    def load() -> Callable[..., list[int]]:
-        from weightsmith_plugins.constraints.one_pass import bound_norms_
-
-        bound_norms_([torch.ones(1, 1, device="cpu")], [1], 0.0, 1.0, 0.0)
-        return bound_norms_
+    def load() -> ModuleType:
+        one_pass = importlib.import_module("weightsmith_plugins.constraints.one_pass")
+        one_pass.refuse_trouble()
+        return one_pass
 
     return working("norms are bounded", load)
 
@@ -203,7 +212,7 @@ def _in_one_pass() -> Callable[..., list[int]] | None:
 def _in_range(norms: Tensor, careful: Tensor) -> Tensor:
     """The norms as :meth:`UnitScaling._scale_` takes them, in one pass over the weight; where squares may leave the
     float range, the careful ones."""
-    return torch.where((norms > _LEAST) & (norms < _MOST), norms, careful)
+    return torch.where((norms > LEAST) & (norms < MOST), norms, careful)
 
 
 def _room(dtype: torch.dtype) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from typing import Any
 
@@ -16,69 +17,99 @@ from numba.extending import intrinsic
 from torch import Tensor, nn
 
 from weightsmith_plugins.compiling import compiled
+from weightsmith_plugins.constraints.norms import LEAST, MOST
 
-__all__ = ["bound_norms_"]
+__all__ = ["bound_norms_", "can_bound", "refuse_trouble"]
 
 
-def bound_norms_(weights: Sequence[Tensor], lengths: Sequence[int], low: float, high: float, room: float) -> list[int]:
+def bound_norms_(
+    weights: Sequence[Tensor], by_rows: Sequence[object], low: float, high: float, room: float
+) -> list[int]:
     """Scale every unit whose norm is outside to the nearest norm inside: w_u · min(max(‖w_u‖, low), high) / ‖w_u‖.
 
-    Norms are summed in float64, so that no square leaves the range of numbers.
+    Squares are summed in float64, where none leaves the range of numbers. What comes out depends on nothing but the
+    unit's own values, not on how many threads there are.
 
     Args:
         weights: of any shape, dtype and device.
-        lengths: how many values a unit of each has, if units are its rows; else 0.
+        by_rows: of each, whether its units are its rows.
         low: the least norm.
         high: the largest.
         room: how far outside, relative to it, a norm may be.
 
     Returns:
-        The places of those that are left to do otherwise: what is not float32 in rows, one after another in main
-        memory; what has a unit that is zero and must become longer, or whose norm is not finite, or too far away; and
-        large ones, which torch divides among its threads.
+        The places of those that are left to do otherwise: what :func:`can_bound` excludes, and what has a unit that is
+        zero and must become longer, or whose norm is not finite, or too far away.
     """
-    here = _here(weights, lengths)
-    if not here:
+    here = [
+        place
+        for place, (is_by_rows, can) in enumerate(zip(by_rows, can_bound(weights), strict=True))
+        if is_by_rows and can
+    ]
+    some = weights if len(here) == len(weights) else [weights[place] for place in here]
+    try:
+        addresses = np.array(list(map(Tensor.data_ptr, some)), np.int64)
+    except RuntimeError:  # inside a transformation of torch.func, where nothing has an address
         return list(range(len(weights)))
-    are_all = len(here) == len(weights)
-    some = weights if are_all else [weights[i] for i in here]
-    addresses, sizes = np.array(list(map(Tensor.data_ptr, some))), np.array(list(map(Tensor.numel, some)))
-    units = np.array(lengths if are_all else [lengths[i] for i in here])
-    found = _bound_all(addresses, sizes, units, low, high, room)
-    torch.autograd.graph.increment_version(some)
-    if are_all and not found.any():
+    sizes, units = np.array(list(map(Tensor.numel, some)), np.int64), np.array(list(map(_units, some)), np.int64)
+    found = _on_threads(addresses, sizes, units, float(low), float(high), float(room))
+    torch.autograd.graph.increment_version([some[i] for i in np.flatnonzero(found & _SCALED).tolist()])
+    if len(here) == len(weights) and not (found & _LEFT).any():
         return []
-    done = {here[i] for i in np.flatnonzero(~found).tolist()}
-    return [i for i in range(len(weights)) if i not in done]
+    done = {here[i] for i in np.flatnonzero(~found & _LEFT).tolist()}
+    return [place for place in range(len(weights)) if place not in done]
 
 
-def _here(weights: Sequence[Tensor], lengths: Sequence[int]) -> Sequence[int]:
-    """The places of float32 weights in rows, one after another in main memory, of a size that one thread works on."""
-    if all(lengths) and _are_ours(weights):
-        return range(len(weights))
-    pairs = enumerate(zip(weights, lengths, strict=True))
-    return [place for place, (weight, length) in pairs if length and _are_ours([weight])]
+_SCALED, _LEFT = 1, 2
 
 
-def _are_ours(weights: Sequence[Tensor]) -> bool:
-    return all(wanted.issuperset(map(ask, weights)) for ask, wanted in _OURS) and _have_one_thread(weights)
+def can_bound(weights: Sequence[Tensor]) -> list[bool]:
+    """Whether each is float32, its values one after another in main memory, and torch would let it be written."""
+    asks = _ASKS if torch.is_grad_enabled() else _ASKS[:-1]
+    wanted = tuple(answer for _, answer in asks)
+    return [row == wanted for row in zip(*(map(ask, weights) for ask, _ in asks), strict=True)]
 
 
-_OURS: tuple[tuple[Callable[[Tensor], object], set[object]], ...] = (
-    (attrgetter("__class__"), {Tensor, nn.Parameter}),
-    (attrgetter("dtype"), {torch.float32}),
-    (attrgetter("is_cpu"), {True}),
-    (attrgetter("layout"), {torch.strided}),
-    (Tensor.is_contiguous, {True}),
+def _units(weight: Tensor) -> int:
+    return weight.size(0) if weight.dim() > 1 else 1
+
+
+_ASKS: tuple[tuple[Callable[[Tensor], object], object], ...] = (
+    (lambda weight: type(weight) in (Tensor, nn.Parameter), True),
+    (attrgetter("dtype"), torch.float32),
+    (attrgetter("is_cpu"), True),
+    (attrgetter("layout"), torch.strided),
+    (Tensor.is_contiguous, True),
+    (Tensor.is_inference, False),
+    (attrgetter("requires_grad"), False),
 )
 
 
-def _have_one_thread(weights: Sequence[Tensor]) -> bool:
-    """Whether torch as well has one thread work on each."""
-    return torch.get_num_threads() == 1 or max(map(Tensor.numel, weights), default=0) <= _ONE_THREAD
+def _on_threads(addresses: Any, sizes: Any, units: Any, *bounds: float) -> npt.NDArray[np.uint8]:
+    """Divided among as many threads as torch has, of every weight a share of its units for each."""
+    threads = torch.get_num_threads()
+    if threads == 1 or sizes.sum() <= _ONE_THREAD:
+        return _bound_all(addresses, sizes, units, *bounds, 0, 1)  # type: ignore[no-any-return]
+
+    def share(number: int) -> Any:
+        return _bound_all(addresses, sizes, units, *bounds, number, threads)
+
+    with ThreadPoolExecutor(threads) as pool:
+        shares: npt.NDArray[np.uint8] = functools.reduce(np.bitwise_or, pool.map(share, range(threads)))
+    return shares
 
 
-_ONE_THREAD = 2**15
+_ONE_THREAD = 2**19
+"""Values, up to which starting threads costs more than they save."""
+
+
+def refuse_trouble() -> None:
+    """Raise what Numba raises, if it fails."""
+    memory = np.array([3, 4, 0, 0], np.float32)
+    address, size = (np.array([number], np.int64) for number in (memory.__array_interface__["data"][0], memory.size))
+    found = _bound_all(address, size, np.array([2], np.int64), 0.0, 1.0, 0.0, 0, 1)
+    if found[0] != _SCALED or not np.allclose(memory, [0.6, 0.8, 0, 0]):
+        raise ArithmeticError(f"(3, 4) was to be scaled to (0.6, 0.8), and became {memory[:2]}")
 
 
 @intrinsic  # type: ignore[untyped-decorator]
@@ -109,31 +140,36 @@ def _scale(row: Any, factor: Any) -> None:
 
 
 @compiled
-def _bound(weight: Any, length: int, low: float, high: float, room: float) -> bool:
-    """Whether a unit is left to do otherwise."""
-    is_left = False
-    for start in range(0, len(weight), length):
-        row = weight[start : start + length]
-        norm = _norm(row)
+def _bound(rows: Any, low: float, high: float, room: float) -> int:
+    """What became of a weight's units."""
+    found = 0
+    for unit in range(len(rows)):
+        norm = _norm(rows[unit])
         wanted = min(max(norm, low), high)
         if abs(norm - wanted) <= room * wanted:
             continue
         factor = wanted / norm if norm > 0.0 else np.inf
-        if _LEAST < factor < _MOST:
-            _scale(row, np.float32(factor))
+        if LEAST < factor < MOST:
+            _scale(rows[unit], np.float32(factor))
+            found |= _SCALED
         else:
-            is_left = True
-    return is_left
-
-
-_LEAST, _MOST = 1e-15, 1e15
-"""Factors between which no value need leave the float range."""
+            found |= _LEFT
+    return found
 
 
 @compiled
-def _bound_all(addresses: Any, sizes: Any, lengths: Any, low: float, high: float, room: float) -> npt.NDArray[np.bool_]:
-    found = np.zeros(len(addresses), np.bool_)
+def _bound_all(
+    addresses: Any, sizes: Any, units: Any, low: float, high: float, room: float, share: int, shares: int
+) -> npt.NDArray[np.uint8]:
+    """What became of each weight: of its units, of those of one share."""
+    found = np.zeros(len(addresses), np.uint8)
     for place in range(len(addresses)):
-        weight = carray(_float32_at(addresses[place]), (sizes[place],))
-        found[place] = _bound(weight, lengths[place], low, high, room)
+        if sizes[place] == 0:
+            continue
+        if addresses[place] == 0:  # what has no memory
+            found[place] = _LEFT
+            continue
+        rows = carray(_float32_at(addresses[place]), (units[place], sizes[place] // units[place]))
+        first, last = units[place] * share // shares, units[place] * (share + 1) // shares
+        found[place] = _bound(rows[first:last], low, high, room)
     return found
