@@ -41,48 +41,53 @@ def bound_norms_(
         The places of those that are left to do otherwise: what :func:`can_bound` excludes, and what has a unit that is
         zero and must become longer, or whose norm is not finite, or too far away.
     """
-    here = [
-        place
-        for place, (is_by_rows, can) in enumerate(zip(by_rows, can_bound(weights), strict=True))
-        if is_by_rows and can
-    ]
-    some = weights if len(here) == len(weights) else [weights[place] for place in here]
+    can = can_bound(weights)
+    are_all = all(by_rows) and all(can)
+    pairs = enumerate(zip(by_rows, can, strict=True))
+    here = range(len(weights)) if are_all else [place for place, both in pairs if all(both)]
+    some = weights if are_all else [weights[place] for place in here]
     try:
         addresses = np.array(list(map(Tensor.data_ptr, some)), np.int64)
     except RuntimeError:  # inside a transformation of torch.func, where nothing has an address
         return list(range(len(weights)))
-    sizes, units = np.array(list(map(Tensor.numel, some)), np.int64), np.array(list(map(_units, some)), np.int64)
+    sizes, units = _sizes_and_units(tuple(map(_SHAPE, some)))
     found = _on_threads(addresses, sizes, units, float(low), float(high), float(room))
     torch.autograd.graph.increment_version([some[i] for i in np.flatnonzero(found & _SCALED).tolist()])
-    if len(here) == len(weights) and not (found & _LEFT).any():
+    if are_all and not (found & _LEFT).any():
         return []
     done = {here[i] for i in np.flatnonzero(~found & _LEFT).tolist()}
     return [place for place in range(len(weights)) if place not in done]
 
 
+_SHAPE = attrgetter("shape")
 _SCALED, _LEFT = 1, 2
 
 
 def can_bound(weights: Sequence[Tensor]) -> list[bool]:
     """Whether each is float32, its values one after another in main memory, and torch would let it be written."""
     asks = _ASKS if torch.is_grad_enabled() else _ASKS[:-1]
-    wanted = tuple(answer for _, answer in asks)
-    return [row == wanted for row in zip(*(map(ask, weights) for ask, _ in asks), strict=True)]
+    if all(wanted.issuperset(map(ask, weights)) for ask, wanted in asks):
+        return [True] * len(weights)
+    answers = [map(wanted.__contains__, map(ask, weights)) for ask, wanted in asks]
+    return [all(row) for row in zip(*answers, strict=True)]
 
 
-def _units(weight: Tensor) -> int:
-    return weight.size(0) if weight.dim() > 1 else 1
-
-
-_ASKS: tuple[tuple[Callable[[Tensor], object], object], ...] = (
-    (lambda weight: type(weight) in (Tensor, nn.Parameter), True),
-    (attrgetter("dtype"), torch.float32),
-    (attrgetter("is_cpu"), True),
-    (attrgetter("layout"), torch.strided),
-    (Tensor.is_contiguous, True),
-    (Tensor.is_inference, False),
-    (attrgetter("requires_grad"), False),
+_ASKS: tuple[tuple[Callable[[Tensor], object], set[object]], ...] = (
+    (type, {Tensor, nn.Parameter}),
+    (attrgetter("dtype"), {torch.float32}),
+    (attrgetter("is_cpu"), {True}),
+    (attrgetter("layout"), {torch.strided}),
+    (Tensor.is_contiguous, {True}),
+    (Tensor.is_inference, {False}),
+    (attrgetter("requires_grad"), {False}),
 )
+
+
+@functools.lru_cache(maxsize=256)
+def _sizes_and_units(shapes: tuple[torch.Size, ...]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """How many values each has, and how many units: a vector is one."""
+    sizes = [shape.numel() for shape in shapes]
+    return np.array(sizes, np.int64), np.array([shape[0] if len(shape) > 1 else 1 for shape in shapes], np.int64)
 
 
 def _on_threads(addresses: Any, sizes: Any, units: Any, *bounds: float) -> npt.NDArray[np.uint8]:
@@ -140,17 +145,18 @@ def _scale(row: Any, factor: Any) -> None:
 
 
 @compiled
-def _bound(rows: Any, low: float, high: float, room: float) -> int:
-    """What became of a weight's units."""
+def _bound(values: Any, length: int, low: float, high: float, room: float) -> int:
+    """What became of units of so many values, one after another."""
     found = 0
-    for unit in range(len(rows)):
-        norm = _norm(rows[unit])
+    for start in range(0, len(values), length):
+        row = values[start : start + length]
+        norm = _norm(row)
         wanted = min(max(norm, low), high)
         if abs(norm - wanted) <= room * wanted:
             continue
         factor = wanted / norm if norm > 0.0 else np.inf
         if LEAST < factor < MOST:
-            _scale(rows[unit], np.float32(factor))
+            _scale(row, np.float32(factor))
             found |= _SCALED
         else:
             found |= _LEFT
@@ -169,7 +175,8 @@ def _bound_all(
         if addresses[place] == 0:  # what has no memory
             found[place] = _LEFT
             continue
-        rows = carray(_float32_at(addresses[place]), (units[place], sizes[place] // units[place]))
+        length = sizes[place] // units[place]
         first, last = units[place] * share // shares, units[place] * (share + 1) // shares
-        found[place] = _bound(rows[first:last], low, high, room)
+        values = carray(_float32_at(addresses[place] + 4 * first * length), ((last - first) * length,))
+        found[place] = _bound(values, length, low, high, room)
     return found
