@@ -79,8 +79,9 @@ class UnitScaling(Constraint, abstract=True):
         return _in_one_pass() if type(self).bounded is UnitScaling.bounded else None
 
     def _wide(self, weight: Tensor, site: Site) -> Tensor:
-        """The weight in the precision in which :meth:`project_all_` sums its squares."""
-        one_pass = self._one_pass()
+        """The weight in the precision in which :meth:`project_all_` sums its squares; in a forward pass in its own,
+        whether a gradient is asked for or not."""
+        one_pass = self._one_pass() if self.mode == "project" else None
         is_bound = (
             one_pass is not None and row_length(weight, site.unit_dims) and one_pass.can_bound([weight]) == [True]
         )
