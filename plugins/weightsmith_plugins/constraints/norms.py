@@ -18,7 +18,7 @@ from weightsmith.tensors import accurate_dtype, row_length, unit_norms, unit_pea
 
 from weightsmith_plugins.compiling import working
 
-__all__ = ["FEW", "MaxNorm", "MinMaxNorm", "UnitNorm"]
+__all__ = ["FEW", "LEAST", "MOST", "MaxNorm", "MinMaxNorm", "UnitNorm"]
 
 
 class UnitScaling(Constraint, abstract=True):
