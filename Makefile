@@ -34,8 +34,7 @@ bench: $(READY)
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,bench]"
 	$(BIN)/python -W ignore tests/benchmarks/bench_loop.py --output runs/benchmarks/loop.json
 	$(BIN)/python -W ignore tests/benchmarks/bench_plugins.py --output runs/benchmarks/plugins.json
-	NUMBA_DISABLE_JIT=1 $(BIN)/python -W ignore tests/benchmarks/bench_plugins.py --only MaxNorm UnitNorm \
-		--output runs/benchmarks/plugins.json
+	$(BIN)/python -W ignore tests/benchmarks/bench_plugins.py --without-fast --output runs/benchmarks/plugins.json
 	$(BIN)/python -W ignore tests/benchmarks/bench_watching.py --output runs/benchmarks/watching.json
 	$(BIN)/python -W ignore tests/benchmarks/bench_growth.py --output runs/benchmarks/growth.json
 	$(BIN)/python tests/benchmarks/speed_page.py

@@ -7,7 +7,7 @@ ask, for the same weights in the same order.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.distributed as dist
@@ -27,21 +27,24 @@ def size_of(site: Site) -> int:
     return math.prod(site.shape)
 
 
-def joint_norm(tensors: Sequence[Tensor], sites: Sequence[Site]) -> Tensor:
+def joint_norm(
+    tensors: Sequence[Tensor], sites: Sequence[Site], norm_of: Callable[[Sequence[Tensor]], Tensor] = global_norm
+) -> Tensor:
     """The L2 norm of all tensors taken as one long vector; 0-d. As :func:`~weightsmith.tensors.global_norm`.
 
     Args:
         tensors: of each weight what is in hand, or its gradient.
         sites: of the same weights.
+        norm_of: finds the norm of what is in hand.
     """
     part = _part(sites)
     if part is None:
-        return global_norm(tensors)
+        return norm_of(tensors)
     here = [tensor for tensor, site in zip(tensors, sites, strict=True) if site._part is not None]
     whole = [tensor for tensor, site in zip(tensors, sites, strict=True) if site._part is None]
-    norm = global_norm(here)
+    norm = norm_of(here)
     square = part.total(norm.double().square())  # in float64, where no square of a float32 is lost
-    return (square + global_norm(whole).double().square() if whole else square).sqrt().to(norm.dtype)
+    return (square + norm_of(whole).double().square() if whole else square).sqrt().to(norm.dtype)
 
 
 def joint_norms(tensors: Sequence[Tensor], sites: Sequence[Site]) -> Tensor:

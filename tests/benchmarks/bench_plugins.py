@@ -31,7 +31,6 @@ from measuring import Times, alternate, keep, ratio  # noqa: E402
 from networks import NETWORKS, ONE_BLOCK  # noqa: E402
 from weightsmith import Constraint, GradientEditor, Penalty, Trainer, WeightEvents, ranking  # noqa: E402
 from weightsmith.files import write_tensors  # noqa: E402
-from weightsmith_plugins.constraints import norms  # noqa: E402
 
 THRESHOLD = "threshold alone"
 ByHand = Callable[[Sequence[nn.Parameter], dict[str, list[Tensor]]], object]
@@ -396,12 +395,18 @@ def network_for(row: Row, size: str) -> nn.Module | None:
     return network
 
 
-def named(plugin: Any) -> str:
+IN_ONE_PASS = (
+    *(w.Clamp, w.NonNegative, w.MaxNorm, w.MinMaxNorm, w.UnitNorm),
+    *(w.L1, w.ElasticNet, w.GroupLasso),
+    *(w.ClipNorm, w.ClipUnitNorm, w.AdaptiveClip),
+)
+"""What the extra ``fast`` compiles."""
+
+
+def named(plugin: Any, without_fast: bool) -> str:
     """Its class, and what tells it from another of the same class."""
-    name = type(plugin).__name__
-    if isinstance(plugin, norms.UnitScaling) and norms._in_one_pass() is None:
-        return f"{name}, without the extra fast"
-    return f"{name}, under its limit" if plugin == w.ClipNorm(1e6) else name
+    name = type(plugin).__name__ + ", under its limit" * (plugin == w.ClipNorm(1e6))
+    return f"{name}, without the extra fast" if without_fast else name
 
 
 def added(output: str, threads: int, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -413,7 +418,11 @@ def added(output: str, threads: int, rows: list[dict[str, Any]]) -> list[dict[st
     return list({(row["plugin"], row["network"]): row for row in [*old["rows"], *rows]}.values())
 
 
-def main(sizes: list[str], only: list[str], seconds: float, threads: int, output: str | None) -> None:
+def main(
+    sizes: list[str], only: list[str], seconds: float, threads: int, output: str | None, without_fast: bool
+) -> None:
+    if without_fast:
+        os.environ["NUMBA_DISABLE_JIT"] = "1"
     torch.set_num_threads(threads)
     found = []
     print(f"{threads} thread(s); medians of alternating calls for {seconds} s each; * one block; × above 1: faster")
@@ -423,8 +432,10 @@ def main(sizes: list[str], only: list[str], seconds: float, threads: int, output
             fisher = Path(folder) / f"{size}.safetensors"
             write_tensors(fisher, {name: torch.ones_like(p) for name, p in NETWORKS[size]().named_parameters()})
             for row in table(str(fisher)):
-                name, network = named(row.plugin), network_for(row, size)
-                if network is None or not any(part.lower() in name.lower() for part in only or [""]):
+                name, network = named(row.plugin, without_fast), network_for(row, size)
+                if network is None or (without_fast and not isinstance(row.plugin, IN_ONE_PASS)):
+                    continue
+                if not any(part.lower() in name.lower() for part in only or [""]):
                     continue
                 times = measure(row, network, seconds)
                 took = {who: statistics.median(seconds) for who, seconds in times.items()}
@@ -441,7 +452,7 @@ def main(sizes: list[str], only: list[str], seconds: float, threads: int, output
                     print(f"{'':57s} the threshold alone: {1 / alone:.2f} × kthvalue", flush=True)
                     found[-1]["ratios"] = {who: r for who, r in ratios.items() if who != THRESHOLD}
                     found.append({"plugin": f"{name}, its {THRESHOLD}", "network": size, "ratios": {"by hand": alone}})
-    keep(output, threads=threads, rows=added(output, threads, found) if only and output else found)
+    keep(output, threads=threads, rows=added(output, threads, found) if (only or without_fast) and output else found)
 
 
 if __name__ == "__main__":
@@ -452,5 +463,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("--seconds", type=float, default=1.0, help="time per plugin and network (default 1)")
     parser.add_argument("--threads", type=int, default=1, help="torch threads (default 1)")
+    parser.add_argument("--without-fast", action="store_true", help="only what the extra fast compiles, without it")
     parser.add_argument("--output", help="a file for the same as JSON")
     main(**vars(parser.parse_args()))

@@ -17,7 +17,7 @@ from weightsmith.ranking import keep_largest_, largest
 from weightsmith.schedules import Progress
 from weightsmith.tensors import accurate_dtype
 from weightsmith.testing.scenes import plural, singular
-from weightsmith_plugins import L1, L2, ElasticNet, GroupLasso, Intersection, Orthonormal
+from weightsmith_plugins import L1, L2, ElasticNet, GroupLasso, Intersection, Orthonormal, compiling
 
 TABLE = Path(__file__).with_name("test_conformance.py")
 CASES = runpy.run_path(str(TABLE))["CASES"]  # by its path: others import it by its name, with files of their own
@@ -122,10 +122,29 @@ def shapes_for(case):
     )
 
 
-@pytest.mark.parametrize("name", [name for name in PLUGINS if not name.endswith(DECOMPOSES)])
+@pytest.fixture(params=["torch", "Numba"], scope="module")
+def way(request):
+    """What passes over many weights at once."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(compiling, "_tried", lambda name: None)
+        else:
+            assert compiling.in_one_pass("norm_of", [torch.ones(1)]) is not None
+        yield request.param
+
+
+def ways(names):
+    """By torch's functions, and compiled where Numba compiles it."""
+    compiled = ("Clamp", "NonNegative", "Norm", "L1", "ElasticNet", "GroupLasso", "AdaptiveClip")
+    return [(way, name) for name in names for way in ("torch", "Numba") if way == "torch" or name.endswith(compiled)]
+
+
+@pytest.mark.parametrize(
+    ("way", "name"), ways(name for name in PLUGINS if not name.endswith(DECOMPOSES)), indirect=["way"]
+)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
-def test_small_weights_together_come_out_as_each_alone(name, data):
+def test_small_weights_together_come_out_as_each_alone(way, name, data):
     case = PLUGINS[name]
     shapes = data.draw(shapes_for(case), "shapes")
     flavour, layout = data.draw(st.sampled_from(FLAVOURS), "values"), data.draw(st.sampled_from(LAYOUTS), "layout")
@@ -139,8 +158,10 @@ LARGE = [(1400, 400), (3, 70_000), (64, 32, 3, 3)]
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
-@pytest.mark.parametrize("name", [name for name, case in PLUGINS.items() if takes_any_shape(case)])
-def test_large_weights_come_out_as_by_the_plain_formula(name, flavour):
+@pytest.mark.parametrize(
+    ("way", "name"), ways(name for name, case in PLUGINS.items() if takes_any_shape(case)), indirect=["way"]
+)
+def test_large_weights_come_out_as_by_the_plain_formula(way, name, flavour):
     """With other paths than small ones: in blocks, by a sample, in place."""
     case = PLUGINS[name]
     generator = torch.Generator().manual_seed(0)

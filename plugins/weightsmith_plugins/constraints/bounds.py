@@ -11,6 +11,8 @@ from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.site import Sharding
 from weightsmith.tensors import clamp_
 
+from weightsmith_plugins.compiling import in_one_pass
+
 __all__ = ["Clamp", "NonNegative"]
 
 
@@ -49,7 +51,7 @@ class Clamp(Constraint):
         return weight.clamp(self.low, self.high)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        clamp_(weights, self.low, self.high)
+        _clamp_all_(weights, self.low, self.high)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # clamping is exact
@@ -79,10 +81,16 @@ class NonNegative(Constraint):
         return weight.clamp(min=0)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        clamp_(weights, 0.0, None)
+        _clamp_all_(weights, 0.0, None)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # clamping is exact
 
     def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
         return velocity.masked_fill((weight <= 0) & (velocity < 0), 0)
+
+
+def _clamp_all_(weights: Sequence[Tensor], low: float | None, high: float | None) -> None:
+    clamped_ = in_one_pass("clamped_", weights)
+    if clamped_ is None or not clamped_(weights, low, high):
+        clamp_(weights, low, high)

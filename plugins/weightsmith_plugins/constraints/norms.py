@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import functools
-import importlib
 from abc import abstractmethod
-from collections.abc import Sequence
-from types import ModuleType
+from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
@@ -16,7 +13,8 @@ from weightsmith.kinds.base import as_it_is
 from weightsmith.rows import row_lengths
 from weightsmith.tensors import accurate_dtype, row_length, unit_norms, unit_peaks
 
-from weightsmith_plugins.compiling import working
+from weightsmith_plugins.addresses import are_suited
+from weightsmith_plugins.compiling import in_one_pass
 
 __all__ = ["FEW", "LEAST", "MOST", "MaxNorm", "MinMaxNorm", "UnitNorm"]
 
@@ -49,9 +47,9 @@ class UnitScaling(Constraint, abstract=True):
         return torch.where(self._stays(norms, wanted, weight), weight, scaled.to(weight.dtype))
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        one_pass = self._one_pass()
-        if one_pass is not None:
-            left = one_pass.bound_norms_(weights, row_lengths(sites), *self.ends, _room(torch.float32))
+        bound_norms_ = self._in_one_pass(weights)
+        if bound_norms_ is not None:
+            left = bound_norms_(weights, row_lengths(sites), *self.ends, _room(torch.float32), MOST)
             if len(left) < len(weights):
                 weights, sites = [weights[i] for i in left], [sites[i] for i in left]
         if weights:
@@ -75,16 +73,14 @@ class UnitScaling(Constraint, abstract=True):
             factors.masked_fill_((factors - 1).abs_() <= room, 1.0)
         return weight.mul_(factors)
 
-    def _one_pass(self) -> ModuleType | None:
-        return _in_one_pass() if type(self).bounded is UnitScaling.bounded else None
+    def _in_one_pass(self, weights: Sequence[Tensor]) -> Callable[..., list[int]] | None:
+        return in_one_pass("bound_norms_", weights) if type(self).bounded is UnitScaling.bounded else None
 
     def _wide(self, weight: Tensor, site: Site) -> Tensor:
         """The weight in the precision in which :meth:`project_all_` sums its squares; in a forward pass in its own,
         whether a gradient is asked for or not."""
-        one_pass = self._one_pass() if self.mode == "project" else None
-        is_bound = (
-            one_pass is not None and row_length(weight, site.unit_dims) and one_pass.can_bound([weight]) == [True]
-        )
+        is_row_wise = self.mode == "project" and row_length(weight, site.unit_dims)
+        is_bound = is_row_wise and self._in_one_pass([weight]) is not None and all(are_suited([weight]))
         return weight.double() if is_bound else weight
 
     def _stays(self, norms: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
@@ -196,18 +192,6 @@ FEW = 2**15
 
 LEAST, MOST = 1e-15, 1e15
 """Norms, and factors of norms, between which no square leaves the float range."""
-
-
-@functools.cache
-def _in_one_pass() -> ModuleType | None:
-    """:mod:`weightsmith_plugins.constraints.one_pass`, where Numba compiles it."""
-
-    def load() -> ModuleType:
-        one_pass = importlib.import_module("weightsmith_plugins.constraints.one_pass")
-        one_pass.refuse_trouble()
-        return one_pass
-
-    return working("norms are bounded", load)
 
 
 def _in_range(norms: Tensor, careful: Tensor) -> Tensor:

@@ -10,8 +10,11 @@ from weightsmith import ConfigurationError, GradientEditor, Site
 from weightsmith.joint import joint_norm
 from weightsmith.kinds import WeightPlugin
 from weightsmith.kinds.base import as_it_is
+from weightsmith.rows import row_lengths
 from weightsmith.site import Sharding
-from weightsmith.tensors import clamp_, scale_, unit_norms
+from weightsmith.tensors import clamp_, global_norm, scale_, unit_norms
+
+from weightsmith_plugins.compiling import in_one_pass
 
 __all__ = ["AdaptiveClip", "ClipNorm", "ClipUnitNorm", "ClipValue", "require_positive"]
 
@@ -48,7 +51,7 @@ class ClipNorm(GradientEditor):
             scale_(gradients, factor)
 
     def _factor(self, gradients: Sequence[Tensor], sites: Sequence[Site]) -> Tensor:
-        return (self.max_norm / joint_norm(gradients, sites)).clamp(max=1.0)
+        return (self.max_norm / joint_norm(gradients, sites, _norm)).clamp(max=1.0)
 
 
 class ClipUnitNorm(GradientEditor):
@@ -74,7 +77,9 @@ class ClipUnitNorm(GradientEditor):
         return (gradient * self._factors(gradient, site)).to(gradient.dtype)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        self._unitwise(self._clip_, as_it_is, gradients, sites, gradients)
+        clipped_ = in_one_pass("clipped_", gradients) if all(row_lengths(sites)) else None
+        if clipped_ is None or not clipped_(gradients, self.max_norm):
+            self._unitwise(self._clip_, as_it_is, gradients, sites, gradients)
 
     def _clip_(self, gradient: Tensor, site: Site) -> Tensor:
         return gradient.mul_(self._factors(gradient, site))
@@ -133,7 +138,9 @@ class AdaptiveClip(GradientEditor):
         return (gradient * self._factors(gradient, weight, site)).to(gradient.dtype)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        self._unitwise(self._clip_, as_it_is, gradients, sites, gradients, weights)
+        clipped_ = in_one_pass("clipped_adaptively_", gradients) if all(row_lengths(sites)) else None
+        if clipped_ is None or not clipped_(gradients, weights, self.ratio, self.eps):
+            self._unitwise(self._clip_, as_it_is, gradients, sites, gradients, weights)
 
     def _clip_(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         return gradient.mul_(self._factors(gradient, weight, site))
@@ -142,6 +149,13 @@ class AdaptiveClip(GradientEditor):
         limits = self.ratio * unit_norms(weight, site.unit_dims).clamp(min=self.eps)
         norms = unit_norms(gradient, site.unit_dims)
         return limits.div_(norms).clamp_(max=1.0)
+
+
+def _norm(gradients: Sequence[Tensor]) -> Tensor:
+    """As :func:`~weightsmith.tensors.global_norm`, in one compiled pass where there is one."""
+    norm_of = in_one_pass("norm_of", gradients)
+    norm: Tensor | None = None if norm_of is None else norm_of(gradients)
+    return global_norm(gradients) if norm is None else norm
 
 
 def require_positive(plugin: WeightPlugin, name: str, value: float) -> None:

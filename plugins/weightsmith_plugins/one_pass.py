@@ -1,0 +1,378 @@
+"""Passes over the memory of many weights at once, compiled by Numba (the extra ``fast``).
+
+Constraints, penalties and gradient editors do the same by torch's functions where one of the weights is not for this.
+
+All are in one file: Numba compiles again what has changed in a function's own file, but not in one whose functions it
+calls.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numba import carray, types
+from numba.extending import intrinsic
+from torch import Tensor
+
+from weightsmith_plugins.addresses import are_suited, memory_of, on_threads
+from weightsmith_plugins.compiling import compiled
+
+__all__ = [
+    "bound_norms_",
+    "charged_",
+    "charged_by_rows_",
+    "clamped_",
+    "clipped_",
+    "clipped_adaptively_",
+    "norm_of",
+    "refuse_trouble",
+]
+
+
+def _passed_over(kernel: Callable[..., Any], *columns: Sequence[Tensor], settings: Sequence[object]) -> bool:
+    """Whether a kernel was called: not if :func:`~weightsmith_plugins.addresses.memory_of` excludes a tensor. It writes
+    to the first column alone."""
+    memory = memory_of(*columns)
+    if memory is None:
+        return False
+    work = functools.partial(kernel, *memory.addresses, memory.sizes, memory.units, *settings)
+    on_threads(work, memory.sizes.sum())
+    torch.autograd.graph.increment_version(columns[0])
+    return True
+
+
+# -------------------------------------------------------------------- constraints
+
+
+def clamped_(weights: Sequence[Tensor], low: float | None, high: float | None) -> bool:
+    """Bound every value of every weight, in place, as :func:`torch.clamp`: NaN stays.
+
+    Returns:
+        Whether it was done: not if :func:`~weightsmith_plugins.addresses.memory_of` excludes one.
+    """
+    ends = -math.inf if low is None else low, math.inf if high is None else high
+    return _passed_over(_clamp_all, weights, settings=[np.float32(end) for end in ends])
+
+
+@compiled
+def _clamp_all(addresses: Any, sizes: Any, _: Any, low: Any, high: Any, share: int, shares: int) -> None:
+    for place in range(len(addresses)):
+        first, last = _share_of(sizes[place], share, shares)
+        _clamp(_values_at(addresses[place], first, last), low, high)
+
+
+@compiled
+def _clamp(values: Any, low: Any, high: Any) -> None:
+    for place in range(len(values)):
+        value = values[place]
+        value = low if value < low else value
+        values[place] = high if value > high else value
+
+
+def bound_norms_(
+    weights: Sequence[Tensor], by_rows: Sequence[object], low: float, high: float, room: float, reach: float
+) -> list[int]:
+    """Scale every unit whose norm is outside to the nearest norm inside: w_u · min(max(‖w_u‖, low), high) / ‖w_u‖.
+
+    Squares are summed in float64, where none leaves the range of numbers. What comes out depends on nothing but the
+    unit's own values, not on how many threads there are.
+
+    Args:
+        weights: of any shape, dtype and device.
+        by_rows: of each, whether its units are its rows.
+        low: the least norm.
+        high: the largest.
+        room: how far outside, relative to it, a norm may be.
+        reach: the largest factor, and 1 over the least.
+
+    Returns:
+        The places of those that are left to do otherwise: what :func:`~weightsmith_plugins.addresses.are_suited`
+        excludes, and what has a unit that is zero and must become longer, or whose norm is not finite, or too far away.
+    """
+    here: Sequence[int] = range(len(weights))
+    memory = memory_of(weights) if all(by_rows) else None
+    if memory is None:
+        here = [place for place, both in enumerate(zip(by_rows, are_suited(weights), strict=True)) if all(both)]
+        memory = memory_of([weights[place] for place in here])
+    if memory is None:
+        return list(range(len(weights)))
+    ends = float(low), float(high), float(room), float(reach)
+    work = functools.partial(_bound_all, *memory.addresses, memory.sizes, memory.units, *ends)
+    found = functools.reduce(np.bitwise_or, on_threads(work, memory.sizes.sum()))
+    torch.autograd.graph.increment_version([weights[here[i]] for i in np.flatnonzero(found & _SCALED).tolist()])
+    if len(here) == len(weights) and not (found & _LEFT).any():
+        return []
+    done = {here[i] for i in np.flatnonzero(~found & _LEFT).tolist()}
+    return [place for place in range(len(weights)) if place not in done]
+
+
+_SCALED, _LEFT = 1, 2
+
+
+@compiled
+def _bound_all(
+    addresses: Any, sizes: Any, units: Any, low: float, high: float, room: float, reach: float, share: int, shares: int
+) -> npt.NDArray[np.uint8]:
+    """What became of each weight: of its units, of those of one share."""
+    found = np.zeros(len(addresses), np.uint8)
+    for place in range(len(addresses)):
+        length = sizes[place] // max(1, units[place])
+        for unit in range(*_share_of(units[place], share, shares)):
+            row = _values_at(addresses[place], unit * length, (unit + 1) * length)
+            found[place] |= _bound(row, low, high, room, reach)
+    return found
+
+
+@compiled
+def _bound(unit: Any, low: float, high: float, room: float, reach: float) -> int:
+    """What became of it."""
+    if len(unit) == 0:
+        return 0
+    size = _exact_norm(unit)
+    wanted = min(max(size, low), high)
+    if abs(size - wanted) <= room * wanted:
+        return 0
+    factor = wanted / size
+    if 1 / reach < factor < reach:
+        _scale(unit, np.float32(factor))
+        return _SCALED
+    return _LEFT
+
+
+# -------------------------------------------------------------------- penalties
+
+
+def charged_(gradients: Sequence[Tensor], weights: Sequence[Tensor], signs: float, values: float) -> bool:
+    """g ← g + signs · sign(w), and then g ← g + values · w, each rounded once where the processor can, as torch does.
+
+    Args:
+        gradients: written in place.
+        weights: of the same shapes.
+        signs: 0 for no such term.
+        values: 0 for no such term.
+
+    Returns:
+        As :func:`clamped_`.
+    """
+    return _passed_over(_charge_all, gradients, weights, settings=[np.float32(signs), np.float32(values)])
+
+
+@compiled
+def _charge_all(
+    gradients: Any, weights: Any, sizes: Any, _: Any, signs: Any, values: Any, share: int, shares: int
+) -> None:
+    for place in range(len(gradients)):
+        first, last = _share_of(sizes[place], share, shares)
+        for start in range(first, last, _FEW):
+            end = min(last, start + _FEW)
+            gradient, weight = _values_at(gradients[place], start, end), _values_at(weights[place], start, end)
+            if signs != 0:
+                _add_signs(gradient, weight, signs)
+            if values != 0:
+                _add(gradient, weight, values)
+
+
+_FEW = 2**12
+"""Values, that stay in the cache from one term to the next."""
+
+
+@compiled
+def _add_signs(gradient: Any, weight: Any, factor: Any) -> None:
+    for place in range(len(gradient)):
+        sign = np.float32(weight[place] > 0) - np.float32(weight[place] < 0)
+        gradient[place] += factor * sign
+
+
+@functools.partial(compiled, fastmath={"contract"})  # so that product and sum are rounded once
+def _add(gradient: Any, weight: Any, factor: Any) -> None:
+    for place in range(len(gradient)):
+        gradient[place] += factor * weight[place]
+
+
+def charged_by_rows_(gradients: Sequence[Tensor], weights: Sequence[Tensor], rate: float) -> bool:
+    """g_u ← g_u + rate · √size(u) · w_u / ‖w_u‖ for every row u (a vector is one) that is not zero. As
+    :func:`charged_`."""
+    return _passed_over(_charge_rows, gradients, weights, settings=[float(rate)])
+
+
+@compiled
+def _charge_rows(gradients: Any, weights: Any, sizes: Any, units: Any, rate: float, share: int, shares: int) -> None:
+    for place in range(len(gradients)):
+        length = sizes[place] // max(1, units[place])
+        factor = np.float32(rate * np.sqrt(length))
+        for unit in range(*_share_of(units[place], share, shares)):
+            first, last = unit * length, (unit + 1) * length
+            weight = _values_at(weights[place], first, last)
+            size = np.float32(_norm(weight))
+            size = np.float32(1.0) if size == 0 else size
+            _add_direction(_values_at(gradients[place], first, last), weight, size, factor)
+
+
+@functools.partial(compiled, fastmath={"contract"})
+def _add_direction(gradient: Any, weight: Any, size: Any, factor: Any) -> None:
+    for place in range(len(gradient)):
+        gradient[place] += factor * (weight[place] / size)
+
+
+# -------------------------------------------------------------------- gradient editors
+
+
+def clipped_(gradients: Sequence[Tensor], limit: float) -> bool:
+    """Scale every row (a vector is one) whose norm is above a limit to that norm, in place. As :func:`clamped_`."""
+    return _passed_over(_clip_all, gradients, settings=[float(limit)])
+
+
+@compiled
+def _clip_all(addresses: Any, sizes: Any, units: Any, limit: float, share: int, shares: int) -> None:
+    for place in range(len(addresses)):
+        length = sizes[place] // max(1, units[place])
+        for unit in range(*_share_of(units[place], share, shares)):
+            _clip(_values_at(addresses[place], unit * length, (unit + 1) * length), limit)
+
+
+@compiled
+def _clip(row: Any, limit: float) -> None:
+    factor = limit / _norm(row)
+    if not factor >= 1.0:
+        _scale(row, np.float32(factor))
+
+
+def clipped_adaptively_(gradients: Sequence[Tensor], weights: Sequence[Tensor], ratio: float, least: float) -> bool:
+    """As :func:`clipped_`, with a limit for every row: a ratio of the norm of the weight's row, or of ``least`` if that
+    is more."""
+    return _passed_over(_clip_adaptively_all, gradients, weights, settings=[float(ratio), float(least)])
+
+
+@compiled
+def _clip_adaptively_all(
+    gradients: Any, weights: Any, sizes: Any, units: Any, ratio: float, least: float, share: int, shares: int
+) -> None:
+    for place in range(len(gradients)):
+        length = sizes[place] // max(1, units[place])
+        for unit in range(*_share_of(units[place], share, shares)):
+            first, last = unit * length, (unit + 1) * length
+            size = _norm(_values_at(weights[place], first, last))
+            size = least if size < least else size  # NaN stays
+            _clip(_values_at(gradients[place], first, last), ratio * size)
+
+
+def norm_of(gradients: Sequence[Tensor]) -> Tensor | None:
+    """The L2 norm of all of them as one long vector; 0-d, the same on any number of threads. ``None`` if
+    :func:`~weightsmith_plugins.addresses.memory_of` excludes one."""
+    memory = memory_of(gradients)
+    if memory is None:
+        return None
+    squares = np.zeros(np.sum(-(-memory.sizes // _PART)))
+    on_threads(functools.partial(_square_all, *memory.addresses, memory.sizes, squares), memory.sizes.sum())
+    return torch.tensor(math.sqrt(squares.sum()), dtype=torch.float32)
+
+
+_PART = 2**16
+"""Values, whose squares are added up by one thread."""
+
+
+@compiled
+def _square_all(addresses: Any, sizes: Any, squares: Any, share: int, shares: int) -> None:
+    before = 0
+    for place in range(len(addresses)):
+        count = -(-sizes[place] // _PART)
+        for part in range(*_share_of(count, share, shares)):
+            row = _values_at(addresses[place], part * _PART, min(sizes[place], (part + 1) * _PART))
+            squares[before + part] = _sum_of_squares(row)
+        before += count
+
+
+# -------------------------------------------------------------------- what all call
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _float32_at(_: Any, address: Any) -> Any:
+    """A pointer to the float32 number at an address."""
+    signature = types.CPointer(types.float32)(address)
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+    return signature, generate
+
+
+@compiled
+def _values_at(address: int, first: int, last: int) -> Any:
+    """Of the numbers from an address on, those from one place up to another."""
+    return carray(_float32_at(address + 4 * first), (last - first,))
+
+
+@compiled
+def _share_of(count: int, share: int, shares: int) -> tuple[int, int]:
+    """Where a share of so many begins and ends."""
+    return count * share // shares, count * (share + 1) // shares
+
+
+@compiled
+def _scale(row: Any, factor: Any) -> None:
+    for place in range(len(row)):
+        row[place] *= factor
+
+
+@functools.partial(compiled, fastmath={"reassoc", "contract"})  # so that several values are added at once
+def _exact_norm(row: Any) -> float:
+    """With squares in float64."""
+    total = 0.0
+    for place in range(len(row)):
+        value = np.float64(row[place])
+        total += value * value
+    found: float = np.sqrt(total)
+    return found
+
+
+@compiled
+def _norm(row: Any) -> float:
+    """With squares in float32, as torch's: they may leave the range of numbers, but not that of a single value."""
+    found: float = np.sqrt(_sum_of_squares(row)) if len(row) != 1 else np.float64(abs(row[0]))
+    return found
+
+
+@compiled
+def _sum_of_squares(row: Any) -> float:
+    """Those of up to 1,024 values are added in float32, and these sums in float64."""
+    total = 0.0
+    for start in range(0, len(row), 1024):
+        total += np.float64(_few_squares(row[start : start + 1024]))
+    return total
+
+
+@functools.partial(compiled, fastmath={"reassoc", "contract"})
+def _few_squares(row: Any) -> Any:
+    total = np.float32(0.0)
+    for place in range(len(row)):
+        total += row[place] * row[place]
+    return total
+
+
+def refuse_trouble(name: str) -> None:
+    """Try a function of this module: each is to make (0.6, -0.8) of (3, -4), and to let zeros stay.
+
+    Raises:
+        ArithmeticError: it does not.
+    """
+    rows = torch.tensor([[3.0, -4.0], [0.0, 0.0]])
+    _TRIALS[name](rows)
+    if not torch.allclose(rows, torch.tensor([[0.6, -0.8], [0.0, 0.0]])):
+        raise ArithmeticError(f"{name} made {rows[0].tolist()} of [3.0, -4.0], and not [0.6, -0.8]")
+
+
+_TRIALS: dict[str, Callable[[Tensor], object]] = {
+    "bound_norms_": lambda rows: bound_norms_([rows], [True], 0.0, 1.0, 0.0, 1e15),
+    "clamped_": lambda rows: clamped_([rows], -0.8, 0.6),
+    "charged_": lambda rows: charged_([rows], [torch.tensor([[2.0, -3.0], [0.0, 0.0]])], -0.8, -0.8),
+    "charged_by_rows_": lambda rows: charged_by_rows_([rows], [rows.clone()], -4.0 / math.sqrt(2)),
+    "clipped_": lambda rows: clipped_([rows], 1.0),
+    "clipped_adaptively_": lambda rows: clipped_adaptively_([rows], [rows.clone()], 0.2, 1e-3),
+    "norm_of": lambda rows: rows.div_(norm_of([rows]) or math.nan),
+}

@@ -1,0 +1,437 @@
+"""What Numba compiles for many weights at once, against torch's way, the plain formulas, and exact arithmetic."""
+
+import math
+import sys
+
+import pytest
+import torch
+import weightsmith_plugins as w
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from weightsmith import Site, Trainer, WeightEvents
+from weightsmith.tensors import add_, add_signs_, clamp_, global_norm
+from weightsmith_plugins import addresses, compiling, one_pass
+from weightsmith_plugins.constraints import norms
+
+PLUGINS = [w.MaxNorm(0.7), w.UnitNorm(), w.MinMaxNorm(0.5, 1.3), w.MaxNorm(1e-20), w.MinMaxNorm(0.0, 1e25)]
+LAYOUTS = {
+    "rows": lambda x: x,
+    "turned": lambda x: x.transpose(0, -1).contiguous().transpose(0, -1),
+    "every other": lambda x: torch.stack([x, x], dim=-1)[..., 0],
+    "from the middle": lambda x: torch.cat([torch.ones(3).to(x), x.reshape(-1)])[3:].view(x.shape),
+}
+
+
+@pytest.fixture(autouse=True)
+def _with_numba(request):
+    if "afresh" not in request.fixturenames:
+        assert all(compiling._tried(name) for name in one_pass._TRIALS)
+
+
+def by_torch(plugin, weight):
+    """As ``project_all_`` without Numba."""
+    found = weight.clone()
+    plugin._unitwise(plugin._scale_, norms.as_it_is, [found], [Site.alone(found)], [found])
+    return found
+
+
+weights = st.tuples(
+    st.sampled_from([(1,), (7,), (1, 1), (5, 64), (64, 3), (300, 200), (4, 3, 2, 2), (2, 5, 1)]),
+    st.sampled_from(list(LAYOUTS)),
+    st.sampled_from([torch.float32, torch.float32, torch.float64, torch.bfloat16]),
+    st.sampled_from([1.0, 1.0, 1e-42, 1e-25, 1e18, 1e37]),
+    st.sampled_from([None, 0.0, math.nan, math.inf, -math.inf, 1.0]),
+    st.integers(0, 10**6),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(PLUGINS), st.lists(weights, min_size=1, max_size=6))
+def test_it_is_what_torch_finds_whatever_the_weights(plugin, several):
+    given_ = []
+    for shape, layout, dtype, scale, one_unit, seed in several:
+        weight = (torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale).to(dtype)
+        if one_unit is not None:
+            weight[0] = one_unit
+        given_.append(LAYOUTS[layout](weight))
+    found = [torch.empty_strided(x.shape, x.stride(), dtype=x.dtype).copy_(x) for x in given_]
+    versions = [x._version for x in found]
+    plugin.project_all_(found, [Site.alone(x) for x in found])
+    for start, one, version in zip(given_, found, versions, strict=True):
+        wanted = by_torch(plugin, start)
+        rounding = 16 * torch.finfo(start.dtype).eps
+        torch.testing.assert_close(one, wanted, rtol=rounding, atol=1e-44, equal_nan=True)
+        assert (one._version > version) or torch.equal(one, start)
+        site = Site.alone(one)
+        again = one.clone(memory_format=torch.preserve_format)
+        plugin.project_all_([again], [site])
+        assert torch.equal(again, one) or not addresses.are_suited([one])[0] or not one.isfinite().all()
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 4000), st.floats(-40, 37), st.booleans(), st.integers(0, 10**6))
+def test_norms_are_those_of_exact_arithmetic(length, exponent, are_equal, seed):
+    values = torch.randn(3, length, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    weight = ((values * 0 + values[:, :1] if are_equal else values) * 10**exponent / length**0.5).float()
+    exact = weight.double().norm(dim=1)
+    left = one_pass.bound_norms_([weight], [True], 0.5, 2.0, 5e-7, 1e15)
+    expected = exact.clamp(0.5, 2.0)
+    if not left:
+        torch.testing.assert_close(weight.double().norm(dim=1), expected, rtol=1e-6, atol=0)
+    else:  # a factor, or a number, that is out of reach
+        factors = expected / exact
+        assert not ((factors > 1e-15) & (factors < 1e15)).all()
+
+
+def test_nothing_else_is_written():
+    memory = torch.full((1000,), 3.0)
+    weight = memory[100:228].view(2, 64)
+    assert one_pass.bound_norms_([weight], [True], 0.0, 1.0, 0.0, 1e15) == []
+    assert (weight.norm(dim=1) - 1).abs().max() < 1e-6
+    assert (memory[:100] == 3).all()
+    assert (memory[228:] == 3).all()
+
+
+def test_a_gradient_that_needs_the_old_values_is_refused_as_after_any_write_and_only_then():
+    written, kept = torch.randn(4, 4, requires_grad=True), torch.zeros(4, 4, requires_grad=True)
+    loss, other = written.square().sum(), kept.square().sum()
+    with torch.no_grad():
+        w.MaxNorm(0.1).project_all_([written, kept], [Site.alone(written), Site.alone(kept)])
+    other.backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+class Kept(torch.Tensor):
+    """A tensor that is more than its memory."""
+
+
+def test_what_it_cannot_treat_is_left_as_it_is():
+    rows = torch.full((2, 8), 3.0)
+    columns, half, double = rows.clone().T, rows.clone().bfloat16(), rows.clone().double()
+    special, zero, nowhere = rows.clone().as_subclass(Kept), torch.zeros(2, 8), torch._efficientzerotensor((2, 8))
+    with torch.inference_mode():
+        inference = rows.clone()
+    others = [columns, half, double, special, zero, nowhere, inference, torch.empty(2, 8, device="meta")]
+    before = [other.clone() for other in others]
+    by_rows = [True] * (len(others) + 1) + [False]
+    assert one_pass.bound_norms_([*others, rows, rows.clone()], by_rows, 1.0, 1.0, 0.0, 1e15) == [*range(8), 9]
+    assert all(torch.equal(one, other) for one, other in zip(before[:-1], others[:-1], strict=True))
+    assert one_pass.bound_norms_([], [], 1.0, 1.0, 0.0, 1e15) == []
+    assert one_pass.bound_norms_([torch.empty(0, 8)], [True], 1.0, 1.0, 0.0, 1e15) == []
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
+        w.UnitNorm().project_all_([nn.Linear(8, 4).weight], [Site.alone(rows)])
+
+
+@pytest.mark.parametrize("plugin", [w.MaxNorm(1.0), w.Clamp(-1.0, 1.0)])
+def test_inside_functional_transformations_torch_bounds_them(plugin):
+    def bounded(weight):
+        weight = weight.clone()
+        plugin.project_all_([weight], [Site.alone(torch.ones(2, 8))])
+        return weight
+
+    weight = torch.full((2, 8), 3.0)
+    torch.testing.assert_close(torch.func.functionalize(bounded)(weight), bounded(weight))
+
+
+def test_what_comes_out_does_not_depend_on_threads():
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            weights = [torch.randn(700, 900, generator=torch.Generator().manual_seed(0)), torch.full((7, 9), 2.0)]
+            assert one_pass.bound_norms_(weights, [True, True], 0.0, 1.0, 0.0, 1e15) == []
+            found.append(weights)
+    finally:
+        torch.set_num_threads(threads)
+    for weights in found[1:]:
+        assert all(map(torch.equal, weights, found[0]))
+    torch.testing.assert_close(found[0][0].norm(dim=1), torch.ones(700))
+
+
+@pytest.mark.parametrize("length", [10, 5_000, 100_000])
+def test_a_long_unit_that_is_inside_stays_and_counts_as_inside(length):
+    weight = torch.full((2, length), length**-0.5)
+    start, site = weight.clone(), Site.alone(weight)
+    assert w.UnitNorm().holds(weight, site)
+    w.UnitNorm().project_all_([weight], [site])
+    assert torch.equal(weight, start)
+    drawn = torch.randn(1, length, generator=torch.Generator().manual_seed(0))
+    projected = w.UnitNorm()(drawn)
+    assert projected.double().norm() == pytest.approx(1, rel=3e-7)
+    w.UnitNorm().project_all_([drawn], [site])
+    torch.testing.assert_close(drawn, projected, rtol=1e-6, atol=0)
+
+
+def test_a_weight_of_another_shape_is_bounded_in_its_own_rows():
+    layer = nn.Linear(8, 4, bias=False)
+    trainer = Trainer(layer, torch.optim.SGD(layer.parameters(), lr=0.0), nn.MSELoss(), plugins=[w.UnitNorm()])
+    trainer.run([(torch.ones(1, 8), torch.ones(1, 4))])
+    layer.weight.data = torch.randn(6, 3)
+    trainer._fire_event(WeightEvents.WEIGHTS_EDITED)
+    torch.testing.assert_close(layer.weight.norm(dim=1), torch.ones(6))
+
+
+def test_a_subclass_with_bounds_of_its_own_is_asked():
+    class Half(w.MaxNorm):
+        def bounded(self, norms):
+            return norms.clamp(max=self.limit / 2)
+
+    weight = torch.randn(4, 8)
+    Half(1.0).project_all_([weight], [Site.alone(weight)])
+    torch.testing.assert_close(weight.norm(dim=1), torch.full((4,), 0.5))
+
+
+# -------------------------------------------------------------------- values, penalties, gradients
+
+SPECIAL = [0.0, -0.0, 1.0, -1.0, 0.5, 1e-42, -1e-42, 1e-30, 3e38, math.inf, -math.inf, math.nan]
+RATES = st.sampled_from([0.0, 0.01, 0.3, 1e-30, 1e10])
+shapes = st.lists(
+    st.sampled_from([(1,), (7,), (33, 5), (64, 64), (3, 2, 2, 2), (5000,), (0, 3)]), min_size=1, max_size=6
+)
+
+
+def drawn(shapes, seed, scale=1.0):
+    """Ordinary numbers, and a few that are not."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(shape, generator=generator) * scale for shape in shapes]
+    for tensor in tensors:
+        flat = tensor.view(-1)
+        places = torch.randint(0, max(1, flat.numel()), (flat.numel() // 4,), generator=generator)
+        flat[places] = torch.tensor(SPECIAL)[torch.randint(0, len(SPECIAL), places.shape, generator=generator)]
+    return tensors
+
+
+def copies(tensors):
+    return [tensor.clone() for tensor in tensors]
+
+
+def assert_same_bits(found, wanted):
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.isnan(), other.isnan())
+        are_numbers = ~one.isnan()
+        assert torch.equal(one[are_numbers].view(torch.int32), other[are_numbers].view(torch.int32))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    shapes, st.sampled_from([(-0.5, 0.25), (None, 0.0), (0.0, None), (-0.0, 1.0), (1.0, 1.0)]), st.integers(0, 10**6)
+)
+def test_clamping_gives_the_bits_that_torch_gives(shapes, ends, seed):
+    weights = drawn(shapes, seed)
+    wanted, versions = copies(weights), [weight._version for weight in weights]
+    assert one_pass.clamped_(weights, *ends)
+    clamp_(wanted, *ends)
+    assert_same_bits(weights, wanted)
+    assert all(weight._version > version for weight, version in zip(weights, versions, strict=True))
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes, RATES, RATES, st.integers(0, 10**6))
+def test_charging_gives_the_bits_that_torch_gives(shapes, signs, values, seed):
+    weights, gradients = drawn(shapes, seed), drawn(shapes, seed + 1)
+    wanted, start, versions = copies(gradients), copies(weights), [gradient._version for gradient in gradients]
+    assert one_pass.charged_(gradients, weights, signs, values)
+    if signs:
+        add_signs_(wanted, weights, signs)
+    if values:
+        add_(wanted, weights, values)
+    assert_same_bits(gradients, wanted)
+    assert_same_bits(weights, start)
+    assert all(gradient._version > version for gradient, version in zip(gradients, versions, strict=True))
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from([w.GroupLasso(0.1), w.ClipUnitNorm(0.5), w.AdaptiveClip(0.1), w.AdaptiveClip(10.0, 1e-6)]),
+    shapes,
+    st.sampled_from([1e-30, 1e-3, 1.0, 1e3, 1e30]),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+def test_what_goes_by_the_norms_of_rows_is_what_the_plain_formula_gives(plugin, shapes, scale, with_special, seed):
+    gradients, weights = drawn(shapes, seed, scale), drawn(shapes, seed + 1, scale)
+    if not with_special:
+        gradients, weights = ([t.nan_to_num(0, 0, 0).clamp(-1e19, 1e19) for t in some] for some in (gradients, weights))
+    sites = [Site.alone(weight) for weight in weights]
+    if isinstance(plugin, w.GroupLasso):
+        gradients = [torch.zeros_like(weight) for weight in weights]
+        wanted = [plugin.gradient(weight, site) for weight, site in zip(weights, sites, strict=True)]
+        plugin.gradient_all_(gradients, weights, sites)
+    else:
+        wanted = [plugin.edit(g, x, site) for g, x, site in zip(gradients, weights, sites, strict=True)]
+        plugin.edit_all_(gradients, weights, sites)
+    for found, one in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(found, one, rtol=2e-6, atol=1e-37, equal_nan=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(shapes, st.sampled_from([1e-3, 1.0, 1e3]), st.integers(0, 10**6))
+def test_the_norm_of_all_is_that_of_exact_arithmetic(shapes, scale, seed):
+    gradients = [tensor.nan_to_num(0, 0, 0) * (tensor.abs() < 1e9) for tensor in drawn(shapes, seed, scale)]
+    exact = torch.cat([gradient.double().reshape(-1) for gradient in gradients]).norm()
+    torch.testing.assert_close(one_pass.norm_of(gradients), exact.float(), rtol=3e-7, atol=1e-30)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 3e38])
+def test_a_norm_that_is_no_number_is_so_by_torch_as_well(value):
+    gradients = [torch.ones(3, 3), torch.full((5,), value)]
+    torch.testing.assert_close(one_pass.norm_of(gradients), global_norm(gradients), equal_nan=True)
+
+
+def test_editors_come_out_the_same_on_any_number_of_threads():
+    threads, found = torch.get_num_threads(), []
+    generator = torch.Generator().manual_seed(0)
+    start = [torch.randn(shape, generator=generator) for shape in [(700, 900), (2**17 + 3,), (7, 9)]]
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            gradients, weights = copies(start), copies(start)
+            assert one_pass.clipped_adaptively_(gradients, weights, 0.9, 1e-3)
+            assert one_pass.charged_(gradients, weights, 0.1, 0.1)
+            assert one_pass.charged_by_rows_(gradients, weights, 0.1)
+            assert one_pass.clipped_(gradients, 20.0)
+            assert one_pass.clamped_(gradients, -0.5, 0.5)
+            found.append([*gradients, one_pass.norm_of(gradients)])
+    finally:
+        torch.set_num_threads(threads)
+    for tensors in found[1:]:
+        assert_same_bits(tensors, found[0])
+    torch.testing.assert_close(found[0][-1], global_norm(found[0][:-1]), rtol=1e-5, atol=0)
+
+
+def test_a_bias_is_one_unit():
+    gradient, weight = torch.tensor([3.0, 4.0]), torch.tensor([0.0, 1.0])
+    w.AdaptiveClip(0.5).edit_all_([gradient], [weight], [Site.alone(weight)])
+    torch.testing.assert_close(gradient, torch.tensor([0.3, 0.4]))
+
+
+# -------------------------------------------------------------------- which tensors it may be
+
+
+def unusual():
+    """Of each kind of tensor that is left to torch, one."""
+    rows = torch.full((2, 8), 3.0)
+    with torch.inference_mode():
+        inference = rows.clone()
+    return {
+        "columns": rows.clone().T,
+        "half": rows.clone().bfloat16(),
+        "double": rows.clone().double(),
+        "special": rows.clone().as_subclass(Kept),
+        "zeros without memory": torch._efficientzerotensor((2, 8)),
+        "inference": inference,
+        "meta": torch.empty(2, 8, device="meta"),
+        "expanded": torch.ones(1, 8).expand(2, 8),
+        "sparse": rows.to_sparse(),
+        "negated view": torch._neg_view(rows),
+    }
+
+
+@pytest.mark.parametrize("kind", list(unusual()))
+@pytest.mark.parametrize("with_guards", [True, False])
+def test_one_that_is_unusual_leaves_all_to_torch(kind, with_guards, monkeypatch):
+    monkeypatch.setattr(addresses, "_FORMS", {})
+    if not with_guards:
+        monkeypatch.delattr(torch._C._dynamo.guards, "TensorGuards")
+    odd, plain = unusual()[kind], torch.full((2, 8), 3.0)
+    assert addresses.memory_of([plain, plain.clone()]) is not None
+    assert addresses.memory_of([plain, odd]) is None
+    assert addresses.memory_of([plain], [odd]) is None
+    assert not one_pass.clamped_([plain, odd], -1.0, 1.0)
+    assert (plain == 3).all()
+
+
+@pytest.mark.parametrize("with_guards", [True, False])
+def test_what_was_seen_before_is_looked_at_again(with_guards, monkeypatch):
+    monkeypatch.setattr(addresses, "_FORMS", {})
+    if not with_guards:
+        monkeypatch.delattr(torch._C._dynamo.guards, "TensorGuards")
+    parameter = nn.Parameter(torch.arange(16.0).view(4, 4))
+    with torch.no_grad():
+        assert addresses.memory_of([parameter]) is not None
+    assert addresses.memory_of([parameter]) is None  # with gradients enabled torch would refuse to write
+    with torch.no_grad():
+        parameter.data = torch.arange(20.0).view(10, 2)
+        memory = addresses.memory_of([parameter])
+        assert memory is not None
+        assert (memory.sizes.tolist(), memory.units.tolist()) == ([20], [10])
+        parameter.data = parameter.data.T
+        assert addresses.memory_of([parameter]) is None
+        parameter.data = torch.ones(2, 10)
+        assert addresses.memory_of([parameter], [torch.ones(10, 2)]) is None
+        assert addresses.memory_of([parameter], [torch.ones(2, 10)]) is not None
+        assert addresses.memory_of([torch.ones(2, 10), parameter]) is not None  # as many, in one column
+        assert addresses.memory_of() is None
+        for size in range(1, 30):
+            assert addresses.memory_of([torch.ones(size)]) is not None
+        assert max(map(len, addresses._FORMS.values())) == addresses._REMEMBERED
+
+
+def test_inside_transformations_nothing_has_an_address():
+    seen = []
+
+    def look(weight):
+        seen.append(addresses.memory_of([weight]))
+        return weight.sum()
+
+    weight = torch.ones(2, 8)
+    for _ in range(2):
+        torch.func.vmap(look)(weight)
+        torch.func.grad(look)(weight)
+        torch.func.functionalize(look)(weight)
+        torch.func.jvp(look, (weight,), (weight,))
+        assert addresses.memory_of([weight]) is not None  # so that its like is known
+        assert addresses.memory_of([weight[0]]) is not None
+    assert seen == [None] * 8
+
+
+# -------------------------------------------------------------------- without Numba
+
+
+@pytest.fixture
+def afresh():
+    """Whether Numba works is asked again, before and after."""
+    compiling._tried.cache_clear()
+    yield
+    compiling._tried.cache_clear()
+
+
+@pytest.mark.parametrize("trouble", ["missing", "failing", "wrong"])
+def test_without_numba_torch_does_it(afresh, trouble, monkeypatch, caplog):
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    if trouble == "missing":
+        monkeypatch.setitem(sys.modules, "numba", None)
+        monkeypatch.delitem(sys.modules, "weightsmith_plugins.one_pass")
+    elif trouble == "failing":
+        monkeypatch.setattr(one_pass, "_bound_all", fail)
+        monkeypatch.setattr(one_pass, "_clip_all", fail)
+    else:
+        monkeypatch.setattr(one_pass, "_clip_all", lambda *_: None)
+    layer = nn.Linear(8, 4)
+    for _ in range(2):
+        w.UnitNorm().project_all_([layer.weight.data], [Site.alone(layer.weight)])
+        gradient = torch.full((4, 8), 3.0)
+        w.ClipUnitNorm(1.0).edit_all_([gradient], [layer.weight], [Site.alone(layer.weight)])
+        torch.testing.assert_close(gradient.norm(dim=1), torch.ones(4))
+    torch.testing.assert_close(layer.weight.norm(dim=1), torch.ones(4))
+    assert [record.getMessage() for record in caplog.records] == {
+        "missing": [],
+        "failing": [
+            "bound_norms works the slower way, as Numba fails: OSError: No space left on device",
+            "clipped works the slower way, as Numba fails: OSError: No space left on device",
+        ],
+        "wrong": [
+            "clipped works the slower way, as Numba fails: ArithmeticError: clipped_ made [3.0, -4.0] of [3.0, -4.0], "
+            "and not [0.6, -0.8]"
+        ],
+    }[trouble]
+
+
+def test_half_precision_asks_for_nothing_compiled(afresh):
+    weight = torch.full((4, 8), 3.0, dtype=torch.bfloat16)
+    w.UnitNorm().project_all_([weight], [Site.alone(weight)])
+    assert compiling._tried.cache_info().misses == 0
