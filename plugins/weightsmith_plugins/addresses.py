@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
@@ -12,6 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+
+TensorGuards: Any = None
+with contextlib.suppress(ImportError):  # it is no public part of torch
+    from torch._C._dynamo.guards import TensorGuards
 
 __all__ = ["Memory", "are_suited", "memory_of", "on_threads"]
 
@@ -63,7 +68,6 @@ _ASKS: tuple[tuple[Callable[[Tensor], object], set[object]], ...] = (
     (Tensor.is_contiguous, {True}),
     (Tensor.is_inference, {False}),
     (Tensor.is_neg, {False}),
-    (Tensor._is_zerotensor, {False}),
     (attrgetter("requires_grad"), {False}),
 )
 
@@ -112,12 +116,9 @@ def _fits(tensors: Sequence[Tensor]) -> Callable[..., bool]:
     """Whether others are like these: what torch.compile asks, of type, dtype, device, shape, strides, and whatever else
     decides what torch does with a tensor. One call for all of them is ten times as fast as asking each."""
     sizes, strides = [list(tensor.shape) for tensor in tensors], [list(tensor.stride()) for tensor in tensors]
-    try:
-        guards: Any = torch._C._dynamo.guards.TensorGuards
-        found: Callable[..., bool] = guards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
-    except (AttributeError, TypeError):  # it is no public part of torch
-        shapes = [tensor.shape for tensor in tensors]
-        return lambda *others: [other.shape for other in others] == shapes and all(are_suited(others))
+    if TensorGuards is None:
+        return lambda *others: [list(other.shape) for other in others] == sizes and all(are_suited(others))
+    found: Callable[..., bool] = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
     return found
 
 

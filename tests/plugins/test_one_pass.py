@@ -334,7 +334,7 @@ def unusual():
 def test_one_that_is_unusual_leaves_all_to_torch(kind, with_guards, monkeypatch):
     monkeypatch.setattr(addresses, "_FORMS", {})
     if not with_guards:
-        monkeypatch.delattr(torch._C._dynamo.guards, "TensorGuards")
+        monkeypatch.setattr(addresses, "TensorGuards", None)
     odd, plain = unusual()[kind], torch.full((2, 8), 3.0)
     assert addresses.memory_of([plain, plain.clone()]) is not None
     assert addresses.memory_of([plain, odd]) is None
@@ -347,7 +347,7 @@ def test_one_that_is_unusual_leaves_all_to_torch(kind, with_guards, monkeypatch)
 def test_what_was_seen_before_is_looked_at_again(with_guards, monkeypatch):
     monkeypatch.setattr(addresses, "_FORMS", {})
     if not with_guards:
-        monkeypatch.delattr(torch._C._dynamo.guards, "TensorGuards")
+        monkeypatch.setattr(addresses, "TensorGuards", None)
     parameter = nn.Parameter(torch.arange(16.0).view(4, 4))
     with torch.no_grad():
         assert addresses.memory_of([parameter]) is not None
