@@ -45,10 +45,8 @@ def memory_of(*columns: Sequence[Tensor]) -> Memory | None:
     form = _known(tensors, len(columns)) or _new(tensors, len(columns))
     if form is None or (form.asks_for_no_grad and torch.is_grad_enabled()):
         return None
-    addresses = _addresses(tensors).reshape(len(columns), -1)
-    if not addresses.all() and ((addresses == 0) & (form.sizes > 0)).any():  # inside a transformation of torch.func
-        return None
-    return Memory(addresses, form.sizes, form.units)
+    addresses = np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))
+    return Memory(addresses.reshape(len(columns), -1), form.sizes, form.units)
 
 
 def are_suited(tensors: Sequence[Tensor]) -> list[bool]:
@@ -60,6 +58,14 @@ def are_suited(tensors: Sequence[Tensor]) -> list[bool]:
     return [all(row) for row in zip(*answers, strict=True)]
 
 
+def _has_address(tensor: Tensor) -> bool:
+    """Whether it has memory of its own; what stands for it inside a transformation of torch.func has none."""
+    try:
+        return tensor.data_ptr() != 0 or not tensor.numel()
+    except RuntimeError:
+        return False
+
+
 _ASKS: tuple[tuple[Callable[[Tensor], object], set[object]], ...] = (
     (type, {Tensor, nn.Parameter}),
     (attrgetter("dtype"), {torch.float32}),
@@ -68,6 +74,7 @@ _ASKS: tuple[tuple[Callable[[Tensor], object], set[object]], ...] = (
     (Tensor.is_contiguous, {True}),
     (Tensor.is_inference, {False}),
     (Tensor.is_neg, {False}),
+    (_has_address, {True}),
     (attrgetter("requires_grad"), {False}),
 )
 
@@ -98,10 +105,6 @@ def _new(tensors: Sequence[Tensor], columns: int) -> _Form | None:
     shapes = [tensor.shape for tensor in tensors]
     if any(shapes[start : start + count] != shapes[:count] for start in range(count, len(tensors), count)):
         return None
-    try:
-        _addresses(tensors)
-    except RuntimeError:  # inside another one
-        return None
     form = _Form(tensors, columns)
     _FORMS[len(tensors)] = [form, *_FORMS.get(len(tensors), ())][:_REMEMBERED]
     return form
@@ -120,10 +123,6 @@ def _fits(tensors: Sequence[Tensor]) -> Callable[..., bool]:
         return lambda *others: [list(other.shape) for other in others] == sizes and all(are_suited(others))
     found: Callable[..., bool] = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
     return found
-
-
-def _addresses(tensors: Sequence[Tensor]) -> Numbers:
-    return np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))
 
 
 def on_threads(work: Callable[[int, int], T], values: int) -> list[T]:
