@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
@@ -55,11 +56,10 @@ class Orthonormal(SpectralConstraint):
     """WWᵀ = I, or WᵀW = I where there are more rows than columns; the nearest point is UVᵀ of W = UΣVᵀ, the orthogonal
     factor of its polar decomposition.
 
-    Higham (1986), "Computing the polar decomposition, with applications". Projected by the Newton–Schulz iteration of
-    third order, X ← X(15I − 10XᵀX + 3(XᵀX)²) / 8, where singular values are near 1, as after an update, and else by
-    singular values; with ``mode="forward"`` by that of second order, X ← X(3I − XᵀX) / 2, whose gradient is finite
-    everywhere (that of singular vectors is not where singular values are equal, as they are at every orthonormal
-    matrix).
+    Higham (1986), "Computing the polar decomposition, with applications". Projected as W(WᵀW)^(−1/2), by the series of
+    that root in WᵀW − I, where singular values are near 1, as after an update, and else by singular values; with
+    ``mode="forward"`` by the Newton–Schulz iteration, X ← X(3I − XᵀX) / 2, whose gradient is finite everywhere (that of
+    singular vectors is not where singular values are equal, as they are at every orthonormal matrix).
 
     >>> Orthonormal()(torch.tensor([[3.0, 0.0], [0.0, 0.5]]))
     tensor([[1., 0.],
@@ -218,11 +218,12 @@ def _gram_excess(matrices: Tensor) -> Tensor:
 
 def _polar_factors(matrices: Tensor, excess: Tensor) -> Tensor:
     """UVᵀ of every matrix W = UΣVᵀ, given E = WWᵀ − I, or WᵀW − I where there are more rows than columns."""
-    bounds = torch.linalg.matrix_norm(excess @ excess).sqrt()  # ‖E²‖_F ≥ ‖E‖₂², and far nearer than ‖E‖_F ≥ ‖E‖₂
+    square = excess @ excess
+    bounds = torch.linalg.matrix_norm(square).sqrt()  # ‖E²‖_F ≥ ‖E‖₂², and far nearer than ‖E‖_F ≥ ‖E‖₂
     near = bounds <= _NEAR
     if bool(near.all()):
         bound = float(bounds.max())
-        found = _rooted(matrices, _inverse_root(excess, bound))
+        found = _rooted(matrices, _inverse_root(excess, square, bound))
         if matrices.dtype == torch.float64 or bound > _NEARER:  # sums are rounded by more than the set allows
             found = _rooted(found, _with_diagonal(_gram_excess(found) / -2, 1.0))
         return found
@@ -240,20 +241,30 @@ _NEAR, _NEARER = 0.5, 0.25
 """‖E‖₂, up to which the iteration is used, which converges below 1; and up to which float32 needs no correction."""
 
 
-def _inverse_root(excess: Tensor, bound: float) -> Tensor:
-    """(I + E)^(−1/2) for symmetric E with ‖E‖₂ ≤ bound, as a product of S = I − E/2 + 3E²/8, each of which leaves
-    (I + E)S² − I = E³(5/8 − 15E/64 + 9E²/64) in the place of E: at most the cube of its norm. So nothing has to be
-    looked at on the way, and of the weight there are two products alone."""
-    root, least = None, torch.finfo(excess.dtype).eps
-    while bound > least:
-        square = excess @ excess
-        step = _with_diagonal(square.mul(0.375).sub_(excess, alpha=0.5), 1.0)
-        root = step if root is None else step @ root
-        bound = bound**3
-        if bound > least:
-            left = _with_diagonal(square.mul(9 / 64).sub_(excess, alpha=15 / 64), 5 / 8)
-            excess = excess @ square @ left
-    return _with_diagonal(-excess / 2, 1.0) if root is None else root
+def _inverse_root(excess: Tensor, square: Tensor, bound: float) -> Tensor:
+    """(I + E)^(−1/2) for symmetric E with ‖E‖₂ ≤ bound, given E²: by its series, Σ binom(−1/2, k) Eᵏ, to as many terms
+    as count. Where these are too many, S = I − E/2 + 3E²/8 goes first, which leaves (I + E)S² − I =
+    E³(5/8 − 15E/64 + 9E²/64) in the place of E: at most the cube of its norm. So nothing has to be looked at on the
+    way, and of the weight there are two products alone."""
+    degree = next((d for d in (1, 3, 5, 7, 9) if _is_enough(d, bound, torch.finfo(excess.dtype).eps)), None)
+    if degree is not None:
+        root = _with_diagonal(excess * _BINOMIALS[degree], _BINOMIALS[degree - 1])
+        for k in range(degree - 2, 0, -2):
+            root = _with_diagonal((square @ root).add_(excess, alpha=_BINOMIALS[k]), _BINOMIALS[k - 1])
+        return root
+    step = _with_diagonal((square * 0.375).sub_(excess, alpha=0.5), 1.0)
+    left = _with_diagonal((square * (9 / 64)).sub_(excess, alpha=15 / 64), 5 / 8)
+    excess = excess @ square @ left
+    return _inverse_root(excess, excess @ excess, bound**3) @ step
+
+
+_BINOMIALS = [math.prod((0.5 + i) / -(1 + i) for i in range(k)) for k in range(11)]
+"""binom(−1/2, k)."""
+
+
+def _is_enough(degree: int, bound: float, eps: float) -> bool:
+    """Whether what a series of that degree leaves out is rounding."""
+    return bound < 1 and abs(_BINOMIALS[degree + 1]) * bound ** (degree + 1) / (1 - bound) <= eps / 2
 
 
 def _rooted(matrices: Tensor, root: Tensor) -> Tensor:
