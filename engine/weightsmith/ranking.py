@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from weightsmith.tensors import accurate_dtype, copy_, is_small, joined, parted
+from weightsmith.tensors import accurate_dtype, copy_, is_small
 
 __all__ = ["keep_largest_", "largest", "largest_of_groups"]
 
@@ -128,11 +128,12 @@ class _Row:
     """A large weight and its mask as rows; or several small ones that follow one another, copied together."""
 
     def __init__(self, pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
-        weights, self._masks = zip(*pairs, strict=True)
-        self._weights = [weight.detach() for weight in weights]  # which counts the same versions
-        self._is_copy = len(self._weights) > 1
-        rows = (joined(self._weights), joined(self._masks)) if self._is_copy else (self._weights[0], self._masks[0])
-        self._weight, self._mask = (row.view(-1) for row in rows)
+        weights, masks = zip(*pairs, strict=True)
+        self._weights = [weight.detach().view(-1) for weight in weights]  # which count the same versions
+        self._masks = [mask.view(-1) for mask in masks]
+        self._is_copy = len(weights) > 1
+        self._weight = torch.cat(self._weights) if self._is_copy else self._weights[0]
+        self._mask = torch.cat(self._masks) if self._is_copy else self._masks[0]
 
     def parts(self) -> Iterator[tuple[Values, Values]]:
         values, kept = self._weight.numpy(), self._mask.numpy()
@@ -141,8 +142,9 @@ class _Row:
 
     def write_back(self) -> None:
         if self._is_copy:
-            copy_(self._weights, parted(self._weight, self._weights))
-            copy_(self._masks, parted(self._mask, self._masks))
+            sizes = [weight.numel() for weight in self._weights]
+            copy_(self._weights, self._weight.split_with_sizes(sizes))
+            copy_(self._masks, self._mask.split_with_sizes(sizes))
         else:
             torch.autograd.graph.increment_version(self._weights)  # which NumPy does not know of
 
