@@ -11,12 +11,12 @@ from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.kinds.base import as_it_is
 from weightsmith.rows import row_lengths
-from weightsmith.tensors import accurate_dtype, row_length, unit_norms, unit_peaks
+from weightsmith.tensors import accurate_dtype, are_large, row_length, unit_norms, unit_peaks
 
 from weightsmith_plugins.addresses import are_suited
 from weightsmith_plugins.compiling import in_one_pass
 
-__all__ = ["FEW", "LEAST", "MOST", "MaxNorm", "MinMaxNorm", "UnitNorm"]
+__all__ = ["MaxNorm", "MinMaxNorm", "UnitNorm"]
 
 
 class UnitScaling(Constraint, abstract=True):
@@ -69,7 +69,8 @@ class UnitScaling(Constraint, abstract=True):
             return weight
         if not (least > LEAST and most < MOST):
             return weight.copy_(self.project(weight, site))
-        if weight.numel() <= FEW or room > 1e-4:  # else it costs more than it saves: the factors are rounding as well
+        # Of a large one it costs more than it saves: the factors of units that are right are rounding as well.
+        if not are_large([weight]) or room > 1e-4:
             factors.masked_fill_((factors - 1).abs_() <= room, 1.0)
         return weight.mul_(factors)
 
@@ -184,10 +185,6 @@ class UnitNorm(UnitScaling):
 
     def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
         return (velocity - _along(velocity, weight, site) * _unit(weight, site)).to(velocity.dtype)
-
-
-FEW = 2**15
-"""Values, up to which a unit that is right stays bit for bit even where another of the weight is not."""
 
 
 LEAST, MOST = 1e-15, 1e15

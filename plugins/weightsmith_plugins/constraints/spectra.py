@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.kinds.base import copy_to
-from weightsmith.tensors import accurate_dtype, from_unit_matrices, row_groups, unit_matrices
+from weightsmith.tensors import accurate_dtype, are_large, from_unit_matrices, row_groups, unit_matrices
 
 from weightsmith_plugins.shapes import no_square
 
@@ -194,7 +194,7 @@ def _where(outside: Tensor, moved: Callable[[], Tensor], matrices: Tensor) -> Te
 
 def _kind(weight: Tensor, site: Site) -> object:
     """What matrices that are decomposed together have in common; ``None`` for what is no plain and small matrix."""
-    is_plain = weight.ndim == 2 and site.unit_dims == (1,) and site.gates == 1 and weight.numel() <= 2**15
+    is_plain = weight.ndim == 2 and site.unit_dims == (1,) and site.gates == 1 and not are_large([weight])
     return (weight.shape, weight.dtype, weight.device) if is_plain else None
 
 

@@ -10,9 +10,7 @@ import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.kinds.base import as_it_is
-from weightsmith.tensors import accurate_dtype, from_unit_matrices, unit_matrices, unit_norms
-
-from weightsmith_plugins.constraints.norms import FEW
+from weightsmith.tensors import accurate_dtype, are_large, from_unit_matrices, unit_matrices, unit_norms
 
 __all__ = ["L1Ball", "Simplex", "ZeroMean"]
 
@@ -40,7 +38,7 @@ class ZeroMean(Constraint):
         """As :meth:`project`, in place. If the first unit's mean says that the weight is outside, no unit is looked at
         more closely: the means of those that are inside are no more than rounding."""
         is_plain = site.unit_dims[:1] == (1,) and weight.is_cpu and accurate_dtype(weight.dtype) == weight.dtype
-        if weight.numel() <= FEW or not is_plain:
+        if not (is_plain and are_large([weight])):
             return weight.sub_(self._excess(weight, site))
         sums, size = weight.sum(dim=site.unit_dims, keepdim=True), weight[0].numel()
         reach = torch.linalg.vector_norm(weight[0]).item() * math.sqrt(size) * torch.finfo(weight.dtype).eps
