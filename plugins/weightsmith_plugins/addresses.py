@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import os
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
@@ -13,12 +16,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch._C import _get_tracing_state
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 TensorGuards: Any = None
 with contextlib.suppress(ImportError):  # it is no public part of torch
     from torch._C._dynamo.guards import TensorGuards
 
-__all__ = ["Memory", "are_suited", "memory_of", "on_threads"]
+__all__ = ["Memory", "are_suited", "is_watched", "memory_of", "on_threads"]
 
 T = TypeVar("T")
 Numbers = npt.NDArray[np.int64]
@@ -28,34 +35,53 @@ class Memory(NamedTuple):
     """Where the values of many tensors are: float32, of each one after another in main memory.
 
     Attributes:
-        addresses: shape ``(columns, tensors)``.
-        sizes: of each tensor, how many values.
+        places: which of the tensors of a column these are.
+        addresses: shape ``(columns, places)``.
+        sizes: of each, how many values.
         units: of each, how many rows; a vector is one.
     """
 
+    places: Sequence[int]
     addresses: Numbers
     sizes: Numbers
     units: Numbers
 
 
 def memory_of(*columns: Sequence[Tensor]) -> Memory | None:
-    """Where the values are of several columns of tensors, each of one shape with those beside it; ``None`` if
-    :func:`are_suited` says no of one, or shapes differ. Made for columns whose like was seen before."""
-    tensors = list(chain(*columns))
-    form = _known(tensors, len(columns)) or _new(tensors, len(columns))
-    if form is None or (form.asks_for_no_grad and torch.is_grad_enabled()):
+    """Where the values are of those for which :func:`are_suited` says yes, in every column; ``None`` if there are none.
+    Made for columns whose like was seen before.
+
+    Args:
+        columns: as many tensors in each; beside each other they have one shape, or are left out.
+    """
+    if len(set(map(len, columns))) != 1 or is_watched():
         return None
+    tensors = list(chain(*columns))
+    form = _form(tensors, len(columns))
+    if not form.places or (form.asks_for_no_grad and torch.is_grad_enabled()):
+        return None
+    if len(form.places) < len(columns[0]):
+        tensors = [column[place] for column in columns for place in form.places]
     addresses = np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))
-    return Memory(addresses.reshape(len(columns), -1), form.sizes, form.units)
+    return Memory(form.places, addresses.reshape(len(columns), -1), form.sizes, form.units)
+
+
+def is_watched() -> bool:
+    """Whether torch follows what is done to tensors by more than their versions: it compiles or traces, a mode sees
+    each call, or a transformation or forward differentiation is under way."""
+    return (
+        torch.compiler.is_compiling()
+        or is_in_torch_dispatch_mode()
+        or peek_interpreter_stack() is not None
+        or getattr(forward_ad, "_current_level", -1) >= 0
+        or _get_tracing_state() is not None
+    )
 
 
 def are_suited(tensors: Sequence[Tensor]) -> list[bool]:
     """Whether each is float32, its values one after another in main memory, and torch would let it be written."""
     asks = _ASKS if torch.is_grad_enabled() else _ASKS[:-1]
-    if all(wanted.issuperset(map(ask, tensors)) for ask, wanted in asks):
-        return [True] * len(tensors)
-    answers = [map(wanted.__contains__, map(ask, tensors)) for ask, wanted in asks]
-    return [all(row) for row in zip(*answers, strict=True)]
+    return [all(ask(tensor) == wanted for ask, wanted in asks) for tensor in tensors]
 
 
 def _has_address(tensor: Tensor) -> bool:
@@ -66,78 +92,104 @@ def _has_address(tensor: Tensor) -> bool:
         return False
 
 
-_ASKS: tuple[tuple[Callable[[Tensor], object], set[object]], ...] = (
-    (type, {Tensor, nn.Parameter}),
-    (attrgetter("dtype"), {torch.float32}),
-    (attrgetter("is_cpu"), {True}),
-    (attrgetter("layout"), {torch.strided}),
-    (Tensor.is_contiguous, {True}),
-    (Tensor.is_inference, {False}),
-    (Tensor.is_neg, {False}),
-    (_has_address, {True}),
-    (attrgetter("requires_grad"), {False}),
+_PLAIN: set[type] = {Tensor, nn.Parameter}
+_ASKS: tuple[tuple[Callable[[Tensor], object], object], ...] = (
+    (lambda tensor: type(tensor) in _PLAIN, True),
+    (attrgetter("dtype"), torch.float32),
+    (attrgetter("is_cpu"), True),
+    (attrgetter("layout"), torch.strided),
+    (attrgetter("is_nested"), False),
+    (Tensor.is_contiguous, True),
+    (Tensor.is_inference, False),
+    (Tensor.is_neg, False),
+    (_has_address, True),
+    (attrgetter("requires_grad"), False),
 )
 
 
+# -------------------------------------------------------------------- what was seen before
+
+
 class _Form:
-    """What several tensors are like, apart from their values and where these are."""
+    """What several tensors are like, apart from their values and where these are: which are suited, and their sizes."""
 
     def __init__(self, tensors: Sequence[Tensor], columns: int) -> None:
-        shapes = [tensor.shape for tensor in tensors[: len(tensors) // columns]]
-        self.columns = columns
+        beside = [tensors[start :: len(tensors) // columns] for start in range(len(tensors) // columns)]
+        self.places = [place for place, row in enumerate(beside) if all(are_suited(row)) and _have_one_shape(row)]
+        chosen = [beside[place] for place in self.places]
+        shapes = [row[0].shape for row in chosen]
         self.sizes = np.array([shape.numel() for shape in shapes], np.int64)
         self.units = np.array([shape[0] if len(shape) > 1 else 1 for shape in shapes], np.int64)
-        self.asks_for_no_grad = any(tensor.requires_grad for tensor in tensors)
-        self.fits = _fits(tensors)
+        self.asks_for_no_grad = any(tensor.requires_grad for row in chosen for tensor in row)
 
 
-def _known(tensors: Sequence[Tensor], columns: int) -> _Form | None:
-    for form in _FORMS.get(len(tensors), ()):
-        if form.columns == columns and form.fits(*tensors):
-            return form
-    return None
+def _have_one_shape(tensors: Sequence[Tensor]) -> bool:
+    return all(tensor.shape == tensors[0].shape for tensor in tensors)
 
 
-def _new(tensors: Sequence[Tensor], columns: int) -> _Form | None:
-    if not tensors or not all(are_suited(tensors)):
-        return None
-    count = len(tensors) // columns
-    shapes = [tensor.shape for tensor in tensors]
-    if any(shapes[start : start + count] != shapes[:count] for start in range(count, len(tensors), count)):
-        return None
-    form = _Form(tensors, columns)
-    _FORMS[len(tensors)] = [form, *_FORMS.get(len(tensors), ())][:_REMEMBERED]
+def _form(tensors: list[Tensor], columns: int) -> _Form:
+    """One that was made before, if it fits."""
+    if not tensors or not _PLAIN.issuperset(map(type, tensors)) or any(map(_is_nested, tensors)):
+        return _Form(tensors, columns)  # guards would end the process at a nested one
+    key = columns, len(tensors), tensors[0].shape, tensors[-1].shape
+    known = _FORMS.pop(key, ())
+    form = next((form for fits, form in known if fits(*tensors)), None)
+    if form is None:
+        form, fits = _Form(tensors, columns), _fits(tensors)
+        known = ((fits, form), *known)[:_FORMS_OF_A_KEY] if fits is not None else known
+    _FORMS[key] = known  # as the latest
+    if len(_FORMS) > _KEYS:
+        _FORMS.popitem(last=False)
     return form
 
 
-_FORMS: dict[int, list[_Form]] = {}
-_REMEMBERED = 8
-"""Forms of one number of tensors: to ask of one takes 5 µs for 50 tensors, and to make one 200."""
+_is_nested = attrgetter("is_nested")
+_FORMS: OrderedDict[object, tuple[tuple[Callable[..., bool], _Form], ...]] = OrderedDict()
+_KEYS, _FORMS_OF_A_KEY = 256, 4
+"""How many are remembered, by what is quickly told apart: to ask of one takes 5 µs for 50 tensors, to make one 200."""
 
 
-def _fits(tensors: Sequence[Tensor]) -> Callable[..., bool]:
+def _fits(tensors: Sequence[Tensor]) -> Callable[..., bool] | None:
     """Whether others are like these: what torch.compile asks, of type, dtype, device, shape, strides, and whatever else
-    decides what torch does with a tensor. One call for all of them is ten times as fast as asking each."""
-    sizes, strides = [list(tensor.shape) for tensor in tensors], [list(tensor.stride()) for tensor in tensors]
-    if TensorGuards is None:
-        return lambda *others: [list(other.shape) for other in others] == sizes and all(are_suited(others))
-    found: Callable[..., bool] = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides).check
-    return found
+    decides what torch does with a tensor. One call for all of them is ten times as fast as asking each. ``None`` where
+    it knows no answer."""
+    if len(set(map(id, tensors))) < len(tensors):  # which it takes for a difference
+        return None
+    try:
+        sizes, strides = [list(tensor.shape) for tensor in tensors], [list(tensor.stride()) for tensor in tensors]
+        guards = TensorGuards(*tensors, dynamic_dims_sizes=sizes, dynamic_dims_strides=strides)
+    except (RuntimeError, TypeError):  # a layout without strides, or a torch that has other guards or none
+        return None
+    check: Callable[..., bool] = guards.check
+    return check
+
+
+# -------------------------------------------------------------------- threads
 
 
 def on_threads(work: Callable[[int, int], T], values: int) -> list[T]:
-    """What ``work(share, shares)`` gives for each share, on as many threads as torch has, if there are so many values
-    that it saves time.
+    """What ``work(share, shares)`` gives for each share, on no more threads than torch has, and on so few that each has
+    enough to do.
 
     >>> on_threads(lambda share, shares: (share, shares), 10)
     [(0, 1)]
     """
-    threads = torch.get_num_threads()
-    if threads == 1 or values <= _ONE_THREAD:
-        return [work(0, 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, range(threads), [threads] * threads))
+    shares = max(1, min(torch.get_num_threads(), int(values) // _SHARE))
+    others: list[Future[T]] = []
+    with contextlib.suppress(RuntimeError):  # at the interpreter's end nothing is given to other threads
+        for share in range(1, shares):
+            others.append(_pool(shares - 1).submit(work, share, shares))
+    here = [work(share, shares) for share in (0, *range(1 + len(others), shares))]
+    return [*here, *(other.result() for other in others)]
 
 
-_ONE_THREAD = 2**19
-"""Values, up to which starting threads costs more than they save."""
+@functools.cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, thread_name_prefix="weightsmith")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # a child has none of its parent's threads
+
+_SHARE = 2**21
+"""Values, below which a thread of its own costs more than it saves: to give it work takes 0.25 ms."""

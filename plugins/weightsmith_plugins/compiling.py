@@ -12,7 +12,9 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["compiled", "in_one_pass", "working"]
+from weightsmith_plugins.addresses import is_watched
+
+__all__ = ["compiled", "compiled_function", "in_one_pass", "picked", "working"]
 
 logger = logging.getLogger(__name__)
 
@@ -20,14 +22,14 @@ T = TypeVar("T")
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Any:
-    """Compiled by its first call, and kept on the disk if that can be written. Dividing by 0 gives what it gives torch.
+    """Compiled by its first call, and kept on the disk if that can be written.
 
     Raises:
         ModuleNotFoundError: Numba is not installed, or told to compile nothing.
     """
     import numba
 
-    made = numba.njit(nogil=True, error_model="numpy", **options)(function)
+    made = numba.njit(nogil=True, **options)(function)
     if made is function:
         raise ModuleNotFoundError("Numba compiles nothing where NUMBA_DISABLE_JIT is set", name="numba")
     with contextlib.suppress(RuntimeError, OSError):  # there may be no place to write to
@@ -35,11 +37,36 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
     return made
 
 
-def in_one_pass(name: str, tensors: Sequence[Tensor]) -> Callable[..., Any] | None:
-    """A function of :mod:`weightsmith_plugins.one_pass`, once it was tried; ``None`` where Numba is not installed or
-    does not work, and if the first tensor says that these are not float32 on a CPU."""
-    is_for_it = len(tensors) > 0 and tensors[0].is_cpu and tensors[0].dtype is torch.float32
-    return _tried(name) if is_for_it else None
+def in_one_pass(name: str, *columns: Sequence[Tensor], **settings: Any) -> Sequence[int]:
+    """Call a function of :mod:`weightsmith_plugins.one_pass`, where Numba is installed and works.
+
+    Args:
+        name: which.
+        columns: of tensors, the first of them written in place.
+        settings: what else it takes.
+
+    Returns:
+        The places of those that are left to do otherwise, perhaps all.
+    """
+    function = compiled_function(name, columns[0])
+    left: Sequence[int] = range(len(columns[0])) if function is None else function(*columns, **settings)
+    return left
+
+
+def picked(column: Sequence[T], places: Sequence[int]) -> Sequence[T]:
+    """What a column has at these places.
+
+    >>> picked("abc", [0, 2])
+    ['a', 'c']
+    """
+    return column if len(places) == len(column) else [column[place] for place in places]
+
+
+def compiled_function(name: str, tensors: Sequence[Tensor]) -> Callable[..., Any] | None:
+    """The function of :mod:`weightsmith_plugins.one_pass`, once it was tried; ``None`` where Numba is not installed or
+    does not work, or is not asked for: no tensor is float32 and on a CPU, or torch watches what is done to them."""
+    is_for_it = any(tensor.is_cpu and tensor.dtype is torch.float32 for tensor in tensors)
+    return _tried(name) if is_for_it and not is_watched() else None
 
 
 @functools.cache
@@ -50,7 +77,19 @@ def _tried(name: str) -> Callable[..., Any] | None:
         function: Callable[..., Any] = getattr(one_pass, name)
         return function
 
-    return working(f"{name.strip('_')} works", load)
+    return working(_USERS[name], load)
+
+
+_USERS = {
+    "bound_norms_": "MaxNorm, MinMaxNorm and UnitNorm work",
+    "clamped_": "Clamp, NonNegative and ClipValue work",
+    "charged_": "L1 and ElasticNet work",
+    "charged_by_rows_": "GroupLasso works",
+    "clipped_": "ClipUnitNorm works",
+    "clipped_adaptively_": "AdaptiveClip works",
+    "norm_of": "ClipNorm works",
+}
+"""Whose work a function does, for the log."""
 
 
 def working(what: str, load: Callable[[], T]) -> T | None:

@@ -20,8 +20,8 @@ from numba import carray, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from weightsmith_plugins.addresses import are_suited, memory_of, on_threads
-from weightsmith_plugins.compiling import compiled
+from weightsmith_plugins.addresses import Memory, memory_of, on_threads
+from weightsmith_plugins.compiling import compiled, picked
 
 __all__ = [
     "bound_norms_",
@@ -35,39 +35,80 @@ __all__ = [
 ]
 
 
-def _passed_over(kernel: Callable[..., Any], *columns: Sequence[Tensor], settings: Sequence[object]) -> bool:
-    """Whether a kernel was called: not if :func:`~weightsmith_plugins.addresses.memory_of` excludes a tensor. It writes
-    to the first column alone."""
-    memory = memory_of(*columns)
+_kernel = functools.partial(compiled, error_model="numpy")
+"""Dividing by 0 gives what it gives torch. Options stand in this file, as Numba does not look at others."""
+
+
+def _passed_over(
+    kernel: Callable[..., Any],
+    *columns: Sequence[Tensor],
+    settings: Sequence[object],
+    by_rows: Sequence[object] | None = None,
+) -> Sequence[int]:
+    """Call a kernel, which writes to the first column alone, for all that are for it.
+
+    Args:
+        kernel: takes addresses for each column, sizes, units, the settings, and a share.
+        columns: tensors of one shape beside each other.
+        settings: numbers.
+        by_rows: of each, whether its units are its rows; ``None`` where that does not matter.
+
+    Returns:
+        The places of the others.
+    """
+    memory = _memory_of(columns, by_rows)
     if memory is None:
-        return False
+        return range(len(columns[0]))
     work = functools.partial(kernel, *memory.addresses, memory.sizes, memory.units, *settings)
     on_threads(work, memory.sizes.sum())
-    torch.autograd.graph.increment_version(columns[0])
-    return True
+    torch.autograd.graph.increment_version(picked(columns[0], memory.places))
+    return _others(memory.places, len(columns[0]))
+
+
+def _memory_of(columns: Sequence[Sequence[Tensor]], by_rows: Sequence[object] | None) -> Memory | None:
+    """:func:`~weightsmith_plugins.addresses.memory_of` those that are for it."""
+    if by_rows is None or all(by_rows):
+        return memory_of(*columns)
+    here = [place for place, is_by_rows in enumerate(by_rows) if is_by_rows]
+    memory = memory_of(*([column[place] for place in here] for column in columns))
+    return None if memory is None else memory._replace(places=[here[place] for place in memory.places])
+
+
+def _others(places: Sequence[int], count: int) -> Sequence[int]:
+    return () if len(places) == count else sorted(set(range(count)).difference(places))
+
+
+def _as_float32(*numbers: float) -> list[np.float32] | None:
+    """``None`` if one is too large, which torch refuses."""
+    if any(_LARGEST < abs(number) < math.inf for number in numbers):
+        return None
+    return [np.float32(number) for number in numbers]
+
+
+_LARGEST = torch.finfo(torch.float32).max
 
 
 # -------------------------------------------------------------------- constraints
 
 
-def clamped_(weights: Sequence[Tensor], low: float | None, high: float | None) -> bool:
+def clamped_(weights: Sequence[Tensor], low: float | None, high: float | None) -> Sequence[int]:
     """Bound every value of every weight, in place, as :func:`torch.clamp`: NaN stays.
 
     Returns:
-        Whether it was done: not if :func:`~weightsmith_plugins.addresses.memory_of` excludes one.
+        The places of those that are left to torch: what :func:`~weightsmith_plugins.addresses.memory_of` leaves out.
     """
-    ends = -math.inf if low is None else low, math.inf if high is None else high
-    return _passed_over(_clamp_all, weights, settings=[np.float32(end) for end in ends])
+    ends = _as_float32(-math.inf if low is None else low, math.inf if high is None else high)
+    return range(len(weights)) if ends is None else _passed_over(_clamp_all, weights, settings=ends)
 
 
-@compiled
+@_kernel
 def _clamp_all(addresses: Any, sizes: Any, _: Any, low: Any, high: Any, share: int, shares: int) -> None:
     for place in range(len(addresses)):
         first, last = _share_of(sizes[place], share, shares)
         _clamp(_values_at(addresses[place], first, last), low, high)
 
 
-@compiled
+@_kernel
 def _clamp(values: Any, low: Any, high: Any) -> None:
     for place in range(len(values)):
         value = values[place]
@@ -76,8 +117,8 @@ def _clamp(values: Any, low: Any, high: Any) -> None:
 
 
 def bound_norms_(
-    weights: Sequence[Tensor], by_rows: Sequence[object], low: float, high: float, room: float, reach: float
-) -> list[int]:
+    weights: Sequence[Tensor], low: float, high: float, room: float, reach: float, *, by_rows: Sequence[object]
+) -> Sequence[int]:
     """Scale every unit whose norm is outside to the nearest norm inside: w_u · min(max(‖w_u‖, low), high) / ‖w_u‖.
 
     Squares are summed in float64, where none leaves the range of numbers. What comes out depends on nothing but the
@@ -85,37 +126,33 @@ def bound_norms_(
 
     Args:
         weights: of any shape, dtype and device.
-        by_rows: of each, whether its units are its rows.
         low: the least norm.
         high: the largest.
         room: how far outside, relative to it, a norm may be.
         reach: the largest factor, and 1 over the least.
+        by_rows: of each, whether its units are its rows.
 
     Returns:
-        The places of those that are left to do otherwise: what :func:`~weightsmith_plugins.addresses.are_suited`
-        excludes, and what has a unit that is zero and must become longer, or whose norm is not finite, or too far away.
+        As :func:`clamped_`; and those that have a unit that is zero and must become longer, or whose norm is not
+        finite, or too far away.
     """
-    here: Sequence[int] = range(len(weights))
-    memory = memory_of(weights) if all(by_rows) else None
+    memory = _memory_of([weights], by_rows)
     if memory is None:
-        here = [place for place, both in enumerate(zip(by_rows, are_suited(weights), strict=True)) if all(both)]
-        memory = memory_of([weights[place] for place in here])
-    if memory is None:
-        return list(range(len(weights)))
+        return range(len(weights))
     ends = float(low), float(high), float(room), float(reach)
     work = functools.partial(_bound_all, *memory.addresses, memory.sizes, memory.units, *ends)
     found = functools.reduce(np.bitwise_or, on_threads(work, memory.sizes.sum()))
-    torch.autograd.graph.increment_version([weights[here[i]] for i in np.flatnonzero(found & _SCALED).tolist()])
-    if len(here) == len(weights) and not (found & _LEFT).any():
-        return []
-    done = {here[i] for i in np.flatnonzero(~found & _LEFT).tolist()}
-    return [place for place in range(len(weights)) if place not in done]
+    written = [memory.places[i] for i in np.flatnonzero(found & _SCALED).tolist()]
+    torch.autograd.graph.increment_version(picked(weights, written))
+    if (found & _LEFT).any():
+        return _others([memory.places[i] for i in np.flatnonzero(~found & _LEFT).tolist()], len(weights))
+    return _others(memory.places, len(weights))
 
 
 _SCALED, _LEFT = 1, 2
 
 
-@compiled
+@_kernel
 def _bound_all(
     addresses: Any, sizes: Any, units: Any, low: float, high: float, room: float, reach: float, share: int, shares: int
 ) -> npt.NDArray[np.uint8]:
@@ -129,7 +166,7 @@ def _bound_all(
     return found
 
 
-@compiled
+@_kernel
 def _bound(unit: Any, low: float, high: float, room: float, reach: float) -> int:
     """What became of it."""
     if len(unit) == 0:
@@ -148,33 +185,46 @@ def _bound(unit: Any, low: float, high: float, room: float, reach: float) -> int
 # -------------------------------------------------------------------- penalties
 
 
-def charged_(gradients: Sequence[Tensor], weights: Sequence[Tensor], signs: float, values: float) -> bool:
-    """g ← g + signs · sign(w), and then g ← g + values · w, each rounded once where the processor can, as torch does.
+def charged_(
+    gradients: Sequence[Tensor], weights: Sequence[Tensor], signs: float, values: float | None = None
+) -> Sequence[int]:
+    """g ← g + signs · sign(w), and then g ← g + values · w, each rounded once where the processor can: the bits that
+    torch gives where it uses what the processor can.
 
     Args:
         gradients: written in place.
         weights: of the same shapes.
-        signs: 0 for no such term.
-        values: 0 for no such term.
+        signs: the factor of signs.
+        values: that of values; ``None`` for no such term.
 
     Returns:
         As :func:`clamped_`.
     """
-    return _passed_over(_charge_all, gradients, weights, settings=[np.float32(signs), np.float32(values)])
+    factors = _as_float32(signs, values or 0.0)
+    if factors is None:
+        return range(len(gradients))
+    return _passed_over(_charge_all, gradients, weights, settings=[*factors, values is not None])
 
 
-@compiled
+@_kernel
 def _charge_all(
-    gradients: Any, weights: Any, sizes: Any, _: Any, signs: Any, values: Any, share: int, shares: int
+    gradients: Any,
+    weights: Any,
+    sizes: Any,
+    _: Any,
+    signs: Any,
+    values: Any,
+    with_values: bool,
+    share: int,
+    shares: int,
 ) -> None:
     for place in range(len(gradients)):
         first, last = _share_of(sizes[place], share, shares)
         for start in range(first, last, _FEW):
             end = min(last, start + _FEW)
             gradient, weight = _values_at(gradients[place], start, end), _values_at(weights[place], start, end)
-            if signs != 0:
-                _add_signs(gradient, weight, signs)
-            if values != 0:
+            _add_signs(gradient, weight, signs)
+            if with_values:
                 _add(gradient, weight, values)
 
 
@@ -182,26 +232,37 @@ _FEW = 2**12
 """Values, that stay in the cache from one term to the next."""
 
 
-@compiled
+@_kernel
 def _add_signs(gradient: Any, weight: Any, factor: Any) -> None:
     for place in range(len(gradient)):
         sign = np.float32(weight[place] > 0) - np.float32(weight[place] < 0)
         gradient[place] += factor * sign
 
 
-@functools.partial(compiled, fastmath={"contract"})  # so that product and sum are rounded once
+@functools.partial(_kernel, fastmath={"contract"})  # so that product and sum are rounded once
 def _add(gradient: Any, weight: Any, factor: Any) -> None:
     for place in range(len(gradient)):
         gradient[place] += factor * weight[place]
 
 
-def charged_by_rows_(gradients: Sequence[Tensor], weights: Sequence[Tensor], rate: float) -> bool:
-    """g_u ← g_u + rate · √size(u) · w_u / ‖w_u‖ for every row u (a vector is one) that is not zero. As
-    :func:`charged_`."""
-    return _passed_over(_charge_rows, gradients, weights, settings=[float(rate)])
+def charged_by_rows_(
+    gradients: Sequence[Tensor], weights: Sequence[Tensor], rate: float, *, by_rows: Sequence[object]
+) -> Sequence[int]:
+    """g_u ← g_u + rate · √size(u) · w_u / ‖w_u‖ for every row u (a vector is one) that is not zero.
+
+    Args:
+        gradients: written in place.
+        weights: of the same shapes.
+        rate: the factor.
+        by_rows: of each, whether its units are its rows.
+
+    Returns:
+        As :func:`clamped_`.
+    """
+    return _passed_over(_charge_rows, gradients, weights, settings=[float(rate)], by_rows=by_rows)
 
 
-@compiled
+@_kernel
 def _charge_rows(gradients: Any, weights: Any, sizes: Any, units: Any, rate: float, share: int, shares: int) -> None:
     for place in range(len(gradients)):
         length = sizes[place] // max(1, units[place])
@@ -214,7 +275,7 @@ def _charge_rows(gradients: Any, weights: Any, sizes: Any, units: Any, rate: flo
             _add_direction(_values_at(gradients[place], first, last), weight, size, factor)
 
 
-@functools.partial(compiled, fastmath={"contract"})
+@functools.partial(_kernel, fastmath={"contract"})
 def _add_direction(gradient: Any, weight: Any, size: Any, factor: Any) -> None:
     for place in range(len(gradient)):
         gradient[place] += factor * (weight[place] / size)
@@ -223,12 +284,13 @@ def _add_direction(gradient: Any, weight: Any, size: Any, factor: Any) -> None:
 # -------------------------------------------------------------------- gradient editors
 
 
-def clipped_(gradients: Sequence[Tensor], limit: float) -> bool:
-    """Scale every row (a vector is one) whose norm is above a limit to that norm, in place. As :func:`clamped_`."""
-    return _passed_over(_clip_all, gradients, settings=[float(limit)])
+def clipped_(gradients: Sequence[Tensor], limit: float, *, by_rows: Sequence[object]) -> Sequence[int]:
+    """Scale every row (a vector is one) whose norm is above a limit to that norm, in place. As
+    :func:`charged_by_rows_`."""
+    return _passed_over(_clip_all, gradients, settings=[float(limit)], by_rows=by_rows)
 
 
-@compiled
+@_kernel
 def _clip_all(addresses: Any, sizes: Any, units: Any, limit: float, share: int, shares: int) -> None:
     for place in range(len(addresses)):
         length = sizes[place] // max(1, units[place])
@@ -236,20 +298,23 @@ def _clip_all(addresses: Any, sizes: Any, units: Any, limit: float, share: int, 
             _clip(_values_at(addresses[place], unit * length, (unit + 1) * length), limit)
 
 
-@compiled
+@_kernel
 def _clip(row: Any, limit: float) -> None:
     factor = limit / _norm(row)
     if not factor >= 1.0:
         _scale(row, np.float32(factor))
 
 
-def clipped_adaptively_(gradients: Sequence[Tensor], weights: Sequence[Tensor], ratio: float, least: float) -> bool:
+def clipped_adaptively_(
+    gradients: Sequence[Tensor], weights: Sequence[Tensor], ratio: float, least: float, *, by_rows: Sequence[object]
+) -> Sequence[int]:
     """As :func:`clipped_`, with a limit for every row: a ratio of the norm of the weight's row, or of ``least`` if that
     is more."""
-    return _passed_over(_clip_adaptively_all, gradients, weights, settings=[float(ratio), float(least)])
+    settings = [float(ratio), float(least)]
+    return _passed_over(_clip_adaptively_all, gradients, weights, settings=settings, by_rows=by_rows)
 
 
-@compiled
+@_kernel
 def _clip_adaptively_all(
     gradients: Any, weights: Any, sizes: Any, units: Any, ratio: float, least: float, share: int, shares: int
 ) -> None:
@@ -264,20 +329,20 @@ def _clip_adaptively_all(
 
 def norm_of(gradients: Sequence[Tensor]) -> Tensor | None:
     """The L2 norm of all of them as one long vector; 0-d, the same on any number of threads. ``None`` if
-    :func:`~weightsmith_plugins.addresses.memory_of` excludes one."""
+    :func:`~weightsmith_plugins.addresses.memory_of` leaves one out."""
     memory = memory_of(gradients)
-    if memory is None:
+    if memory is None or len(memory.places) < len(gradients):
         return None
     squares = np.zeros(np.sum(-(-memory.sizes // _PART)))
     on_threads(functools.partial(_square_all, *memory.addresses, memory.sizes, squares), memory.sizes.sum())
-    return torch.tensor(math.sqrt(squares.sum()), dtype=torch.float32)
+    return torch.tensor(math.sqrt(squares.sum()), dtype=torch.float32, device="cpu")
 
 
 _PART = 2**16
 """Values, whose squares are added up by one thread."""
 
 
-@compiled
+@_kernel
 def _square_all(addresses: Any, sizes: Any, squares: Any, share: int, shares: int) -> None:
     before = 0
     for place in range(len(addresses)):
@@ -302,25 +367,25 @@ def _float32_at(_: Any, address: Any) -> Any:
     return signature, generate
 
 
-@compiled
+@_kernel
 def _values_at(address: int, first: int, last: int) -> Any:
     """Of the numbers from an address on, those from one place up to another."""
     return carray(_float32_at(address + 4 * first), (last - first,))
 
 
-@compiled
+@_kernel
 def _share_of(count: int, share: int, shares: int) -> tuple[int, int]:
     """Where a share of so many begins and ends."""
     return count * share // shares, count * (share + 1) // shares
 
 
-@compiled
+@_kernel
 def _scale(row: Any, factor: Any) -> None:
     for place in range(len(row)):
         row[place] *= factor
 
 
-@functools.partial(compiled, fastmath={"reassoc", "contract"})  # so that several values are added at once
+@functools.partial(_kernel, fastmath={"reassoc", "contract"})  # so that several values are added at once
 def _exact_norm(row: Any) -> float:
     """With squares in float64."""
     total = 0.0
@@ -331,14 +396,15 @@ def _exact_norm(row: Any) -> float:
     return found
 
 
-@compiled
+@_kernel
 def _norm(row: Any) -> float:
-    """With squares in float32, as torch's: they may leave the range of numbers, but not that of a single value."""
+    """With squares in float32: those of up to 1,024 values may together leave the range of numbers (of torch's, those
+    of all), but not that of a single value."""
     found: float = np.sqrt(_sum_of_squares(row)) if len(row) != 1 else np.float64(abs(row[0]))
     return found
 
 
-@compiled
+@_kernel
 def _sum_of_squares(row: Any) -> float:
     """Those of up to 1,024 values are added in float32, and these sums in float64."""
     total = 0.0
@@ -347,7 +413,7 @@ def _sum_of_squares(row: Any) -> float:
     return total
 
 
-@functools.partial(compiled, fastmath={"reassoc", "contract"})
+@functools.partial(_kernel, fastmath={"reassoc", "contract"})
 def _few_squares(row: Any) -> Any:
     total = np.float32(0.0)
     for place in range(len(row)):
@@ -361,18 +427,21 @@ def refuse_trouble(name: str) -> None:
     Raises:
         ArithmeticError: it does not.
     """
-    rows = torch.tensor([[3.0, -4.0], [0.0, 0.0]])
-    _TRIALS[name](rows)
-    if not torch.allclose(rows, torch.tensor([[0.6, -0.8], [0.0, 0.0]])):
-        raise ArithmeticError(f"{name} made {rows[0].tolist()} of [3.0, -4.0], and not [0.6, -0.8]")
+    with torch.inference_mode(False):
+        rows = torch.tensor([[3.0, -4.0], [0.0, 0.0]], dtype=torch.float32, device="cpu")
+        others = torch.tensor([[2.0, -3.0], [0.0, 0.0]], dtype=torch.float32, device="cpu")
+        _TRIALS[name](rows, others)
+    found = rows.tolist()
+    if not np.allclose(found, np.array([[0.6, -0.8], [0.0, 0.0]])):
+        raise ArithmeticError(f"{name} made {found[0]} of [3.0, -4.0], and not [0.6, -0.8]")
 
 
-_TRIALS: dict[str, Callable[[Tensor], object]] = {
-    "bound_norms_": lambda rows: bound_norms_([rows], [True], 0.0, 1.0, 0.0, 1e15),
-    "clamped_": lambda rows: clamped_([rows], -0.8, 0.6),
-    "charged_": lambda rows: charged_([rows], [torch.tensor([[2.0, -3.0], [0.0, 0.0]])], -0.8, -0.8),
-    "charged_by_rows_": lambda rows: charged_by_rows_([rows], [rows.clone()], -4.0 / math.sqrt(2)),
-    "clipped_": lambda rows: clipped_([rows], 1.0),
-    "clipped_adaptively_": lambda rows: clipped_adaptively_([rows], [rows.clone()], 0.2, 1e-3),
-    "norm_of": lambda rows: rows.div_(norm_of([rows]) or math.nan),
+_TRIALS: dict[str, Callable[[Tensor, Tensor], object]] = {
+    "bound_norms_": lambda rows, _: bound_norms_([rows], 0.0, 1.0, 0.0, 1e15, by_rows=[True]),
+    "clamped_": lambda rows, _: clamped_([rows], -0.8, 0.6),
+    "charged_": lambda rows, others: charged_([rows], [others], -0.8, -0.8),
+    "charged_by_rows_": lambda rows, _: charged_by_rows_([rows], [rows.clone()], -4.0 / math.sqrt(2), by_rows=[True]),
+    "clipped_": lambda rows, _: clipped_([rows], 1.0, by_rows=[True]),
+    "clipped_adaptively_": lambda rows, _: clipped_adaptively_([rows], [rows.clone()], 0.2, 1e-3, by_rows=[True]),
+    "norm_of": lambda rows, _: rows.div_(norm_of([rows]) or math.nan),
 }

@@ -18,6 +18,7 @@ from weightsmith.schedules import Progress
 from weightsmith.tensors import accurate_dtype
 from weightsmith.testing.scenes import plural, singular
 from weightsmith_plugins import L1, L2, ElasticNet, GroupLasso, Intersection, Orthonormal, compiling
+from weightsmith_plugins.constraints import spectra
 
 TABLE = Path(__file__).with_name("test_conformance.py")
 CASES = runpy.run_path(str(TABLE))["CASES"]  # by its path: others import it by its name, with files of their own
@@ -129,7 +130,7 @@ def way(request):
         if request.param == "torch":
             patch.setattr(compiling, "_tried", lambda name: None)
         else:
-            assert compiling.in_one_pass("norm_of", [torch.ones(1)]) is not None
+            assert all(compiling.compiled_function(name, [torch.ones(1)]) for name in compiling._USERS)
         yield request.param
 
 
@@ -203,7 +204,7 @@ def test_the_largest_of_all_are_kept_as_in_one_row(sizes, flavour, share, dtype)
 @pytest.mark.parametrize("shape", [(64, 64), (20, 300), (300, 20), (256, 256), (768, 96)])
 @pytest.mark.parametrize("off", [1e-4, 1e-2, 0.1, 0.3, 3.0])
 def test_the_nearest_orthonormal_matrix_is_the_one_that_singular_values_give(dtype, shape, off):
-    """By iteration up to ‖WWᵀ − I‖₂ = 0.5, beyond by a decomposition; a second time nothing moves."""
+    """By a series up to ‖WWᵀ − I‖₂ = 0.5, beyond by a decomposition; a second time nothing moves."""
     generator = torch.Generator().manual_seed(0)
     drawn = torch.randn(max(shape), min(shape), dtype=torch.float64, generator=generator)
     exact = torch.linalg.qr(drawn)[0]
@@ -214,6 +215,30 @@ def test_the_nearest_orthonormal_matrix_is_the_one_that_singular_values_give(dty
     left, _, right = torch.linalg.svd(weight.double(), full_matrices=False)
     assert float((found.double() - left @ right).abs().max()) < (1e-6 if dtype is torch.float32 else 1e-14)
     assert torch.equal(Orthonormal()(found), found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bound", [1e-5, 1e-3, 0.02, 0.07, 0.15, 0.199, 0.24, 0.3, 0.45, 0.499])
+def test_the_series_of_the_inverse_root_is_exact_to_rounding(dtype, bound):
+    generator = torch.Generator().manual_seed(0)
+    turned = torch.linalg.qr(torch.randn(60, 60, dtype=torch.float64, generator=generator))[0]
+    values = torch.linspace(-bound, bound, 60, dtype=torch.float64)
+    excess = ((turned * values) @ turned.T).to(dtype)
+    found = spectra._inverse_root(excess, excess @ excess, bound)
+    error = torch.linalg.matrix_norm(found.double() - (turned * (1 + values).rsqrt()) @ turned.T, 2)
+    assert error < 12 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bound", [0.1, 0.199, 0.24, 0.45])
+def test_what_became_orthonormal_is_so(dtype, bound):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(5):
+        left, values, right = torch.linalg.svd(torch.randn(256, 256, generator=generator, dtype=dtype))
+        excess = torch.rand(256, generator=generator, dtype=dtype) * 2 - 1
+        excess *= bound / excess.pow(4).sum() ** 0.25
+        weight = left * (1 + excess).sqrt() @ right
+        assert Orthonormal().holds(Orthonormal()(weight), Site.alone(weight))
 
 
 @pytest.mark.parametrize("first", [0, 1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -11,7 +12,7 @@ from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.site import Sharding
 from weightsmith.tensors import clamp_
 
-from weightsmith_plugins.compiling import in_one_pass
+from weightsmith_plugins.compiling import in_one_pass, picked
 
 __all__ = ["Clamp", "NonNegative"]
 
@@ -40,6 +41,8 @@ class Clamp(Constraint):
     def validate(self) -> None:
         if self.low is None and self.high is None:
             raise ConfigurationError(f"{self!r}: give low, high or both")
+        if any(end is not None and math.isnan(end) for end in (self.low, self.high)):
+            raise ConfigurationError(f"{self!r}: low and high must be numbers")
         if self.low is not None and self.high is not None and not self.low <= self.high:
             raise ConfigurationError(f"{self!r}: low must not be above high")
 
@@ -91,6 +94,5 @@ class NonNegative(Constraint):
 
 
 def _clamp_all_(weights: Sequence[Tensor], low: float | None, high: float | None) -> None:
-    clamped_ = in_one_pass("clamped_", weights)
-    if clamped_ is None or not clamped_(weights, low, high):
-        clamp_(weights, low, high)
+    left = in_one_pass("clamped_", weights, low=low, high=high)
+    clamp_(picked(weights, left), low, high)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -14,7 +14,7 @@ from weightsmith.rows import row_lengths
 from weightsmith.tensors import accurate_dtype, are_large, row_length, unit_norms, unit_peaks
 
 from weightsmith_plugins.addresses import are_suited
-from weightsmith_plugins.compiling import in_one_pass
+from weightsmith_plugins.compiling import compiled_function, in_one_pass, picked
 
 __all__ = ["MaxNorm", "MinMaxNorm", "UnitNorm"]
 
@@ -47,11 +47,11 @@ class UnitScaling(Constraint, abstract=True):
         return torch.where(self._stays(norms, wanted, weight), weight, scaled.to(weight.dtype))
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        bound_norms_ = self._in_one_pass(weights)
-        if bound_norms_ is not None:
-            left = bound_norms_(weights, row_lengths(sites), *self.ends, _room(torch.float32), MOST)
-            if len(left) < len(weights):
-                weights, sites = [weights[i] for i in left], [sites[i] for i in left]
+        if self._scales_as_here():
+            (low, high), room = self.ends, _room(torch.float32)
+            ends = {"low": low, "high": high, "room": room, "reach": MOST}
+            left = in_one_pass("bound_norms_", weights, **ends, by_rows=row_lengths(sites))
+            weights, sites = picked(weights, left), picked(sites, left)
         if weights:
             self._unitwise(self._scale_, as_it_is, weights, sites, weights)
 
@@ -74,14 +74,15 @@ class UnitScaling(Constraint, abstract=True):
             factors.masked_fill_((factors - 1).abs_() <= room, 1.0)
         return weight.mul_(factors)
 
-    def _in_one_pass(self, weights: Sequence[Tensor]) -> Callable[..., list[int]] | None:
-        return in_one_pass("bound_norms_", weights) if type(self).bounded is UnitScaling.bounded else None
+    def _scales_as_here(self) -> bool:
+        """Whether no subclass has bounds of its own."""
+        return type(self).bounded is UnitScaling.bounded
 
     def _wide(self, weight: Tensor, site: Site) -> Tensor:
         """The weight in the precision in which :meth:`project_all_` sums its squares; in a forward pass in its own,
         whether a gradient is asked for or not."""
-        is_row_wise = self.mode == "project" and row_length(weight, site.unit_dims)
-        is_bound = is_row_wise and self._in_one_pass([weight]) is not None and all(are_suited([weight]))
+        may_be = self.mode == "project" and self._scales_as_here() and row_length(weight, site.unit_dims)
+        is_bound = may_be and compiled_function("bound_norms_", [weight]) is not None and all(are_suited([weight]))
         return weight.double() if is_bound else weight
 
     def _stays(self, norms: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:

@@ -71,6 +71,8 @@ class Orthonormal(SpectralConstraint):
     def nearest(self, matrices: Tensor, rounding: float) -> Tensor:
         if self.mode == "forward" or (torch.is_grad_enabled() and matrices.requires_grad):
             return self._differentiable(matrices)
+        if not matrices.numel():
+            return matrices
         excess = _gram_excess(matrices)
         outside = ~(excess.abs().amax(dim=(-2, -1)) <= rounding)
         return _where(outside, lambda: _polar_factors(matrices, excess), matrices)
@@ -237,8 +239,8 @@ def _polar_factors(matrices: Tensor, excess: Tensor) -> Tensor:
     return found
 
 
-_NEAR, _NEARER = 0.5, 0.25
-"""‖E‖₂, up to which the iteration is used, which converges below 1; and up to which float32 needs no correction."""
+_NEAR, _NEARER = 0.5, 0.2
+"""‖E‖₂, up to which the series is used, which converges below 1; and up to which float32 needs no correction."""
 
 
 def _inverse_root(excess: Tensor, square: Tensor, bound: float) -> Tensor:

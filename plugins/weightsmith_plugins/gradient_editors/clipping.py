@@ -14,7 +14,7 @@ from weightsmith.rows import row_lengths
 from weightsmith.site import Sharding
 from weightsmith.tensors import clamp_, global_norm, scale_, unit_norms
 
-from weightsmith_plugins.compiling import in_one_pass
+from weightsmith_plugins.compiling import compiled_function, in_one_pass, picked
 
 __all__ = ["AdaptiveClip", "ClipNorm", "ClipUnitNorm", "ClipValue", "require_positive"]
 
@@ -77,9 +77,10 @@ class ClipUnitNorm(GradientEditor):
         return (gradient * self._factors(gradient, site)).to(gradient.dtype)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        clipped_ = in_one_pass("clipped_", gradients) if all(row_lengths(sites)) else None
-        if clipped_ is None or not clipped_(gradients, self.max_norm):
-            self._unitwise(self._clip_, as_it_is, gradients, sites, gradients)
+        if type(self)._factors is ClipUnitNorm._factors:
+            left = in_one_pass("clipped_", gradients, limit=self.max_norm, by_rows=row_lengths(sites))
+            gradients, sites = picked(gradients, left), picked(sites, left)
+        self._unitwise(self._clip_, as_it_is, gradients, sites, gradients)
 
     def _clip_(self, gradient: Tensor, site: Site) -> Tensor:
         return gradient.mul_(self._factors(gradient, site))
@@ -109,7 +110,8 @@ class ClipValue(GradientEditor):
         return gradient.clamp(-self.limit, self.limit)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        clamp_(gradients, -self.limit, self.limit)
+        left = in_one_pass("clamped_", gradients, low=-self.limit, high=self.limit)
+        clamp_(picked(gradients, left), -self.limit, self.limit)
 
 
 class AdaptiveClip(GradientEditor):
@@ -138,9 +140,11 @@ class AdaptiveClip(GradientEditor):
         return (gradient * self._factors(gradient, weight, site)).to(gradient.dtype)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        clipped_ = in_one_pass("clipped_adaptively_", gradients) if all(row_lengths(sites)) else None
-        if clipped_ is None or not clipped_(gradients, weights, self.ratio, self.eps):
-            self._unitwise(self._clip_, as_it_is, gradients, sites, gradients, weights)
+        if type(self)._factors is AdaptiveClip._factors:
+            settings = {"ratio": self.ratio, "least": self.eps, "by_rows": row_lengths(sites)}
+            left = in_one_pass("clipped_adaptively_", gradients, weights, **settings)
+            gradients, weights, sites = picked(gradients, left), picked(weights, left), picked(sites, left)
+        self._unitwise(self._clip_, as_it_is, gradients, sites, gradients, weights)
 
     def _clip_(self, gradient: Tensor, weight: Tensor, site: Site) -> Tensor:
         return gradient.mul_(self._factors(gradient, weight, site))
@@ -153,7 +157,7 @@ class AdaptiveClip(GradientEditor):
 
 def _norm(gradients: Sequence[Tensor]) -> Tensor:
     """As :func:`~weightsmith.tensors.global_norm`, in one compiled pass where there is one."""
-    norm_of = in_one_pass("norm_of", gradients)
+    norm_of = compiled_function("norm_of", gradients)
     norm: Tensor | None = None if norm_of is None else norm_of(gradients)
     return global_norm(gradients) if norm is None else norm
 

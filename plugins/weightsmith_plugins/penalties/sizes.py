@@ -14,7 +14,7 @@ from weightsmith.rows import row_lengths
 from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype, add_, add_signs_, are_large, blocks, unit_norms
 
-from weightsmith_plugins.compiling import in_one_pass
+from weightsmith_plugins.compiling import in_one_pass, picked
 
 __all__ = ["L1", "L2", "ElasticNet", "GroupLasso", "Hoyer", "require_non_negative"]
 
@@ -48,8 +48,8 @@ class L1(Penalty):
         return self.strength * weight.sign()
 
     def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        if not _is_charged(gradients, weights, self.strength, 0.0):
-            add_signs_(gradients, weights, self.strength)
+        left = in_one_pass("charged_", gradients, weights, signs=self.strength)
+        add_signs_(picked(gradients, left), picked(weights, left), self.strength)
 
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
         return weight.sign() * (weight.abs() - step * self.strength).clamp(min=0)
@@ -120,9 +120,10 @@ class ElasticNet(Penalty):
         return self.l1 * weight.sign() + (2 * self.l2) * weight
 
     def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        if not _is_charged(gradients, weights, self.l1, 2 * self.l2):
-            add_signs_(gradients, weights, self.l1)
-            add_(gradients, weights, 2 * self.l2)
+        left = in_one_pass("charged_", gradients, weights, signs=self.l1, values=2 * self.l2)
+        gradients, weights = picked(gradients, left), picked(weights, left)
+        add_signs_(gradients, weights, self.l1)
+        add_(gradients, weights, 2 * self.l2)
 
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
         return weight.sign() * (weight.abs() - step * self.l1).clamp(min=0) / (1 + 2 * step * self.l2)
@@ -156,9 +157,10 @@ class GroupLasso(Penalty):
         return (self._rate(weight, site) * weight / torch.where(norms == 0, 1, norms)).to(weight.dtype)
 
     def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        charged_ = in_one_pass("charged_by_rows_", gradients) if all(row_lengths(sites)) else None
-        if charged_ is not None and charged_(gradients, weights, self.strength):
-            return
+        if type(self)._rate is GroupLasso._rate:
+            by_rows = row_lengths(sites)
+            left = in_one_pass("charged_by_rows_", gradients, weights, rate=self.strength, by_rows=by_rows)
+            gradients, weights, sites = picked(gradients, left), picked(weights, left), picked(sites, left)
         if are_large(weights):
             self._singly(self._charge_, as_it_is, gradients, sites, gradients, weights)
         else:
@@ -243,12 +245,6 @@ def _even(weight: Tensor) -> tuple[Tensor, Tensor]:
     peak = accurate.detach().abs().amax() if weight.numel() else accurate.new_ones(())
     peak = torch.where(peak > 0, peak, 1)
     return accurate / peak, peak
-
-
-def _is_charged(gradients: Sequence[Tensor], weights: Sequence[Tensor], signs: float, values: float) -> bool:
-    """Whether a compiled pass has added what it can: signs · sign(w) + values · w."""
-    charged_ = in_one_pass("charged_", gradients)
-    return charged_ is not None and charged_(gradients, weights, signs, values)
 
 
 def require_non_negative(plugin: Penalty, name: str, value: float) -> None:
