@@ -25,7 +25,7 @@ TensorGuards: Any = None
 with contextlib.suppress(ImportError):  # it is no public part of torch
     from torch._C._dynamo.guards import TensorGuards
 
-__all__ = ["Memory", "are_suited", "is_watched", "memory_of", "on_threads"]
+__all__ = ["Memory", "are_suited", "is_watched", "memory_of", "on_threads", "others", "pass_over"]
 
 T = TypeVar("T")
 Numbers = npt.NDArray[np.int64]
@@ -47,13 +47,52 @@ class Memory(NamedTuple):
     units: Numbers
 
 
-def memory_of(*columns: Sequence[Tensor]) -> Memory | None:
+def pass_over(
+    kernel: Callable[..., Any],
+    *columns: Sequence[Tensor],
+    settings: Sequence[object],
+    by_rows: Sequence[object] | None = None,
+) -> Sequence[int]:
+    """Call a kernel, which writes to the first column alone, for all tensors that are for it.
+
+    Args:
+        kernel: takes addresses for each column, sizes, units, the settings, and a share.
+        columns, by_rows: as for :func:`memory_of`.
+        settings: numbers.
+
+    Returns:
+        The places of the others.
+    """
+    memory = memory_of(*columns, by_rows=by_rows)
+    if memory is None:
+        return range(len(columns[0]))
+    work = functools.partial(kernel, *memory.addresses, memory.sizes, memory.units, *settings)
+    on_threads(work, memory.sizes.sum())
+    torch.autograd.graph.increment_version([columns[0][place] for place in memory.places])
+    return others(memory.places, len(columns[0]))
+
+
+def others(places: Sequence[int], count: int) -> Sequence[int]:
+    """Those of so many places that are not among these.
+
+    >>> others([0, 2], 4)
+    [1, 3]
+    """
+    return [] if len(places) == count else sorted(set(range(count)).difference(places))
+
+
+def memory_of(*columns: Sequence[Tensor], by_rows: Sequence[object] | None = None) -> Memory | None:
     """Where the values are of those for which :func:`are_suited` says yes, in every column; ``None`` if there are none.
     Made for columns whose like was seen before.
 
     Args:
         columns: as many tensors in each; beside each other they have one shape, or are left out.
+        by_rows: of each, whether its units are its rows, or it is left out; ``None`` where that does not matter.
     """
+    if by_rows is not None and not all(by_rows):
+        here = [place for place, is_by_rows in enumerate(by_rows) if is_by_rows]
+        memory = memory_of(*([column[place] for place in here] for column in columns))
+        return None if memory is None else Memory([here[place] for place in memory.places], *memory[1:])
     if len(set(map(len, columns))) != 1 or is_watched():
         return None
     tensors = list(chain(*columns))

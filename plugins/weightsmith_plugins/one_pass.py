@@ -20,7 +20,7 @@ from numba import carray, types
 from numba.extending import intrinsic
 from torch import Tensor
 
-from weightsmith_plugins.addresses import Memory, memory_of, on_threads
+from weightsmith_plugins.addresses import memory_of, on_threads, others, pass_over
 from weightsmith_plugins.compiling import compiled, picked
 
 __all__ = [
@@ -37,45 +37,6 @@ __all__ = [
 
 _kernel = functools.partial(compiled, error_model="numpy")
 """Dividing by 0 gives what it gives torch. Options stand in this file, as Numba does not look at others."""
-
-
-def _passed_over(
-    kernel: Callable[..., Any],
-    *columns: Sequence[Tensor],
-    settings: Sequence[object],
-    by_rows: Sequence[object] | None = None,
-) -> Sequence[int]:
-    """Call a kernel, which writes to the first column alone, for all that are for it.
-
-    Args:
-        kernel: takes addresses for each column, sizes, units, the settings, and a share.
-        columns: tensors of one shape beside each other.
-        settings: numbers.
-        by_rows: of each, whether its units are its rows; ``None`` where that does not matter.
-
-    Returns:
-        The places of the others.
-    """
-    memory = _memory_of(columns, by_rows)
-    if memory is None:
-        return range(len(columns[0]))
-    work = functools.partial(kernel, *memory.addresses, memory.sizes, memory.units, *settings)
-    on_threads(work, memory.sizes.sum())
-    torch.autograd.graph.increment_version(picked(columns[0], memory.places))
-    return _others(memory.places, len(columns[0]))
-
-
-def _memory_of(columns: Sequence[Sequence[Tensor]], by_rows: Sequence[object] | None) -> Memory | None:
-    """:func:`~weightsmith_plugins.addresses.memory_of` those that are for it."""
-    if by_rows is None or all(by_rows):
-        return memory_of(*columns)
-    here = [place for place, is_by_rows in enumerate(by_rows) if is_by_rows]
-    memory = memory_of(*([column[place] for place in here] for column in columns))
-    return None if memory is None else memory._replace(places=[here[place] for place in memory.places])
-
-
-def _others(places: Sequence[int], count: int) -> Sequence[int]:
-    return () if len(places) == count else sorted(set(range(count)).difference(places))
 
 
 def _as_float32(*numbers: float) -> list[np.float32] | None:
@@ -98,7 +59,7 @@ def clamped_(weights: Sequence[Tensor], low: float | None, high: float | None) -
         The places of those that are left to torch: what :func:`~weightsmith_plugins.addresses.memory_of` leaves out.
     """
     ends = _as_float32(-math.inf if low is None else low, math.inf if high is None else high)
-    return range(len(weights)) if ends is None else _passed_over(_clamp_all, weights, settings=ends)
+    return range(len(weights)) if ends is None else pass_over(_clamp_all, weights, settings=ends)
 
 
 @_kernel
@@ -136,7 +97,7 @@ def bound_norms_(
         As :func:`clamped_`; and those that have a unit that is zero and must become longer, or whose norm is not
         finite, or too far away.
     """
-    memory = _memory_of([weights], by_rows)
+    memory = memory_of(weights, by_rows=by_rows)
     if memory is None:
         return range(len(weights))
     ends = float(low), float(high), float(room), float(reach)
@@ -145,8 +106,8 @@ def bound_norms_(
     written = [memory.places[i] for i in np.flatnonzero(found & _SCALED).tolist()]
     torch.autograd.graph.increment_version(picked(weights, written))
     if (found & _LEFT).any():
-        return _others([memory.places[i] for i in np.flatnonzero(~found & _LEFT).tolist()], len(weights))
-    return _others(memory.places, len(weights))
+        return others([memory.places[i] for i in np.flatnonzero(~found & _LEFT).tolist()], len(weights))
+    return others(memory.places, len(weights))
 
 
 _SCALED, _LEFT = 1, 2
@@ -203,21 +164,12 @@ def charged_(
     factors = _as_float32(signs, values or 0.0)
     if factors is None:
         return range(len(gradients))
-    return _passed_over(_charge_all, gradients, weights, settings=[*factors, values is not None])
+    return pass_over(_charge_all, gradients, weights, settings=[(*factors, values is not None)])
 
 
 @_kernel
-def _charge_all(
-    gradients: Any,
-    weights: Any,
-    sizes: Any,
-    _: Any,
-    signs: Any,
-    values: Any,
-    with_values: bool,
-    share: int,
-    shares: int,
-) -> None:
+def _charge_all(gradients: Any, weights: Any, sizes: Any, _: Any, factors: Any, share: int, shares: int) -> None:
+    signs, values, with_values = factors
     for place in range(len(gradients)):
         first, last = _share_of(sizes[place], share, shares)
         for start in range(first, last, _FEW):
@@ -259,7 +211,7 @@ def charged_by_rows_(
     Returns:
         As :func:`clamped_`.
     """
-    return _passed_over(_charge_rows, gradients, weights, settings=[float(rate)], by_rows=by_rows)
+    return pass_over(_charge_rows, gradients, weights, settings=[float(rate)], by_rows=by_rows)
 
 
 @_kernel
@@ -287,7 +239,7 @@ def _add_direction(gradient: Any, weight: Any, size: Any, factor: Any) -> None:
 def clipped_(gradients: Sequence[Tensor], limit: float, *, by_rows: Sequence[object]) -> Sequence[int]:
     """Scale every row (a vector is one) whose norm is above a limit to that norm, in place. As
     :func:`charged_by_rows_`."""
-    return _passed_over(_clip_all, gradients, settings=[float(limit)], by_rows=by_rows)
+    return pass_over(_clip_all, gradients, settings=[float(limit)], by_rows=by_rows)
 
 
 @_kernel
@@ -311,7 +263,7 @@ def clipped_adaptively_(
     """As :func:`clipped_`, with a limit for every row: a ratio of the norm of the weight's row, or of ``least`` if that
     is more."""
     settings = [float(ratio), float(least)]
-    return _passed_over(_clip_adaptively_all, gradients, weights, settings=settings, by_rows=by_rows)
+    return pass_over(_clip_adaptively_all, gradients, weights, settings=settings, by_rows=by_rows)
 
 
 @_kernel

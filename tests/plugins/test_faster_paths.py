@@ -234,7 +234,7 @@ def test_the_series_of_the_inverse_root_is_exact_to_rounding(dtype, bound):
 def test_what_became_orthonormal_is_so(dtype, bound):
     generator = torch.Generator().manual_seed(0)
     for _ in range(5):
-        left, values, right = torch.linalg.svd(torch.randn(256, 256, generator=generator, dtype=dtype))
+        left, _, right = torch.linalg.svd(torch.randn(256, 256, generator=generator, dtype=dtype))
         excess = torch.rand(256, generator=generator, dtype=dtype) * 2 - 1
         excess *= bound / excess.pow(4).sum() ** 0.25
         weight = left * (1 + excess).sqrt() @ right
