@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weightsmith_plugins.addresses import is_watched
 
-__all__ = ["compiled", "compiled_function", "in_one_pass", "picked", "working"]
+__all__ = ["compiled", "compiled_function", "has_own", "in_one_pass", "picked", "working"]
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +51,15 @@ def in_one_pass(name: str, *columns: Sequence[Tensor], **settings: Any) -> Seque
     function = compiled_function(name, columns[0])
     left: Sequence[int] = range(len(columns[0])) if function is None else function(*columns, **settings)
     return left
+
+
+def has_own(plugin: object, kind: type, method: str) -> bool:
+    """Whether a subclass of a plugin's kind has a method of its own, of which nothing compiled knows.
+
+    >>> has_own(True, int, "__add__"), has_own(True, int, "__repr__")
+    (False, True)
+    """
+    return getattr(type(plugin), method) is not getattr(kind, method)
 
 
 def picked(column: Sequence[T], places: Sequence[int]) -> Sequence[T]:

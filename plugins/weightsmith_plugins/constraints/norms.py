@@ -14,7 +14,7 @@ from weightsmith.rows import row_lengths
 from weightsmith.tensors import accurate_dtype, are_large, row_length, unit_norms, unit_peaks
 
 from weightsmith_plugins.addresses import are_suited
-from weightsmith_plugins.compiling import compiled_function, in_one_pass, picked
+from weightsmith_plugins.compiling import compiled_function, has_own, in_one_pass, picked
 
 __all__ = ["MaxNorm", "MinMaxNorm", "UnitNorm"]
 
@@ -47,7 +47,7 @@ class UnitScaling(Constraint, abstract=True):
         return torch.where(self._stays(norms, wanted, weight), weight, scaled.to(weight.dtype))
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        if self._scales_as_here():
+        if not has_own(self, UnitScaling, "bounded"):
             (low, high), room = self.ends, _room(torch.float32)
             ends = {"low": low, "high": high, "room": room, "reach": MOST}
             left = in_one_pass("bound_norms_", weights, **ends, by_rows=row_lengths(sites))
@@ -74,14 +74,11 @@ class UnitScaling(Constraint, abstract=True):
             factors.masked_fill_((factors - 1).abs_() <= room, 1.0)
         return weight.mul_(factors)
 
-    def _scales_as_here(self) -> bool:
-        """Whether no subclass has bounds of its own."""
-        return type(self).bounded is UnitScaling.bounded
-
     def _wide(self, weight: Tensor, site: Site) -> Tensor:
         """The weight in the precision in which :meth:`project_all_` sums its squares; in a forward pass in its own,
         whether a gradient is asked for or not."""
-        may_be = self.mode == "project" and self._scales_as_here() and row_length(weight, site.unit_dims)
+        is_as_here = self.mode == "project" and not has_own(self, UnitScaling, "bounded")
+        may_be = is_as_here and row_length(weight, site.unit_dims)
         is_bound = may_be and compiled_function("bound_norms_", [weight]) is not None and all(are_suited([weight]))
         return weight.double() if is_bound else weight
 

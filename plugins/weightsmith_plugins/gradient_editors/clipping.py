@@ -14,7 +14,7 @@ from weightsmith.rows import row_lengths
 from weightsmith.site import Sharding
 from weightsmith.tensors import clamp_, global_norm, scale_, unit_norms
 
-from weightsmith_plugins.compiling import compiled_function, in_one_pass, picked
+from weightsmith_plugins.compiling import compiled_function, has_own, in_one_pass, picked
 
 __all__ = ["AdaptiveClip", "ClipNorm", "ClipUnitNorm", "ClipValue", "require_positive"]
 
@@ -77,7 +77,7 @@ class ClipUnitNorm(GradientEditor):
         return (gradient * self._factors(gradient, site)).to(gradient.dtype)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        if type(self)._factors is ClipUnitNorm._factors:
+        if not has_own(self, ClipUnitNorm, "_factors"):
             left = in_one_pass("clipped_", gradients, limit=self.max_norm, by_rows=row_lengths(sites))
             gradients, sites = picked(gradients, left), picked(sites, left)
         self._unitwise(self._clip_, as_it_is, gradients, sites, gradients)
@@ -140,7 +140,7 @@ class AdaptiveClip(GradientEditor):
         return (gradient * self._factors(gradient, weight, site)).to(gradient.dtype)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        if type(self)._factors is AdaptiveClip._factors:
+        if not has_own(self, AdaptiveClip, "_factors"):
             settings = {"ratio": self.ratio, "least": self.eps, "by_rows": row_lengths(sites)}
             left = in_one_pass("clipped_adaptively_", gradients, weights, **settings)
             gradients, weights, sites = picked(gradients, left), picked(weights, left), picked(sites, left)

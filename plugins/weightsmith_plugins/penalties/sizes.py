@@ -14,7 +14,7 @@ from weightsmith.rows import row_lengths
 from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype, add_, add_signs_, are_large, blocks, unit_norms
 
-from weightsmith_plugins.compiling import in_one_pass, picked
+from weightsmith_plugins.compiling import has_own, in_one_pass, picked
 
 __all__ = ["L1", "L2", "ElasticNet", "GroupLasso", "Hoyer", "require_non_negative"]
 
@@ -157,7 +157,7 @@ class GroupLasso(Penalty):
         return (self._rate(weight, site) * weight / torch.where(norms == 0, 1, norms)).to(weight.dtype)
 
     def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        if type(self)._rate is GroupLasso._rate:
+        if not has_own(self, GroupLasso, "_rate"):
             by_rows = row_lengths(sites)
             left = in_one_pass("charged_by_rows_", gradients, weights, rate=self.strength, by_rows=by_rows)
             gradients, weights, sites = picked(gradients, left), picked(weights, left), picked(sites, left)
