@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
@@ -39,12 +38,14 @@ class Memory(NamedTuple):
         addresses: shape ``(columns, places)``.
         sizes: of each, how many values.
         units: of each, how many rows; a vector is one.
+        values: of a column, how many.
     """
 
     places: Sequence[int]
     addresses: Numbers
     sizes: Numbers
     units: Numbers
+    values: int
 
 
 def pass_over(
@@ -67,9 +68,11 @@ def pass_over(
     if memory is None:
         return range(len(columns[0]))
     work = functools.partial(kernel, *memory.addresses, memory.sizes, memory.units, *settings)
-    on_threads(work, memory.sizes.sum())
-    torch.autograd.graph.increment_version([columns[0][place] for place in memory.places])
-    return others(memory.places, len(columns[0]))
+    on_threads(work, memory.values)
+    left = others(memory.places, len(columns[0]))
+    written = [columns[0][place] for place in memory.places] if left else columns[0]
+    torch.autograd.graph.increment_version(written)
+    return left
 
 
 def others(places: Sequence[int], count: int) -> Sequence[int]:
@@ -93,7 +96,7 @@ def memory_of(*columns: Sequence[Tensor], by_rows: Sequence[object] | None = Non
         here = [place for place, is_by_rows in enumerate(by_rows) if is_by_rows]
         memory = memory_of(*([column[place] for place in here] for column in columns))
         return None if memory is None else Memory([here[place] for place in memory.places], *memory[1:])
-    if len(set(map(len, columns))) != 1 or is_watched():
+    if any(len(column) != len(columns[0]) for column in columns):
         return None
     tensors = list(chain(*columns))
     form = _form(tensors, len(columns))
@@ -102,7 +105,7 @@ def memory_of(*columns: Sequence[Tensor], by_rows: Sequence[object] | None = Non
     if len(form.places) < len(columns[0]):
         tensors = [column[place] for column in columns for place in form.places]
     addresses = np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))
-    return Memory(form.places, addresses.reshape(len(columns), -1), form.sizes, form.units)
+    return Memory(form.places, addresses.reshape(len(columns), -1), form.sizes, form.units, form.values)
 
 
 def is_watched() -> bool:
@@ -158,6 +161,7 @@ class _Form:
         chosen = [beside[place] for place in self.places]
         shapes = [row[0].shape for row in chosen]
         self.sizes = np.array([shape.numel() for shape in shapes], np.int64)
+        self.values = int(self.sizes.sum())
         self.units = np.array([shape[0] if len(shape) > 1 else 1 for shape in shapes], np.int64)
         self.asks_for_no_grad = any(tensor.requires_grad for row in chosen for tensor in row)
 
@@ -168,22 +172,26 @@ def _have_one_shape(tensors: Sequence[Tensor]) -> bool:
 
 def _form(tensors: list[Tensor], columns: int) -> _Form:
     """One that was made before, if it fits."""
-    if not tensors or not _PLAIN.issuperset(map(type, tensors)) or any(map(_is_nested, tensors)):
-        return _Form(tensors, columns)  # guards would end the process at a nested one
-    key = columns, len(tensors), tensors[0].shape, tensors[-1].shape
-    known = _FORMS.pop(key, ())
-    form = next((form for fits, form in known if fits(*tensors)), None)
-    if form is None:
-        form, fits = _Form(tensors, columns), _fits(tensors)
-        known = ((fits, form), *known)[:_FORMS_OF_A_KEY] if fits is not None else known
-    _FORMS[key] = known  # as the latest
-    if len(_FORMS) > _KEYS:
-        _FORMS.popitem(last=False)
+    if not tensors or any(map(_is_nested, tensors)):  # at which guards would end the process
+        return _Form(tensors, columns)
+    try:
+        key = columns, len(tensors), tensors[0].shape, tensors[-1].shape
+    except RuntimeError:  # of a parameter that is not initialized yet
+        return _Form(tensors, columns)
+    known = _FORMS.get(key, ())
+    for fits, form in known:
+        if fits(*tensors):
+            return form
+    form, check = _Form(tensors, columns), _fits(tensors)
+    if check is not None:
+        if len(_FORMS) >= _KEYS:
+            _FORMS.clear()
+        _FORMS[key] = ((check, form), *known)[:_FORMS_OF_A_KEY]
     return form
 
 
 _is_nested = attrgetter("is_nested")
-_FORMS: OrderedDict[object, tuple[tuple[Callable[..., bool], _Form], ...]] = OrderedDict()
+_FORMS: dict[object, tuple[tuple[Callable[..., bool], _Form], ...]] = {}
 _KEYS, _FORMS_OF_A_KEY = 256, 4
 """How many are remembered, by what is quickly told apart: to ask of one takes 5 µs for 50 tensors, to make one 200."""
 
@@ -213,7 +221,9 @@ def on_threads(work: Callable[[int, int], T], values: int) -> list[T]:
     >>> on_threads(lambda share, shares: (share, shares), 10)
     [(0, 1)]
     """
-    shares = max(1, min(torch.get_num_threads(), int(values) // _SHARE))
+    shares = min(torch.get_num_threads(), values // _SHARE)
+    if shares <= 1:
+        return [work(0, 1)]
     others: list[Future[T]] = []
     with contextlib.suppress(RuntimeError):  # at the interpreter's end nothing is given to other threads
         for share in range(1, shares):

@@ -91,7 +91,6 @@ def _tried(name: str) -> Callable[..., Any] | None:
 
 _USERS = {
     "bound_norms_": "MaxNorm, MinMaxNorm and UnitNorm work",
-    "clamped_": "Clamp, NonNegative and ClipValue work",
     "charged_": "L1 and ElasticNet work",
     "charged_by_rows_": "GroupLasso works",
     "clipped_": "ClipUnitNorm works",

@@ -27,7 +27,6 @@ __all__ = [
     "bound_norms_",
     "charged_",
     "charged_by_rows_",
-    "clamped_",
     "clipped_",
     "clipped_adaptively_",
     "norm_of",
@@ -52,31 +51,6 @@ _LARGEST = torch.finfo(torch.float32).max
 # -------------------------------------------------------------------- constraints
 
 
-def clamped_(weights: Sequence[Tensor], low: float | None, high: float | None) -> Sequence[int]:
-    """Bound every value of every weight, in place, as :func:`torch.clamp`: NaN stays.
-
-    Returns:
-        The places of those that are left to torch: what :func:`~weightsmith_plugins.addresses.memory_of` leaves out.
-    """
-    ends = _as_float32(-math.inf if low is None else low, math.inf if high is None else high)
-    return range(len(weights)) if ends is None else pass_over(_clamp_all, weights, settings=ends)
-
-
-@_kernel
-def _clamp_all(addresses: Any, sizes: Any, _: Any, low: Any, high: Any, share: int, shares: int) -> None:
-    for place in range(len(addresses)):
-        first, last = _share_of(sizes[place], share, shares)
-        _clamp(_values_at(addresses[place], first, last), low, high)
-
-
-@_kernel
-def _clamp(values: Any, low: Any, high: Any) -> None:
-    for place in range(len(values)):
-        value = values[place]
-        value = low if value < low else value
-        values[place] = high if value > high else value
-
-
 def bound_norms_(
     weights: Sequence[Tensor], low: float, high: float, room: float, reach: float, *, by_rows: Sequence[object]
 ) -> Sequence[int]:
@@ -94,15 +68,15 @@ def bound_norms_(
         by_rows: of each, whether its units are its rows.
 
     Returns:
-        As :func:`clamped_`; and those that have a unit that is zero and must become longer, or whose norm is not
-        finite, or too far away.
+        The places of those that are left to torch: what :func:`~weightsmith_plugins.addresses.memory_of` leaves out;
+        and those that have a unit that is zero and must become longer, or whose norm is not finite, or too far away.
     """
     memory = memory_of(weights, by_rows=by_rows)
     if memory is None:
         return range(len(weights))
     ends = float(low), float(high), float(room), float(reach)
     work = functools.partial(_bound_all, *memory.addresses, memory.sizes, memory.units, *ends)
-    found = functools.reduce(np.bitwise_or, on_threads(work, memory.sizes.sum()))
+    found = functools.reduce(np.bitwise_or, on_threads(work, memory.values))
     written = [memory.places[i] for i in np.flatnonzero(found & _SCALED).tolist()]
     torch.autograd.graph.increment_version(picked(weights, written))
     if (found & _LEFT).any():
@@ -159,7 +133,7 @@ def charged_(
         values: that of values; ``None`` for no such term.
 
     Returns:
-        As :func:`clamped_`.
+        The places of those that are left to torch: what :func:`~weightsmith_plugins.addresses.memory_of` leaves out.
     """
     factors = _as_float32(signs, values or 0.0)
     if factors is None:
@@ -209,7 +183,7 @@ def charged_by_rows_(
         by_rows: of each, whether its units are its rows.
 
     Returns:
-        As :func:`clamped_`.
+        As :func:`charged_`.
     """
     return pass_over(_charge_rows, gradients, weights, settings=[float(rate)], by_rows=by_rows)
 
@@ -286,7 +260,7 @@ def norm_of(gradients: Sequence[Tensor]) -> Tensor | None:
     if memory is None or len(memory.places) < len(gradients):
         return None
     squares = np.zeros(np.sum(-(-memory.sizes // _PART)))
-    on_threads(functools.partial(_square_all, *memory.addresses, memory.sizes, squares), memory.sizes.sum())
+    on_threads(functools.partial(_square_all, *memory.addresses, memory.sizes, squares), memory.values)
     return torch.tensor(math.sqrt(squares.sum()), dtype=torch.float32, device="cpu")
 
 
@@ -390,7 +364,6 @@ def refuse_trouble(name: str) -> None:
 
 _TRIALS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "bound_norms_": lambda rows, _: bound_norms_([rows], 0.0, 1.0, 0.0, 1e15, by_rows=[True]),
-    "clamped_": lambda rows, _: clamped_([rows], -0.8, 0.6),
     "charged_": lambda rows, others: charged_([rows], [others], -0.8, -0.8),
     "charged_by_rows_": lambda rows, _: charged_by_rows_([rows], [rows.clone()], -4.0 / math.sqrt(2), by_rows=[True]),
     "clipped_": lambda rows, _: clipped_([rows], 1.0, by_rows=[True]),

@@ -396,7 +396,7 @@ def network_for(row: Row, size: str) -> nn.Module | None:
 
 
 IN_ONE_PASS = (
-    *(w.Clamp, w.NonNegative, w.MaxNorm, w.MinMaxNorm, w.UnitNorm),
+    *(w.MaxNorm, w.MinMaxNorm, w.UnitNorm),
     *(w.L1, w.ElasticNet, w.GroupLasso),
     *(w.ClipNorm, w.ClipUnitNorm, w.AdaptiveClip),
 )

@@ -12,8 +12,6 @@ from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.site import Sharding
 from weightsmith.tensors import clamp_
 
-from weightsmith_plugins.compiling import in_one_pass, picked
-
 __all__ = ["Clamp", "NonNegative"]
 
 
@@ -54,7 +52,7 @@ class Clamp(Constraint):
         return weight.clamp(self.low, self.high)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        _clamp_all_(weights, self.low, self.high)
+        clamp_(weights, self.low, self.high)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # clamping is exact
@@ -84,15 +82,10 @@ class NonNegative(Constraint):
         return weight.clamp(min=0)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        _clamp_all_(weights, 0.0, None)
+        clamp_(weights, 0.0, None)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # clamping is exact
 
     def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
         return velocity.masked_fill((weight <= 0) & (velocity < 0), 0)
-
-
-def _clamp_all_(weights: Sequence[Tensor], low: float | None, high: float | None) -> None:
-    left = in_one_pass("clamped_", weights, low=low, high=high)
-    clamp_(picked(weights, left), low, high)

@@ -110,8 +110,7 @@ class ClipValue(GradientEditor):
         return gradient.clamp(-self.limit, self.limit)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        left = in_one_pass("clamped_", gradients, low=-self.limit, high=self.limit)
-        clamp_(picked(gradients, left), -self.limit, self.limit)
+        clamp_(gradients, -self.limit, self.limit)
 
 
 class AdaptiveClip(GradientEditor):
