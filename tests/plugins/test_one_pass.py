@@ -466,7 +466,7 @@ def test_what_was_seen_before_is_looked_at_again(with_guards, monkeypatch):
             assert addresses.memory_of([torch.ones(size)]) is not None
             assert addresses.memory_of([torch.ones(2), torch.ones(size), torch.ones(2)]) is not None
         assert len(addresses._FORMS) <= addresses._KEYS
-        assert max(map(len, addresses._FORMS.values())) <= addresses._FORMS_OF_A_KEY
+        assert max(map(len, addresses._FORMS.values()), default=0) <= addresses._FORMS_OF_A_KEY
 
 
 class Sees(TorchDispatchMode):
