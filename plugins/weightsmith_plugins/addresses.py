@@ -122,8 +122,13 @@ def is_watched() -> bool:
 
 def are_suited(tensors: Sequence[Tensor]) -> list[bool]:
     """Whether each is float32, its values one after another in main memory, and torch would let it be written."""
-    asks = _ASKS if torch.is_grad_enabled() else _ASKS[:-1]
-    return [all(ask(tensor) == wanted for ask, wanted in asks) for tensor in tensors]
+    asks_for_no_grad = torch.is_grad_enabled()
+    return [_is_suited(tensor) and not (asks_for_no_grad and tensor.requires_grad) for tensor in tensors]
+
+
+def _is_suited(tensor: Tensor) -> bool:
+    """Whether it is, where gradients are not enabled."""
+    return all(ask(tensor) == wanted for ask, wanted in _ASKS)
 
 
 def _has_address(tensor: Tensor) -> bool:
@@ -145,7 +150,6 @@ _ASKS: tuple[tuple[Callable[[Tensor], object], object], ...] = (
     (Tensor.is_inference, False),
     (Tensor.is_neg, False),
     (_has_address, True),
-    (attrgetter("requires_grad"), False),
 )
 
 
@@ -157,7 +161,7 @@ class _Form:
 
     def __init__(self, tensors: Sequence[Tensor], columns: int) -> None:
         beside = [tensors[start :: len(tensors) // columns] for start in range(len(tensors) // columns)]
-        self.places = [place for place, row in enumerate(beside) if all(are_suited(row)) and _have_one_shape(row)]
+        self.places = [place for place, row in enumerate(beside) if all(map(_is_suited, row)) and _have_one_shape(row)]
         chosen = [beside[place] for place in self.places]
         shapes = [row[0].shape for row in chosen]
         self.sizes = np.array([shape.numel() for shape in shapes], np.int64)

@@ -446,6 +446,7 @@ def test_what_was_seen_before_is_looked_at_again(with_guards, monkeypatch):
     if not with_guards:
         monkeypatch.setattr(addresses, "TensorGuards", None)
     parameter = nn.Parameter(torch.arange(16.0).view(4, 4))
+    assert addresses.memory_of([parameter]) is None
     with torch.no_grad():
         assert addresses.memory_of([parameter]) is not None
     assert addresses.memory_of([parameter]) is None  # with gradients enabled torch would refuse to write
