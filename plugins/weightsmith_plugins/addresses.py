@@ -228,12 +228,12 @@ def on_threads(work: Callable[[int, int], T], values: int) -> list[T]:
     shares = min(torch.get_num_threads(), values // _SHARE)
     if shares <= 1:
         return [work(0, 1)]
-    others: list[Future[T]] = []
+    elsewhere: list[Future[T]] = []
     with contextlib.suppress(RuntimeError):  # at the interpreter's end nothing is given to other threads
         for share in range(1, shares):
-            others.append(_pool(shares - 1).submit(work, share, shares))
-    here = [work(share, shares) for share in (0, *range(1 + len(others), shares))]
-    return [*here, *(other.result() for other in others)]
+            elsewhere.append(_pool(shares - 1).submit(work, share, shares))
+    here = [work(share, shares) for share in (0, *range(1 + len(elsewhere), shares))]
+    return [*here, *(future.result() for future in elsewhere)]
 
 
 @functools.cache
