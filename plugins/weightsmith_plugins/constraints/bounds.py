@@ -40,7 +40,7 @@ class Clamp(Constraint):
         if self.low is None and self.high is None:
             raise ConfigurationError(f"{self!r}: give low, high or both")
         if any(end is not None and math.isnan(end) for end in (self.low, self.high)):
-            raise ConfigurationError(f"{self!r}: low and high must be numbers")
+            raise ConfigurationError(f"{self!r}: low and high must not be NaN: give a number, or None for no bound")
         if self.low is not None and self.high is not None and not self.low <= self.high:
             raise ConfigurationError(f"{self!r}: low must not be above high")
 
