@@ -161,7 +161,7 @@ _NOTHING: Iterator[Any] = iter(())
 def length_of(data: object) -> int | None:
     """How many batches the data state that they have; ``None`` if they do not say."""
     try:
-        return len(data)  # type: ignore[arg-type]
+        return len(data)  # type: ignore[arg-type]  # anything that has a length
     except TypeError:  # none, or an iterable dataset under a sampler without an end
         return None
 

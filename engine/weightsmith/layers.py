@@ -170,4 +170,5 @@ class ParametrizedLayers:
 
 def _home_of_raw(weight: Weight) -> tuple[nn.Module, str]:
     """Where a parametrized weight's raw parameter stands."""
-    return weight.module.parametrizations[weight.leaf], "original"  # type: ignore[index, return-value]
+    stacks: Any = weight.module.parametrizations
+    return stacks[weight.leaf], "original"

@@ -68,7 +68,7 @@ class Parametrized(nn.Module):
         return tensor
 
     def _mapped(self, function: Map, tensor: Tensor, **settings: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        site = self._site._having(self._parameters) if self._parameters else self._site  # type: ignore[arg-type]
+        site = self._site._having(self._parameters) if self._parameters else self._site  # type: ignore[arg-type]  # none is None
         with blaming(self.binding.plugin, f"in the forward pass, weight {site.name!r}"):
             mapped = function(self.binding.current(), unit_view(tensor, site.module), site, **settings)
             result, entries = mapped if isinstance(mapped, tuple) else (mapped, {})
@@ -102,7 +102,8 @@ def register(weight: Weight, parametrized: Parametrized) -> None:
 
 def refuse_remove(weight: Weight, binding: Binding) -> None:
     """Raise :class:`ConfigurationError` if another parametrization is stacked with the binding's."""
-    stack: Any = weight.module.parametrizations[weight.leaf]  # type: ignore[index]
+    stacks: Any = weight.module.parametrizations
+    stack = stacks[weight.leaf]
     if len(stack) > 1 or stack[0].binding is not binding:
         raise ConfigurationError(
             f"{binding.plugin!r} cannot be detached from weight {weight.name!r}: another parametrization is stacked "

@@ -17,10 +17,10 @@ from torch import nn
 
 warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
 
-import weightsmith_plugins as w  # noqa: E402
-from ignite.engine import Events  # noqa: E402
-from measuring import alternate, keep  # noqa: E402
-from weightsmith import Plugin, Trainer, WeightEvents  # noqa: E402
+import weightsmith_plugins as w
+from ignite.engine import Events
+from measuring import alternate, keep
+from weightsmith import Plugin, Trainer, WeightEvents
 
 MILLIONS = (1, 3, 10, 30, 100, 300)
 TENSORS = (10, 30, 100, 300, 1_000, 3_000, 10_000)

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 os.environ.setdefault("KERAS_BACKEND", "torch")
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-from ignite.engine import Engine, Events, create_supervised_trainer  # noqa: E402
-from measuring import Times, keep, ratio  # noqa: E402
-from weightsmith import Trainer, WeightEvents  # noqa: E402
+from ignite.engine import Engine, Events, create_supervised_trainer
+from measuring import Times, keep, ratio
+from weightsmith import Trainer, WeightEvents
 
 Batches = list[tuple[Tensor, Tensor]]
 Contender = Callable[[Batches], float]

@@ -26,11 +26,11 @@ from torch.nn.utils import prune
 os.environ.setdefault("KERAS_BACKEND", "torch")
 warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
 
-import weightsmith_plugins as w  # noqa: E402
-from measuring import Times, alternate, keep, ratio  # noqa: E402
-from networks import NETWORKS, ONE_BLOCK  # noqa: E402
-from weightsmith import Constraint, GradientEditor, Penalty, Trainer, WeightEvents, ranking  # noqa: E402
-from weightsmith.files import write_tensors  # noqa: E402
+import weightsmith_plugins as w
+from measuring import Times, alternate, keep, ratio
+from networks import NETWORKS, ONE_BLOCK
+from weightsmith import Constraint, GradientEditor, Penalty, Trainer, WeightEvents, ranking
+from weightsmith.files import write_tensors
 
 THRESHOLD = "threshold alone"
 ByHand = Callable[[Sequence[nn.Parameter], dict[str, list[Tensor]]], object]

@@ -21,13 +21,13 @@ from torch import nn
 
 warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
 
-import networks  # noqa: E402
-from ignite.engine import Engine, Events  # noqa: E402
-from ignite.handlers.tensorboard_logger import TensorboardLogger, WeightsHistHandler  # noqa: E402
-from measuring import Times, alternate, keep, ratio  # noqa: E402
-from weightsmith import Trainer  # noqa: E402
-from weightsmith_plugins import TensorBoard, WeightHistograms  # noqa: E402
-from weightsmith_plugins.probes import distributions  # noqa: E402
+import networks
+from ignite.engine import Engine, Events
+from ignite.handlers.tensorboard_logger import TensorboardLogger, WeightsHistHandler
+from measuring import Times, alternate, keep, ratio
+from weightsmith import Trainer
+from weightsmith_plugins import TensorBoard, WeightHistograms
+from weightsmith_plugins.probes import distributions
 
 NETWORKS = {"million": networks.million, **networks.NETWORKS}
 

@@ -23,7 +23,7 @@ from weightsmith import NonFiniteError
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from marked import put  # noqa: E402
+from marked import put
 
 KEPT, PAGE, README = ROOT / "runs" / "measured", ROOT / "docs" / "results.md", ROOT / "README.md"
 NONE: dict[str, Any] = {"plugins": Path("none")}

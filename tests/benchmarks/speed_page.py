@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "tests"))
-from marked import put  # noqa: E402
+from marked import put
 
 FOUND, PAGE, PICTURE = ROOT / "runs" / "benchmarks", ROOT / "docs" / "speed.md", ROOT / "docs" / "speed.png"
 SIZES = ("small", "medium", "large")

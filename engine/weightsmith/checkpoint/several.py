@@ -83,7 +83,8 @@ def _content(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:
     """What tells a tensor from another: its dtype, its shape, and a digest of its bytes."""
     held = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
     values = held.reshape(-1).view(torch.uint8).numpy()
-    return str(tensor.dtype), tuple(tensor.shape), hashlib.blake2b(values, digest_size=16).digest()  # type: ignore[arg-type]
+    digest = hashlib.blake2b(values, digest_size=16).digest()  # type: ignore[arg-type]  # NumPy's arrays are buffers
+    return str(tensor.dtype), tuple(tensor.shape), digest
 
 
 def _without(tree: Any, shared: Mapping[str, Tensor]) -> Any:

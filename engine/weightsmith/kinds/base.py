@@ -74,7 +74,7 @@ class WeightPlugin(Plugin, abstract=True):
     weight_argument: ClassVar[int] = 0
     """Which argument of the kind's method is the weight."""
 
-    where: Where = field(default=None, kw_only=True)  # type: ignore[assignment]
+    where: Where = field(default=None, kw_only=True)  # type: ignore[assignment]  # see _normal
     every: int = field(default=1, kw_only=True)
     after: Span = field(default=0, kw_only=True)
     before: Span | None = field(default=None, kw_only=True)
