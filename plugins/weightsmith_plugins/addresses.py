@@ -35,21 +35,18 @@ class Memory(NamedTuple):
 
     Attributes:
         places: which of the tensors of a column these are.
-        addresses: shape ``(columns, places)``.
-        sizes: of each, how many values.
-        units: of each, how many rows; a vector is one.
+        table: shape ``(2 + columns, places)``: how many values each has; how many rows, a vector being one; and the
+            addresses of each column.
         values: of a column, how many.
     """
 
     places: Sequence[int]
-    addresses: Numbers
-    sizes: Numbers
-    units: Numbers
+    table: Numbers
     values: int
 
 
 def pass_over(
-    kernel: Callable[..., Any],
+    kernel: Callable[..., T],
     *columns: Sequence[Tensor],
     settings: Sequence[object],
     by_rows: Sequence[object] | None = None,
@@ -57,7 +54,7 @@ def pass_over(
     """Call a kernel, which writes to the first column alone, for all tensors that are for it.
 
     Args:
-        kernel: takes addresses for each column, sizes, units, the settings, and a share.
+        kernel: takes the table of a :class:`Memory`, the settings, and a share, as :func:`on_threads` gives it.
         columns, by_rows: as for :func:`memory_of`.
         settings: numbers.
 
@@ -67,8 +64,7 @@ def pass_over(
     memory = memory_of(*columns, by_rows=by_rows)
     if memory is None:
         return range(len(columns[0]))
-    work = functools.partial(kernel, *memory.addresses, memory.sizes, memory.units, *settings)
-    on_threads(work, memory.values)
+    on_threads(functools.partial(kernel, memory.table, *settings), memory.values)
     left = others(memory.places, len(columns[0]))
     written = [columns[0][place] for place in memory.places] if left else columns[0]
     torch.autograd.graph.increment_version(written)
@@ -104,8 +100,7 @@ def memory_of(*columns: Sequence[Tensor], by_rows: Sequence[object] | None = Non
         return None
     if len(form.places) < len(columns[0]):
         tensors = [column[place] for column in columns for place in form.places]
-    addresses = np.fromiter(map(Tensor.data_ptr, tensors), np.int64, len(tensors))
-    return Memory(form.places, addresses.reshape(len(columns), -1), form.sizes, form.units, form.values)
+    return form.at(list(map(Tensor.data_ptr, tensors)))
 
 
 def is_watched() -> bool:
@@ -163,11 +158,20 @@ class _Form:
         beside = [tensors[start :: len(tensors) // columns] for start in range(len(tensors) // columns)]
         self.places = [place for place, row in enumerate(beside) if all(map(_is_suited, row)) and _have_one_shape(row)]
         chosen = [beside[place] for place in self.places]
-        shapes = [row[0].shape for row in chosen]
-        self.sizes = np.array([shape.numel() for shape in shapes], np.int64)
-        self.values = int(self.sizes.sum())
-        self.units = np.array([shape[0] if len(shape) > 1 else 1 for shape in shapes], np.int64)
         self.asks_for_no_grad = any(tensor.requires_grad for row in chosen for tensor in row)
+        shapes = [row[0].shape for row in chosen]
+        sizes, units = [shape.numel() for shape in shapes], [shape[0] if len(shape) > 1 else 1 for shape in shapes]
+        self._values, self._sizes_and_units = sum(sizes), [sizes, units]
+        self._last: tuple[list[int], Memory] | None = None
+
+    def at(self, addresses: list[int]) -> Memory:
+        """Those of the suited, column after column. They seldom change from one update to the next."""
+        last = self._last
+        if last is None or last[0] != addresses:
+            columns = np.array(addresses, np.int64).reshape(-1, len(self.places))
+            table = np.concatenate([np.array(self._sizes_and_units, np.int64), columns])
+            self._last = last = addresses, Memory(self.places, table, self._values)
+        return last[1]
 
 
 def _have_one_shape(tensors: Sequence[Tensor]) -> bool:

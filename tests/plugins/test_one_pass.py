@@ -454,7 +454,7 @@ def test_what_was_seen_before_is_looked_at_again(with_guards, monkeypatch):
         parameter.data = torch.arange(20.0).view(10, 2)
         memory = addresses.memory_of([parameter])
         assert memory is not None
-        assert (memory.sizes.tolist(), memory.units.tolist()) == ([20], [10])
+        assert memory.table.tolist() == [[20], [10], [parameter.data_ptr()]]
         parameter.data = parameter.data.T
         assert addresses.memory_of([parameter]) is None
         parameter.data = torch.ones(2, 10)
@@ -468,6 +468,14 @@ def test_what_was_seen_before_is_looked_at_again(with_guards, monkeypatch):
             assert addresses.memory_of([torch.ones(2), torch.ones(size), torch.ones(2)]) is not None
         assert len(addresses._FORMS) <= addresses._KEYS
         assert max(map(len, addresses._FORMS.values()), default=0) <= addresses._FORMS_OF_A_KEY
+
+
+def test_each_is_found_where_it_is_now():
+    for tensor in (first := torch.ones(3, 5), torch.ones(3, 5), first):
+        assert addresses.memory_of([tensor]).table[2].tolist() == [tensor.data_ptr()]
+    kept = addresses.memory_of([first])
+    addresses.memory_of([torch.ones(3, 5)])
+    assert kept.table[2].tolist() == [first.data_ptr()]
 
 
 class Sees(TorchDispatchMode):

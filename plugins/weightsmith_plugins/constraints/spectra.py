@@ -248,19 +248,19 @@ def _inverse_root(excess: Tensor, square: Tensor, bound: float) -> Tensor:
     as count. Where these are too many, S = I − E/2 + 3E²/8 goes first, which leaves (I + E)S² − I =
     E³(5/8 − 15E/64 + 9E²/64) in the place of E: at most the cube of its norm. So nothing has to be looked at on the
     way, and of the weight there are two products alone."""
-    degree = next((d for d in (1, 3, 5, 7, 9) if _is_enough(d, bound, torch.finfo(excess.dtype).eps)), None)
-    if degree is not None:
-        root = _with_diagonal(excess * _BINOMIALS[degree], _BINOMIALS[degree - 1])
+    degree = next((d for d in (2, 4, 6, 8, 10) if _is_enough(d, bound, torch.finfo(excess.dtype).eps)), None)
+    if degree is not None:  # two terms are a product, as E² is there
+        root = (square * _BINOMIALS[degree]).add_(excess, alpha=_BINOMIALS[degree - 1])
         for k in range(degree - 2, 0, -2):
-            root = _with_diagonal((square @ root).add_(excess, alpha=_BINOMIALS[k]), _BINOMIALS[k - 1])
-        return root
+            root = (square @ _with_diagonal(root, _BINOMIALS[k])).add_(excess, alpha=_BINOMIALS[k - 1])
+        return _with_diagonal(root, _BINOMIALS[0])
     step = _with_diagonal((square * 0.375).sub_(excess, alpha=0.5), 1.0)
     left = _with_diagonal((square * (9 / 64)).sub_(excess, alpha=15 / 64), 5 / 8)
     excess = excess @ square @ left
     return _inverse_root(excess, excess @ excess, bound**3) @ step
 
 
-_BINOMIALS = [math.prod((0.5 + i) / -(1 + i) for i in range(k)) for k in range(11)]
+_BINOMIALS = [math.prod((0.5 + i) / -(1 + i) for i in range(k)) for k in range(12)]
 """binom(−1/2, k)."""
 
 
