@@ -335,8 +335,7 @@ def _norm(row: Any) -> float:
 
 @_kernel
 def _norms(row: Any, other: Any) -> tuple[float, float]:
-    """:func:`_norm` of each. Rows that are read beside each other come from memory in three quarters of the time that they
-    take one after the other."""
+    """:func:`_norm` of each. Rows that are read beside each other come from memory in three quarters of the time."""
     if len(row) == 1:
         return np.float64(abs(row[0])), np.float64(abs(other[0]))
     total = other_total = 0.0
