@@ -14,7 +14,7 @@ from weightsmith.errors import PluginContractError
 from weightsmith.site import Site
 from weightsmith.tensors import row_groups
 
-__all__ = ["Rows", "Sites", "row_lengths", "rows_among"]
+__all__ = ["Rows", "SiteOfRows", "Sites", "row_lengths", "rows_among"]
 
 
 class Sites(tuple[Site, ...]):

@@ -256,16 +256,19 @@ def global_norm(tensors: Sequence[Tensor]) -> Tensor:
     return total
 
 
-def blocks(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Tensors of one shape, cut alike into views so small that what is computed of one takes little memory.
+def blocks(*tensors: Tensor, by_rows: bool = False) -> Iterator[tuple[Tensor, ...]]:
+    """Tensors of one shape, cut alike into views so small that what is computed of one takes little memory; whole rows,
+    if asked for.
 
     >>> [len(part) for (part,) in blocks(torch.zeros(2**18 + 1))]
     [262144, 1]
     """
-    if all(tensor.is_contiguous() for tensor in tensors):
+    if tensors[0].numel() <= _BLOCK:
+        return iter([tensors])
+    if not by_rows and all(tensor.is_contiguous() for tensor in tensors):
         tensors = tuple(tensor.view(-1) for tensor in tensors)
-    row = tensors[0][:1].numel()
-    return zip(*(torch.split(tensor, max(1, _BLOCK // max(1, row))) for tensor in tensors), strict=True)
+    rows = max(1, _BLOCK // tensors[0][:1].numel())
+    return zip(*(torch.split(tensor, rows) for tensor in tensors), strict=True)
 
 
 _BLOCK = 2**18

@@ -46,7 +46,7 @@ class Memory(NamedTuple):
 
 
 def pass_over(
-    kernel: Callable[..., T],
+    kernel: Callable[..., object],
     *columns: Sequence[Tensor],
     settings: Sequence[object],
     by_rows: Sequence[object] | None = None,
@@ -165,7 +165,7 @@ class _Form:
         self._last: tuple[list[int], Memory] | None = None
 
     def at(self, addresses: list[int]) -> Memory:
-        """Those of the suited, column after column. They seldom change from one update to the next."""
+        """The suited, given their addresses, column after column: mostly those of the last update."""
         last = self._last
         if last is None or last[0] != addresses:
             columns = np.array(addresses, np.int64).reshape(-1, len(self.places))

@@ -241,6 +241,17 @@ def test_what_became_orthonormal_is_so(dtype, bound):
         assert Orthonormal().holds(Orthonormal()(weight), Site.alone(weight))
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 0.2499), (torch.float32, 0.34), (torch.float64, 0.1)])
+def test_a_large_matrix_that_became_orthonormal_moves_no_more(dtype, bound):
+    """The rounding of whose products adds up; one singular value is far from the others."""
+    generator = torch.Generator().manual_seed(0)
+    left, _, right = torch.linalg.svd(torch.randn(768, 768, generator=generator, dtype=dtype))
+    excess = torch.zeros(768, dtype=dtype)
+    excess[0] = -bound
+    found = Orthonormal()(left * (1 + excess).sqrt() @ right)
+    assert torch.equal(Orthonormal()(found), found)
+
+
 @pytest.mark.parametrize("first", [0, 1])
 @pytest.mark.parametrize("standing", [0, 3])
 def test_where_hardly_any_is_kept_they_are_ranked_all_the_same(standing, first):

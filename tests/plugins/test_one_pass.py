@@ -150,6 +150,9 @@ def test_what_comes_out_does_not_depend_on_threads():
             weights = [torch.randn(7000, 900, generator=torch.Generator().manual_seed(0)), torch.full((7, 9), 2.0)]
             assert list(one_pass.bound_norms_(weights, 0.0, 1.0, 0.0, 1e15, by_rows=[True, True])) == []
             found.append(weights)
+            with_zeros = torch.ones(7000, 900)
+            with_zeros[-1] = 0
+            assert list(one_pass.bound_norms_([with_zeros], 1.0, 1.0, 0.0, 1e15, by_rows=[True])) == [0]
     finally:
         torch.set_num_threads(threads)
     for weights in found[1:]:
@@ -293,6 +296,17 @@ def test_editors_come_out_the_same_on_any_number_of_threads():
         assert_same_bits(tensors, found[0])
     exact = torch.cat([tensor.double().view(-1) for tensor in found[0][:-1]]).norm()
     torch.testing.assert_close(found[0][-1], exact.float(), rtol=3e-7, atol=0)
+
+
+def test_a_long_row_is_clipped_by_all_of_its_weight():
+    """Whose squares, added up in float32, would leave the range of numbers."""
+    weight = torch.full((2, 5000), 3e17)
+    gradient = weight.clone()
+    gradient[:, :4000] = 0
+    wanted = gradient * 0.5 * 5**0.5
+    gradient *= 2
+    assert not one_pass.clipped_adaptively_([gradient], [weight], 0.5, 1e-3, by_rows=[True])
+    torch.testing.assert_close(gradient, wanted, rtol=2e-6, atol=0)
 
 
 def test_a_bias_is_one_unit():
@@ -476,6 +490,10 @@ def test_each_is_found_where_it_is_now():
     kept = addresses.memory_of([first])
     addresses.memory_of([torch.ones(3, 5)])
     assert kept.table[2].tolist() == [first.data_ptr()]
+    gradient = torch.ones(3, 5)
+    for weight in (first, torch.ones(3, 5), first):
+        table = addresses.memory_of([gradient], [weight]).table
+        assert table[2:].tolist() == [[gradient.data_ptr()], [weight.data_ptr()]]
 
 
 class Sees(TorchDispatchMode):

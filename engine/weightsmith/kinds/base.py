@@ -246,6 +246,7 @@ class WeightPlugin(Plugin, abstract=True):
                 error.add_note(f"on weight {site.name!r}")
                 raise
             write(target, result, site)
+            del result  # before there is another: to get new memory takes longer than to fill it
 
     def _unitwise(
         self,

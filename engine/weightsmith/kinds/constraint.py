@@ -17,10 +17,11 @@ from weightsmith.errors import ConfigurationError, UnsupportedWeightError
 from weightsmith.events import WeightEvents
 from weightsmith.kinds.base import WeightPlugin
 from weightsmith.plugin import Subscription
+from weightsmith.rows import SiteOfRows
 from weightsmith.selection import Selector, matrices
 from weightsmith.site import Site
 from weightsmith.targets import Target, Targets
-from weightsmith.tensors import accurate_dtype, unit_peaks
+from weightsmith.tensors import accurate_dtype, blocks, unit_peaks
 from weightsmith.weights import Weight
 
 if TYPE_CHECKING:
@@ -82,11 +83,11 @@ class Constraint(WeightPlugin, abstract=True):
         """The |project(w) − w| up to which a value counts as inside; broadcasts over the weight.
 
         By default 4 units of rounding (1 in half precisions, which are computed in float32) at the largest value of the
-        projected unit. A projection that gives units inside the set back bit for bit, such as clamping, says 0.0.
+        projected unit. A projection that gives units inside the set back bit for bit, such as clamping, says 0.0, and
+        is written without a look at what it moved.
         """
         limits = torch.finfo(projected.dtype)
-        units = 1 if accurate_dtype(projected.dtype) != projected.dtype else 4
-        return unit_peaks(projected, site.unit_dims).clamp(min=limits.tiny) * (units * limits.eps)
+        return unit_peaks(projected, site.unit_dims).clamp(min=limits.tiny) * _rounding(projected.dtype)
 
     def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
         """``velocity``, in which the weight of the set would move, without the part that leaves the set; same shape.
@@ -102,18 +103,49 @@ class Constraint(WeightPlugin, abstract=True):
         self._unitwise(self.project, self._move, weights, sites, weights)
 
     def _move(self, weight: Tensor, projected: Tensor, site: Site) -> None:
+        """Write a projection in the place of a weight that is outside; of several in one matrix, in that of units."""
+        is_one = not isinstance(site, SiteOfRows)
+        if is_one and weight.is_cpu and type(self).tolerance is Constraint.tolerance:
+            if self._is_moved(weight, projected, site):
+                weight.copy_(projected)
+            return
         tolerance = self.tolerance(projected, site)
         if isinstance(tolerance, float) and tolerance == 0.0:
             weight.copy_(projected)
-        else:
-            weight.copy_(torch.where(_within(weight, projected, tolerance), weight, projected))
+            return
+        moved = ~_are_within(weight, projected, tolerance, site.unit_dims)
+        if is_one:
+            moved = moved.any()
+        if not weight.is_cpu:  # nothing waits to know
+            weight.copy_(torch.where(moved, projected, weight))
+        elif moved.all():
+            weight.copy_(projected)
+        elif moved.any():
+            places = moved.flatten().nonzero().flatten()
+            weight.index_copy_(0, places, projected.index_select(0, places).to(weight.dtype))
+
+    def _is_moved(self, weight: Tensor, projected: Tensor, site: Site) -> bool:
+        """Whether a value moves by more than the default tolerance: mostly told by few of them."""
+        if not weight.numel():
+            return False
+        peak = max(_peak(projected), torch.finfo(projected.dtype).tiny)
+        largest_tolerance = 1.01 * peak * _rounding(projected.dtype)  # which itself is rounded
+        is_same = True
+        for new, old in blocks(projected, weight):
+            off = _peak(new - old)
+            if off > largest_tolerance:
+                return True
+            is_same = is_same and off == 0
+        if is_same:
+            return False
+        return not bool(_are_within(weight, projected, self.tolerance(projected, site), site.unit_dims).all())
 
     def holds(self, weight: Tensor, site: Site) -> bool:
         """Whether the weight is in the set, to within the tolerance. NaN never is."""
         if self._is_idle(weight):
             return True
         projected = self._ask(self.project, weight, site=site)
-        return bool(_within(weight, projected, self.tolerance(projected, site)))
+        return bool(_are_within(weight, projected, self.tolerance(projected, site), site.unit_dims).all())
 
     def _without_padding(self, weight: Tensor, site: Site) -> Tensor:
         """The units that stand for something: an embedding's vector of padding is none, and is left alone."""
@@ -226,8 +258,29 @@ def _padded(weights: Sequence[Weight]) -> list[Weight]:
     return [w for w in weights if isinstance(w.module, nn.Embedding) and w.module.padding_idx is not None]
 
 
-def _within(weight: Tensor, projected: Tensor, tolerance: Tensor | float) -> Tensor:
-    return ((projected - weight).abs() <= tolerance).all()
+def _rounding(dtype: torch.dtype) -> float:
+    """That of a projection, relative to the largest value of a unit."""
+    return (1 if accurate_dtype(dtype) != dtype else 4) * torch.finfo(dtype).eps
+
+
+def _peak(values: Tensor) -> float:
+    """The largest magnitude; NaN if there is one."""
+    if values.is_complex():
+        return float(values.abs().amax())
+    least, most = (end.item() for end in torch.aminmax(values))
+    return float(max(-least, most))
+
+
+def _are_within(weight: Tensor, projected: Tensor, tolerance: Tensor | float, dims: tuple[int, ...]) -> Tensor:
+    """Whether a projection moves each unit by no more than the tolerance, with the axes inside a unit kept."""
+    if dims and dims == tuple(range(1, weight.ndim)):  # rows
+        peaks = torch.cat([unit_peaks(new - old, dims) for new, old in blocks(projected, weight, by_rows=True)])
+    else:
+        peaks = unit_peaks(projected - weight, dims)
+    if isinstance(tolerance, float) or tolerance.numel() == 1 or tolerance.shape == peaks.shape:
+        return peaks <= tolerance  # many times as fast as to compare every value
+    within = (projected - weight).abs() <= tolerance
+    return within.all(dim=dims, keepdim=True) if dims else within
 
 
 def _project_forward(plugin: Any, weight: Tensor, site: Site, *, remember: bool = False) -> Tensor:

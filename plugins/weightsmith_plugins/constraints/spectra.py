@@ -239,8 +239,8 @@ def _polar_factors(matrices: Tensor, excess: Tensor) -> Tensor:
     return found
 
 
-_NEAR, _NEARER = 0.5, 0.2
-"""‖E‖₂, up to which the series is used, which converges below 1; and up to which float32 needs no correction."""
+_NEAR, _NEARER = 0.5, 0.25
+"""‖E‖₂, up to which the series is used, which converges below 1; and up to which it is enough for float32 by itself."""
 
 
 def _inverse_root(excess: Tensor, square: Tensor, bound: float) -> Tensor:
@@ -249,7 +249,7 @@ def _inverse_root(excess: Tensor, square: Tensor, bound: float) -> Tensor:
     E³(5/8 − 15E/64 + 9E²/64) in the place of E: at most the cube of its norm. So nothing has to be looked at on the
     way, and of the weight there are two products alone."""
     degree = next((d for d in (2, 4, 6, 8, 10) if _is_enough(d, bound, torch.finfo(excess.dtype).eps)), None)
-    if degree is not None:  # two terms are a product, as E² is there
+    if degree is not None:  # Horner's scheme in E²: every product adds two terms
         root = (square * _BINOMIALS[degree]).add_(excess, alpha=_BINOMIALS[degree - 1])
         for k in range(degree - 2, 0, -2):
             root = (square @ _with_diagonal(root, _BINOMIALS[k])).add_(excess, alpha=_BINOMIALS[k - 1])

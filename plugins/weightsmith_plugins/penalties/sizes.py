@@ -154,7 +154,7 @@ class GroupLasso(Penalty):
 
     def gradient(self, weight: Tensor, site: Site) -> Tensor:
         norms = unit_norms(weight, site.unit_dims)
-        return (self._rate(weight, site) * weight / torch.where(norms == 0, 1, norms)).to(weight.dtype)
+        return (self._rate(weight, site) * (weight / torch.where(norms == 0, 1, norms))).to(weight.dtype)
 
     def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         if not has_own(self, GroupLasso, "_rate"):
