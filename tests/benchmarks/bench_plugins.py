@@ -2,7 +2,8 @@
 
 The two alternate in one process on the same weights and gradients, which are put back before each; the figures are
 medians. Three networks: about 100 small tensors, the weights of a ResNet-18, and those of a transformer of 85 million.
-What decomposes matrices (marked *) meets one block of each network, lest it take hours.
+What decomposes matrices (marked *) meets one block of each network, lest it take hours: the 50 matrices of the small
+one, three convolutions of 128 channels, and the four matrices of a transformer's layer.
 """
 
 import argparse
@@ -17,7 +18,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +30,9 @@ warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
 import weightsmith_plugins as w
 from measuring import Times, alternate, keep, ratio
 from networks import NETWORKS, ONE_BLOCK
-from weightsmith import Constraint, GradientEditor, Penalty, Trainer, WeightEvents, ranking
+from weightsmith import Constraint, GradientEditor, Penalty, Site, Trainer, WeightEvents, ranking
 from weightsmith.files import write_tensors
+from weightsmith.tensors import unit_norms
 
 THRESHOLD = "threshold alone"
 ByHand = Callable[[Sequence[nn.Parameter], dict[str, list[Tensor]]], object]
@@ -277,6 +279,22 @@ def threshold_alone(weights: Sequence[nn.Parameter], _: object) -> None:
     ranking._least_kept(parts, total, total - int(0.8 * total))
 
 
+class UnitBall(Constraint):
+    """A plugin of a user's own, as docs/first_plugin.md writes it."""
+
+    radius: float = 1.0
+
+    def project(self, weight: Tensor, site: Site) -> Tensor:
+        norms = unit_norms(weight, site.unit_dims)
+        return weight * (self.radius / norms.clamp(min=self.radius)).to(weight.dtype)
+
+
+class UnitBallUnitwise(UnitBall):
+    """As that page makes it fast."""
+
+    unitwise: ClassVar[bool] = True
+
+
 @dataclass
 class Row:
     """A plugin, the loop that people write, and what else it is compared with."""
@@ -315,6 +333,8 @@ def table(fisher: str) -> list[Row]:
         Row(w.Grid(4), each(grid)),
         Row(w.Intersection(w.NonNegative(), w.MaxNorm(1.0)), each(in_both)),
         Row(w.MagnitudePruning(0.8), prune_globally, others={"torch's prune": torch_prune} | thresholds),
+        Row(UnitBall(), each(max_norm)),
+        Row(UnitBallUnitwise(), each(max_norm)),
         Row(w.L1(0.01), charged(lambda x: 0.01 * x.abs().sum())),
         Row(w.L2(0.01), charged(lambda x: 0.01 * x.square().sum())),
         Row(w.ElasticNet(0.01, 0.01), charged(lambda x: 0.01 * x.abs().sum() + 0.01 * x.square().sum())),
@@ -418,12 +438,26 @@ def added(output: str, threads: int, rows: list[dict[str, Any]]) -> list[dict[st
     return list({(row["plugin"], row["network"]): row for row in [*old["rows"], *rows]}.values())
 
 
+def _is_wanted(row: Row, only: list[str] | None, without_fast: bool) -> bool:
+    if without_fast and not isinstance(row.plugin, IN_ONE_PASS):
+        return False
+    return any(part.lower() in named(row.plugin, without_fast).lower() for part in only or [""])
+
+
+def _refuse_nothing(only: list[str] | None, without_fast: bool) -> None:
+    rows = table("any")
+    if not any(_is_wanted(row, only, without_fast) for row in rows):
+        names = sorted({named(row.plugin, False) for row in rows if _is_wanted(row, None, without_fast)})
+        raise SystemExit(f"--only {' '.join(only or [])}: no plugin here is called so; there are {', '.join(names)}")
+
+
 def main(
-    sizes: list[str], only: list[str], seconds: float, threads: int, output: str | None, without_fast: bool
+    sizes: list[str], only: list[str] | None, seconds: float, threads: int, output: str | None, without_fast: bool
 ) -> None:
     if without_fast:
         os.environ["NUMBA_DISABLE_JIT"] = "1"
     torch.set_num_threads(threads)
+    _refuse_nothing(only, without_fast)
     found = []
     print(f"{threads} thread(s); medians of alternating calls for {seconds} s each; * one block; × above 1: faster")
     print(f"{'plugin':36s} {'network':8s} {'by hand':>10s} {'plugin':>10s} {'as fast':>9s}")
@@ -433,9 +467,7 @@ def main(
             write_tensors(fisher, {name: torch.ones_like(p) for name, p in NETWORKS[size]().named_parameters()})
             for row in table(str(fisher)):
                 name, network = named(row.plugin, without_fast), network_for(row, size)
-                if network is None or (without_fast and not isinstance(row.plugin, IN_ONE_PASS)):
-                    continue
-                if not any(part.lower() in name.lower() for part in only or [""]):
+                if network is None or not _is_wanted(row, only, without_fast):
                     continue
                 times = measure(row, network, seconds)
                 took = {who: statistics.median(seconds) for who, seconds in times.items()}

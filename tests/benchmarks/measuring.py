@@ -68,5 +68,13 @@ def keep(output: str | None, *, threads: object, **found: Any) -> None:
         return
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+    machine = {"processor": _processor(), "torch": torch.__version__}
     path.write_text(json.dumps({**machine, "threads": threads, **found}, indent=1) + "\n", encoding="utf-8")
+
+
+def _processor() -> str:
+    """Its model, where Linux tells it."""
+    told = Path("/proc/cpuinfo")
+    lines = told.read_text(encoding="utf-8").splitlines() if told.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -49,19 +49,24 @@ def loop() -> str:
 def plugins() -> str:
     named: dict[str, dict[str, Any]] = {}
     for row in found("plugins")["rows"]:
-        named.setdefault(row["plugin"], {})[row["network"]] = row["ratios"]
+        named.setdefault(row["plugin"], {})[row["network"]] = row
 
-    def line(name: str, ratios: dict[str, dict[str, float]]) -> list[str]:
-        others = [
-            f"{who}: {times(ratios[size][who])} ({size})"
-            for size in SIZES
-            for who in ratios.get(size, {})
-            if who != "by hand"
-        ]
-        cells = [times(ratios[size]["by hand"]) if size in ratios else "–" for size in SIZES]
-        return [f"`{name}`", *cells, "; ".join(others)]
+    def cell(row: dict[str, Any] | None) -> str:
+        if row is None:
+            return "–"
+        took = f"{row['seconds']['plugin'] * 1e3:.2g} ms, " if "seconds" in row else ""
+        return took + times(row["ratios"]["by hand"])
 
-    return table(["", *SIZES, "as fast as …"], (line(*item) for item in named.items()))
+    def line(name: str, rows: dict[str, Any]) -> list[str]:
+        others: dict[str, list[str]] = {}
+        for size in SIZES:
+            for who, ratio in rows[size]["ratios"].items() if size in rows else ():
+                if who != "by hand":
+                    others.setdefault(who, []).append(f"{times(ratio)} ({size})")
+        compared = "; ".join(f"{who}: {', '.join(ratios)}" for who, ratios in others.items())
+        return [f"`{name}`", *(cell(rows.get(size)) for size in SIZES), compared]
+
+    return table(["", *SIZES, "as fast as other ways"], (line(*item) for item in named.items()))
 
 
 def watching() -> str:
