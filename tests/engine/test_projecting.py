@@ -94,6 +94,16 @@ def test_a_tolerance_for_every_value_is_asked_value_by_value(scale):
     assert torch.equal(wanted, weight) == (scale > 0.5)
 
 
+@pytest.mark.parametrize("tolerance", [0, 0.0, 1, torch.tensor(1.0)])
+def test_a_tolerance_may_be_any_number(tolerance):
+    kind = type("Within", (Given,), {"tolerance": lambda *_: tolerance})
+    weight = torch.zeros(2, 3)
+    for off in (0.5, 2.0):
+        found, wanted = projected_to(kind, weight, weight + off)
+        assert_same_bits(found, wanted)
+        assert torch.equal(wanted, weight) == (off <= tolerance)
+
+
 @pytest.mark.parametrize("turned", [False, True])
 @pytest.mark.parametrize("last", [0.0, 1e-9, 1e-3, torch.nan])
 def test_of_a_large_weight_the_last_value_counts_too(last, turned):

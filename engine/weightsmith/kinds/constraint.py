@@ -110,7 +110,7 @@ class Constraint(WeightPlugin, abstract=True):
                 weight.copy_(projected)
             return
         tolerance = self.tolerance(projected, site)
-        if isinstance(tolerance, float) and tolerance == 0.0:
+        if not isinstance(tolerance, Tensor) and tolerance == 0:
             weight.copy_(projected)
             return
         moved = ~_are_within(weight, projected, tolerance, site.unit_dims)
@@ -277,7 +277,7 @@ def _are_within(weight: Tensor, projected: Tensor, tolerance: Tensor | float, di
         peaks = torch.cat([unit_peaks(new - old, dims) for new, old in blocks(projected, weight, by_rows=True)])
     else:
         peaks = unit_peaks(projected - weight, dims)
-    if isinstance(tolerance, float) or tolerance.numel() == 1 or tolerance.shape == peaks.shape:
+    if not isinstance(tolerance, Tensor) or tolerance.numel() == 1 or tolerance.shape == peaks.shape:
         return peaks <= tolerance  # many times as fast as to compare every value
     within = (projected - weight).abs() <= tolerance
     return within.all(dim=dims, keepdim=True) if dims else within
