@@ -2,8 +2,7 @@
 # make test    set up, and run the whole test gate, on every core a share of the tests (18 minutes on two)
 # make bench   set up, and time the loop against a hand-written one, Ignite's, Lightning's and Keras's, every constraint,
 #              penalty and gradient editor against the loop that people write by hand, weight histograms against Ignite's,
-#              and how all that grows, into docs/speed.md (three quarters of an hour, on a machine
-#              that does nothing else)
+#              and how all that grows, into docs/speed.md (half an hour, on a machine that does nothing else)
 # make measure train every script with its plugins and without, over five seeds, into docs/results.md (three quarters of an
 #              hour)
 # make durability  set up, and kill, damage, fill the disk, fuzz, and resume from everywhere, each with a figure at its end

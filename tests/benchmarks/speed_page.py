@@ -35,6 +35,11 @@ def times(ratio: float) -> str:
     return f"{1 / ratio:.2g} ×" if ratio > 0.1 else f"{1 / ratio:.0f} ×"
 
 
+def milliseconds(seconds: float) -> str:
+    """To two places that count."""
+    return f"{seconds * 1e3:.2g} ms" if seconds < 0.01 else f"{seconds * 1e3:.0f} ms"
+
+
 def loop() -> str:
     rows = found("loop")["rows"]
     return table(
@@ -54,7 +59,7 @@ def plugins() -> str:
     def cell(row: dict[str, Any] | None) -> str:
         if row is None:
             return "–"
-        took = f"{row['seconds']['plugin'] * 1e3:.2g} ms, " if "seconds" in row else ""
+        took = f"{milliseconds(row['seconds']['plugin'])}, " if "seconds" in row else ""
         return took + times(row["ratios"]["by hand"])
 
     def line(name: str, rows: dict[str, Any]) -> list[str]:
