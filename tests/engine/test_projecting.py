@@ -12,6 +12,7 @@ from weightsmith import Constraint, Site
 VALUES = {
     "usual": lambda x: x,
     "zeros": torch.zeros_like,
+    "small": lambda x: x / 1000,
     "tiny": lambda x: x * torch.finfo(x.dtype).tiny,
     "with infinity": lambda x: x.index_fill(0, torch.tensor([0]), torch.inf) if x.ndim else x,
     "with NaN": lambda x: x.index_fill(0, torch.tensor([0]), torch.nan) if x.ndim else x,
@@ -37,6 +38,15 @@ class InAFactorOfTwo(Given):
 
     def tolerance(self, projected, site):
         return projected.abs() / 2
+
+
+class Jointly(Given):
+    """Asks other processes for their parts, of which this one may have none."""
+
+    sharding: ClassVar[str] = "joint"
+
+    def tolerance(self, projected, site):
+        return 0.0
 
 
 class NearlyTheBall(Constraint):
@@ -67,7 +77,7 @@ def assert_same_bits(found, wanted):
     shape=st.sampled_from([(4, 6), (1, 1), (7,), (3, 2, 2), ()]),
     dtype=st.sampled_from(DTYPES),
     values=st.sampled_from(list(VALUES)),
-    steps=st.sampled_from([0.0, 0.5, 2.0, 1000.0]),
+    steps=st.sampled_from([0.0, 0.5, 1.0, 2.0, 1000.0]),
     place=st.integers(0, 23),
     seed=st.integers(0, 100),
     kind=st.sampled_from([Given, GivenByUnits]),
@@ -92,6 +102,27 @@ def test_a_tolerance_for_every_value_is_asked_value_by_value(scale):
     found, wanted = projected_to(InAFactorOfTwo, weight, result)
     assert_same_bits(found, wanted)
     assert torch.equal(wanted, weight) == (scale > 0.5)
+
+
+def test_a_tolerance_that_was_rounded_up_is_kept_to():
+    """In float16 that of weights below 0.003 is subnormal."""
+    result = torch.tensor([[1.6 * 2**-14, 0.0]], dtype=torch.float16)
+    weight = result.clone()
+    weight[0, 1] = 2**-23
+    found, wanted = projected_to(Given, weight, result)
+    assert torch.equal(wanted, weight)
+    assert_same_bits(found, wanted)
+
+
+@pytest.mark.parametrize("module", [None, torch.nn.ConvTranspose2d(6, 6, 2)])
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (0, 6, 2, 2)])
+@pytest.mark.parametrize("kind", [Given, InAFactorOfTwo, Jointly])
+def test_nothing_is_inside(shape, module, kind):
+    weight = torch.ones(shape)
+    plugin = type("Empty", (kind,), {"result": weight})()
+    site = Site.alone(weight, module if len(shape) == 4 else None)
+    plugin.project_all_([weight], [site])
+    assert plugin.holds(weight, site)
 
 
 @pytest.mark.parametrize("tolerance", [0, 0.0, 1, torch.tensor(1.0)])

@@ -128,8 +128,9 @@ class Constraint(WeightPlugin, abstract=True):
         """Whether a value moves by more than the default tolerance: mostly told by few of them."""
         if not weight.numel():
             return False
-        peak = max(_peak(projected), torch.finfo(projected.dtype).tiny)
-        largest_tolerance = 1.01 * peak * _rounding(projected.dtype)  # which itself is rounded
+        limits = torch.finfo(projected.dtype)
+        largest_tolerance = max(_peak(projected), limits.tiny) * _rounding(projected.dtype)
+        largest_tolerance += limits.tiny * limits.eps  # as it is rounded, where it is subnormal
         is_same = True
         for new, old in blocks(projected, weight):
             off = _peak(new - old)
@@ -266,13 +267,15 @@ def _rounding(dtype: torch.dtype) -> float:
 def _peak(values: Tensor) -> float:
     """The largest magnitude; NaN if there is one."""
     if values.is_complex():
-        return float(values.abs().amax())
+        return float(values.abs().amax().item())
     least, most = (end.item() for end in torch.aminmax(values))
     return float(max(-least, most))
 
 
 def _are_within(weight: Tensor, projected: Tensor, tolerance: Tensor | float, dims: tuple[int, ...]) -> Tensor:
     """Whether a projection moves each unit by no more than the tolerance, with the axes inside a unit kept."""
+    if not weight.numel():
+        return torch.ones((), dtype=torch.bool, device=weight.device)
     if dims and dims == tuple(range(1, weight.ndim)):  # rows
         peaks = torch.cat([unit_peaks(new - old, dims) for new, old in blocks(projected, weight, by_rows=True)])
     else:
