@@ -2,6 +2,7 @@
 
 import re
 import sys
+import textwrap
 from pathlib import Path
 from types import ModuleType
 
@@ -25,8 +26,8 @@ HOW_TO = (ROOT / "docs" / "how_to.md").read_text(encoding="utf-8")
 
 
 def blocks(language, page=README):
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```", page, flags=re.DOTALL | re.MULTILINE)
-    return [text for found, text in fenced if found == language]
+    fenced = re.findall(r"^ *```(\w*)\n(.*?)^ *```", page, flags=re.DOTALL | re.MULTILINE)
+    return [textwrap.dedent(text) for found, text in fenced if found == language]
 
 
 def test_the_python_blocks_run_one_after_the_other_and_those_of_the_next_page_after_them(tmp_path, monkeypatch):

@@ -444,7 +444,7 @@ def _is_wanted(row: Row, only: list[str] | None, without_fast: bool) -> bool:
     return any(part.lower() in named(row.plugin, without_fast).lower() for part in only or [""])
 
 
-def _refuse_nothing(only: list[str] | None, without_fast: bool) -> None:
+def _refuse_unknown(only: list[str] | None, without_fast: bool) -> None:
     rows = table("any")
     if not any(_is_wanted(row, only, without_fast) for row in rows):
         names = sorted({named(row.plugin, False) for row in rows if _is_wanted(row, None, without_fast)})
@@ -457,7 +457,7 @@ def main(
     if without_fast:
         os.environ["NUMBA_DISABLE_JIT"] = "1"
     torch.set_num_threads(threads)
-    _refuse_nothing(only, without_fast)
+    _refuse_unknown(only, without_fast)
     found = []
     print(f"{threads} thread(s); medians of alternating calls for {seconds} s each; * one block; × above 1: faster")
     print(f"{'plugin':36s} {'network':8s} {'by hand':>10s} {'plugin':>10s} {'as fast':>9s}")

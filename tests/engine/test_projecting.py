@@ -117,10 +117,10 @@ def test_a_tolerance_that_was_rounded_up_is_kept_to():
 @pytest.mark.parametrize("module", [None, torch.nn.ConvTranspose2d(6, 6, 2)])
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (0, 6, 2, 2)])
 @pytest.mark.parametrize("kind", [Given, InAFactorOfTwo, Jointly])
-def test_nothing_is_inside(shape, module, kind):
+def test_a_weight_without_values_is_inside(shape, module, kind):
     weight = torch.ones(shape)
     plugin = type("Empty", (kind,), {"result": weight})()
-    site = Site.alone(weight, module if len(shape) == 4 else None)
+    site = Site.alone(weight, module)
     plugin.project_all_([weight], [site])
     assert plugin.holds(weight, site)
 
