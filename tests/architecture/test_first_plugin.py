@@ -15,6 +15,20 @@ PAGE = (Path(__file__).parents[2] / "docs" / "first_plugin.md").read_text(encodi
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 
 
+LARGE_ONE = """
+torch.manual_seed(0)
+weight = torch.randn(300, 200) * torch.linspace(0, 3, 300).unsqueeze(1)
+wanted, site = UnitBall(1.0)(weight), Site.alone(weight)
+InPlace(1.0).project_all_([weight], [site])
+torch.testing.assert_close(weight, wanted)
+once = weight.clone()
+InPlace(1.0).project_all_([weight], [site])
+assert torch.equal(weight, once)
+assert weight.norm(dim=1).amax() < 200**0.5 * 1.0001 < 30
+"""
+"""Comes out as by the formula, and stays."""
+
+
 def weightsmith(*arguments):
     """What the command prints."""
     printed = io.StringIO()
@@ -91,6 +105,8 @@ def test_the_page_can_be_followed(tmp_path, monkeypatch):
     printed = ""
     for language, text in found:
         printed = follow(language, text, printed)
+    (in_place,) = [text for _, text in found if "class InPlace(" in text]
+    python("-c", in_place + LARGE_ONE)
     (events,) = Path("runs/first").glob("events.out.tfevents.*")
     logged = EventAccumulator(str(events)).Reload().Tags()
     assert "weights/head/weight" in logged["histograms"]

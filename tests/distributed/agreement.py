@@ -15,19 +15,19 @@ from pathlib import Path
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
-from torch.distributed.fsdp import fully_shard  # noqa: E402
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
-from weightsmith import ConfigurationError, Trainer  # noqa: E402
-from weightsmith.distributed import rank, world_size  # noqa: E402
-from weightsmith.shards import gather  # noqa: E402
-from weightsmith.testing.scenes import measured  # noqa: E402
+import torch
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from weightsmith import ConfigurationError, Trainer
+from weightsmith.distributed import rank, world_size
+from weightsmith.shards import gather
+from weightsmith.testing.scenes import measured
 
 sys.path.insert(0, str(Path(__file__).parent))
-import tables  # noqa: E402
-from worlds import together  # noqa: E402
+import tables
+from worlds import together
 
 WORLDS = ("copies:2", "copies:4", "shards:2", "shards:4")
 BATCH = 8

@@ -14,13 +14,13 @@ from pathlib import Path
 
 warnings.filterwarnings("ignore")
 
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from ignite.engine import Events  # noqa: E402
-from saving import batches, trainer_of, whole_weights  # noqa: E402
-from weightsmith.checkpoint import saved_in  # noqa: E402
-from weightsmith.distributed import rank  # noqa: E402
-from weightsmith_plugins import Checkpoints  # noqa: E402
+import torch
+import torch.distributed as dist
+from ignite.engine import Events
+from saving import batches, trainer_of, whole_weights
+from weightsmith.checkpoint import saved_in
+from weightsmith.distributed import rank
+from weightsmith_plugins import Checkpoints
 
 
 def join_group():

@@ -4,18 +4,18 @@ import warnings
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-import torch  # noqa: E402
-from ignite.engine import Events  # noqa: E402
-from torch import nn  # noqa: E402
-from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
-from torch.distributed.fsdp import fully_shard  # noqa: E402
-from torch.nn.parallel import DistributedDataParallel  # noqa: E402
-from weightsmith import Trainer  # noqa: E402
-from weightsmith.checkpoint import manifest  # noqa: E402
-from weightsmith.distributed import first_does, rank, world_size  # noqa: E402
-from weightsmith.randomness import random_states  # noqa: E402
-from weightsmith.shards import gather, own_part  # noqa: E402
-from weightsmith_plugins import EMA, Losses, MaxNorm  # noqa: E402
+import torch
+from ignite.engine import Events
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from weightsmith import Trainer
+from weightsmith.checkpoint import manifest
+from weightsmith.distributed import first_does, rank, world_size
+from weightsmith.randomness import random_states
+from weightsmith.shards import gather, own_part
+from weightsmith_plugins import EMA, Losses, MaxNorm
 
 WAYS = ("copies", "shards")
 EPOCH = 5

@@ -17,20 +17,20 @@ from pathlib import Path
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-import torch  # noqa: E402
-from ignite.engine import Events  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
-from torch.distributed.tensor.debug import CommDebugMode  # noqa: E402
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from weightsmith import ConfigurationError, Parametrization, Trainer  # noqa: E402
-from weightsmith.distributed import rank, world_size  # noqa: E402
-from weightsmith.shards import own_part  # noqa: E402
-from weightsmith_plugins import SharpnessAware  # noqa: E402
+import torch
+from ignite.engine import Events
+from torch import Tensor, nn
+from torch.distributed.tensor.debug import CommDebugMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from weightsmith import ConfigurationError, Parametrization, Trainer
+from weightsmith.distributed import rank, world_size
+from weightsmith.shards import own_part
+from weightsmith_plugins import SharpnessAware
 
 sys.path.insert(0, str(Path(__file__).parent))
-import tables  # noqa: E402
-from agreement import cases, network, parallel  # noqa: E402
-from worlds import together  # noqa: E402
+import tables
+from agreement import cases, network, parallel
+from worlds import together
 
 WORLDS = ("copies:2", "copies:4", "shards:2", "shards:4")
 WIDTHS = (32, 64)

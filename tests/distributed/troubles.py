@@ -13,17 +13,17 @@ from unittest import mock
 
 warnings.filterwarnings("ignore", category=DeprecationWarning)
 
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from ignite.engine import Events  # noqa: E402
-from saving import WAYS, batches, network, parallel, trainer_of, whole_weights  # noqa: E402
-from torch.utils.data import DataLoader  # noqa: E402
-from weightsmith import Trainer, WeightEditor  # noqa: E402
-from weightsmith.checkpoint import find, read_manifest, saved_in  # noqa: E402
-from weightsmith.distributed import rank, share, world_size  # noqa: E402
-from weightsmith.selection import Where  # noqa: E402
-from weightsmith.shards import own_part  # noqa: E402
-from weightsmith_plugins import Checkpoints  # noqa: E402
+import torch
+import torch.distributed as dist
+from ignite.engine import Events
+from saving import WAYS, batches, network, parallel, trainer_of, whole_weights
+from torch.utils.data import DataLoader
+from weightsmith import Trainer, WeightEditor
+from weightsmith.checkpoint import find, read_manifest, saved_in
+from weightsmith.distributed import rank, share, world_size
+from weightsmith.selection import Where
+from weightsmith.shards import own_part
+from weightsmith_plugins import Checkpoints
 
 
 def told(work):
