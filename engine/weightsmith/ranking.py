@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from weightsmith.tensors import accurate_dtype, copy_, is_small
 
-__all__ = ["keep_largest_", "largest", "largest_of_groups"]
+__all__ = ["Passes", "in_blocks", "keep_largest_", "largest", "largest_of_groups"]
 
 Values: TypeAlias = npt.NDArray[Any]
 
@@ -63,59 +63,137 @@ def largest_of_groups(values: Tensor, axis: int, count: int, size: int) -> Tenso
     return kept.reshape(values.shape)
 
 
-def keep_largest_(weights: Sequence[Tensor], masks: Sequence[Tensor], count: int) -> bool:
+def keep_largest_(passes: Passes, count: int) -> bool:
     """Of what is kept of several weights, keep the ``count`` largest magnitudes, the first of equal ones: put the
     others to 0, and out of the masks, in place. As :func:`largest` of all magnitudes in one row, in which what is not
-    kept is 0, but in two passes, through blocks that stay in the processor's cache, without such a row.
+    kept is 0, but by a sample and two passes, without such a row.
 
     Args:
-        weights: of any shapes, all float32 or all float64.
-        masks: what is kept of each; boolean, of the same shapes.
+        passes: over the weights and their masks: :func:`in_blocks`.
         count: how many to keep of all together.
 
     Returns:
-        Whether it was done. Not where the least to keep is 0 or infinite, where the weights are few or lie elsewhere
-        than in one stretch of main memory, or where a sample misleads; then nothing was changed.
+        Whether it was done. Not where the least to keep is 0 or infinite, where the weights are few, or where a sample
+        misleads; then nothing was changed.
 
     >>> weight, mask = torch.arange(-50_000.0, 50_000.0), torch.ones(100_000, dtype=torch.bool)
-    >>> keep_largest_([weight], [mask], 1000)
+    >>> keep_largest_(in_blocks([weight], [mask]), 1000)
     True
     >>> int(mask.sum()), weight[mask].abs().min(), weight[~mask].abs().max(), mask[500], mask[-500]
     (1000, tensor(49500.), tensor(0.), tensor(True), tensor(False))
     """
-    total = sum(weight.numel() for weight in weights)
-    alike = len({weight.dtype for weight in weights}) == 1
-    plain = alike and all(w.is_cpu and w.is_contiguous() and w.dtype in _BITS for w in weights)
-    if not (plain and all(m.is_contiguous() for m in masks) and total > _LONG and 0 < count < total):
+    if not (passes.total > _LONG and 0 < count < passes.total):
         return False
-    rows = list(_rows(weights, masks))
-    parts = [part for row in rows for part in row.parts()]
-    least, ties = _least_kept(parts, total, count)
+    least, ties = _least_kept(passes, count)
     if not 0 < least < math.inf:
         return False
-    for values, kept in parts:
-        magnitudes = np.abs(values)
-        below = magnitudes < least
-        if ties is not None:
-            equal = np.flatnonzero((magnitudes == least) & kept)
-            below[equal[ties:]] = True
-            ties = max(0, ties - len(equal))
-        np.greater(kept, below, out=kept)
-        bits = values.view(_BITS[torch.from_numpy(values).dtype])
-        np.multiply(bits, kept, out=bits)
-    for row in rows:
-        row.write_back()
+    passes.keep(least, ties)
     return True
+
+
+class Passes(Protocol):
+    """Passes over the values of several weights, in their order, and over masks of what is kept of them.
+
+    Attributes:
+        total: how many values, kept or not.
+    """
+
+    total: int
+
+    def sample(self, step: int) -> tuple[Values, int]:
+        """Of every ``step``-th value, the magnitudes of those kept; and how many were looked at."""
+
+    def between(self, low: float, high: float) -> tuple[int, Values]:
+        """How many of those kept exceed ``high``, as NaN does; and the magnitudes of those from ``low`` to ``high``."""
+
+    def keep(self, least: float, ties: int | None) -> None:
+        """Keep those of at least this magnitude, of equal ones the first so many or all, and put the others to 0."""
+
+
+def _least_kept(passes: Passes, count: int) -> tuple[float, int | None]:
+    """The ``count``-th largest magnitude of those kept, and how many of those equal to it there is room for, if not
+    for all; 0 if it is not found."""
+    step = max(1, passes.total // _SAMPLE)
+    sample, looked_at = passes.sample(step)
+    if not len(sample):  # hardly any is kept
+        return 0.0, None
+    sample[np.isnan(sample)] = np.inf
+    ends = None if step == 1 else _bracket(sample, looked_at * count // passes.total)
+    passed, among = (0, sample) if ends is None else passes.between(*ends)
+    nth = len(among) - (count - passed)
+    if not 0 <= nth < len(among):
+        return 0.0, None
+    least = np.partition(among, nth)[nth]
+    ties = count - passed - int(np.count_nonzero(among > least))
+    return least, None if ties == np.count_nonzero(among == least) else ties
+
+
+def _bracket(sample: Values, place: int) -> tuple[float, float]:
+    """Magnitudes between which the one is expected that ``place`` of the sample exceed."""
+    count = len(sample)
+    room = 16 + round(5 * math.sqrt(place * max(0, count - place) / count))  # five deviations of what is drawn
+    last = count - 1
+    ends = [min(max(0, last - place + side), last) for side in (-room, room)]
+    low, high = np.partition(sample, ends)[ends]
+    return low if ends[0] else 0.0, high  # nothing below the least was sampled, and may be there
+
+
+_SAMPLE = 2**18
+"""Values by which the least to keep is bracketed."""
+
+
+def in_blocks(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Passes | None:
+    """Passes by NumPy, through blocks that stay in the processor's cache.
+
+    Args:
+        weights: of any shapes.
+        masks: what is kept of each; boolean, of the same shapes.
+
+    Returns:
+        ``None`` where the weights are of several dtypes, or others than float32 and float64, or where one, or a mask,
+        lies elsewhere than in one stretch of main memory.
+    """
+    alike = len({weight.dtype for weight in weights}) == 1
+    plain = alike and all(w.is_cpu and w.is_contiguous() and w.dtype in _BITS for w in weights)
+    return _InBlocks(weights, masks) if plain and all(m.is_contiguous() for m in masks) else None
+
+
+class _InBlocks:
+    def __init__(self, weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
+        self.total = sum(weight.numel() for weight in weights)
+        self._rows = list(_rows(weights, masks))
+        self._parts = [part for row in self._rows for part in row.parts()]
+
+    def sample(self, step: int) -> tuple[Values, int]:
+        found = np.concatenate([values[::step][kept[::step]] for values, kept in self._parts])
+        return np.abs(found), sum(len(values[::step]) for values, _ in self._parts)
+
+    def between(self, low: float, high: float) -> tuple[int, Values]:
+        passed, between = 0, []
+        for values, kept in self._parts:
+            magnitudes = np.abs(values)
+            up_to_high = magnitudes <= high
+            passed += int(np.count_nonzero(kept > up_to_high))
+            between.append(magnitudes[kept & (up_to_high > (magnitudes < low))])
+        return passed, np.concatenate(between)
+
+    def keep(self, least: float, ties: int | None) -> None:
+        for values, kept in self._parts:
+            magnitudes = np.abs(values)
+            below = magnitudes < least
+            if ties is not None:
+                equal = np.flatnonzero((magnitudes == least) & kept)
+                below[equal[ties:]] = True
+                ties = max(0, ties - len(equal))
+            np.greater(kept, below, out=kept)
+            bits = values.view(_BITS[torch.from_numpy(values).dtype])
+            np.multiply(bits, kept, out=bits)
+        for row in self._rows:
+            row.write_back()
 
 
 _BITS = {torch.float32: np.int32, torch.float64: np.int64}
 """The integers as which their numbers are multiplied by 0 or 1, so that an infinity leaves no NaN."""
-
-_PART = 2**17
-"""Values that stay in a processor's cache while they are looked at."""
-
-_SAMPLE = 2**18
-"""Values by which the least to keep is bracketed."""
 
 
 def _rows(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Iterator[_Row]:
@@ -149,37 +227,8 @@ class _Row:
             torch.autograd.graph.increment_version(self._weights)  # which NumPy does not know of
 
 
-def _least_kept(parts: Sequence[tuple[Values, Values]], total: int, count: int) -> tuple[float, int | None]:
-    """The ``count``-th largest magnitude of those kept, and how many of those equal to it there is room for, if not
-    for all; 0 if it is not found."""
-    step = max(1, total // _SAMPLE)
-    sample = np.abs(np.concatenate([values[::step][kept[::step]] for values, kept in parts]))
-    if not len(sample):  # hardly any is kept
-        return 0.0, None
-    sample[np.isnan(sample)] = np.inf
-    looked_at = sum(len(values[::step]) for values, _ in parts)
-    passed, among = (0, sample) if step == 1 else _bracketed(parts, sample, looked_at * count // total)
-    nth = len(among) - (count - passed)
-    if not 0 <= nth < len(among):
-        return 0.0, None
-    least = np.partition(among, nth)[nth]
-    ties = count - passed - int(np.count_nonzero(among > least))
-    return least, None if ties == np.count_nonzero(among == least) else ties
-
-
-def _bracketed(parts: Sequence[tuple[Values, Values]], sample: Values, place: int) -> tuple[int, Values]:
-    """Magnitudes among which the one is expected that ``place`` of the sample exceed, and how many exceed all these."""
-    room, last = 3 * math.isqrt(_SAMPLE), len(sample) - 1
-    ends = [min(max(0, last - place + side), last) for side in (-room, room)]
-    low, high = np.partition(sample, ends)[ends]
-    low = low if ends[0] else 0  # nothing below it was sampled, and may be there
-    passed, between = 0, []
-    for values, kept in parts:
-        magnitudes = np.abs(values)
-        up_to_high = magnitudes <= high
-        passed += int(np.count_nonzero(kept > up_to_high))
-        between.append(magnitudes[kept & (up_to_high > (magnitudes < low))])
-    return passed, np.concatenate(between)
+_PART = 2**17
+"""Values that stay in a processor's cache while they are looked at."""
 
 
 def _without_nan(values: Tensor) -> Tensor:

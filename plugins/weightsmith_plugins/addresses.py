@@ -31,7 +31,7 @@ Numbers = npt.NDArray[np.int64]
 
 
 class Memory(NamedTuple):
-    """Where the values of many tensors are: float32, of each one after another in main memory.
+    """Where the values of many tensors are: of each one after another in main memory.
 
     Attributes:
         places: which of the tensors of a column these are.
@@ -50,18 +50,19 @@ def pass_over(
     *columns: Sequence[Tensor],
     settings: Sequence[object],
     by_rows: Sequence[object] | None = None,
+    dtypes: Sequence[torch.dtype] | None = None,
 ) -> Sequence[int]:
     """Call a kernel, which writes to the first column alone, for all tensors that are for it.
 
     Args:
         kernel: takes the table of a :class:`Memory`, the settings, and a share, as :func:`on_threads` gives it.
-        columns, by_rows: as for :func:`memory_of`.
+        columns, by_rows, dtypes: as for :func:`memory_of`.
         settings: numbers.
 
     Returns:
         The places of the others.
     """
-    memory = memory_of(*columns, by_rows=by_rows)
+    memory = memory_of(*columns, by_rows=by_rows, dtypes=dtypes)
     if memory is None:
         return range(len(columns[0]))
     on_threads(functools.partial(kernel, memory.table, *settings), memory.values)
@@ -80,22 +81,27 @@ def others(places: Sequence[int], count: int) -> Sequence[int]:
     return [] if len(places) == count else sorted(set(range(count)).difference(places))
 
 
-def memory_of(*columns: Sequence[Tensor], by_rows: Sequence[object] | None = None) -> Memory | None:
+def memory_of(
+    *columns: Sequence[Tensor],
+    by_rows: Sequence[object] | None = None,
+    dtypes: Sequence[torch.dtype] | None = None,
+) -> Memory | None:
     """Where the values are of those for which :func:`are_suited` says yes, in every column; ``None`` if there are none.
     Made for columns whose like was seen before.
 
     Args:
         columns: as many tensors in each; beside each other they have one shape, or are left out.
         by_rows: of each, whether its units are its rows, or it is left out; ``None`` where that does not matter.
+        dtypes: of each column. Default float32.
     """
     if by_rows is not None and not all(by_rows):
         here = [place for place, is_by_rows in enumerate(by_rows) if is_by_rows]
-        memory = memory_of(*([column[place] for place in here] for column in columns))
+        memory = memory_of(*([column[place] for place in here] for column in columns), dtypes=dtypes)
         return None if memory is None else Memory([here[place] for place in memory.places], *memory[1:])
     if any(len(column) != len(columns[0]) for column in columns):
         return None
     tensors = list(chain(*columns))
-    form = _form(tensors, len(columns))
+    form = _form(tensors, tuple(dtypes or [torch.float32] * len(columns)))
     if not form.places or (form.asks_for_no_grad and torch.is_grad_enabled()):
         return None
     if len(form.places) < len(columns[0]):
@@ -121,9 +127,9 @@ def are_suited(tensors: Sequence[Tensor]) -> list[bool]:
     return [_is_suited(tensor) and not (asks_for_no_grad and tensor.requires_grad) for tensor in tensors]
 
 
-def _is_suited(tensor: Tensor) -> bool:
+def _is_suited(tensor: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     """Whether it is, where gradients are not enabled."""
-    return all(ask(tensor) == wanted for ask, wanted in _ASKS)
+    return tensor.dtype is dtype and all(ask(tensor) == wanted for ask, wanted in _ASKS)
 
 
 def _has_address(tensor: Tensor) -> bool:
@@ -137,7 +143,6 @@ def _has_address(tensor: Tensor) -> bool:
 _PLAIN: set[type] = {Tensor, nn.Parameter}
 _ASKS: tuple[tuple[Callable[[Tensor], object], object], ...] = (
     (lambda tensor: type(tensor) in _PLAIN, True),
-    (attrgetter("dtype"), torch.float32),
     (attrgetter("is_cpu"), True),
     (attrgetter("layout"), torch.strided),
     (attrgetter("is_nested"), False),
@@ -154,9 +159,11 @@ _ASKS: tuple[tuple[Callable[[Tensor], object], object], ...] = (
 class _Form:
     """What several tensors are like, apart from their values and where these are: which are suited, and their sizes."""
 
-    def __init__(self, tensors: Sequence[Tensor], columns: int) -> None:
-        beside = [tensors[start :: len(tensors) // columns] for start in range(len(tensors) // columns)]
-        self.places = [place for place, row in enumerate(beside) if all(map(_is_suited, row)) and _have_one_shape(row)]
+    def __init__(self, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> None:
+        count = len(tensors) // len(dtypes)
+        beside = [tensors[start::count] for start in range(count)]
+        are_suited = [all(map(_is_suited, row, dtypes)) and _have_one_shape(row) for row in beside]
+        self.places = [place for place, is_suited in enumerate(are_suited) if is_suited]
         chosen = [beside[place] for place in self.places]
         self.asks_for_no_grad = any(tensor.requires_grad for row in chosen for tensor in row)
         shapes = [row[0].shape for row in chosen]
@@ -178,19 +185,19 @@ def _have_one_shape(tensors: Sequence[Tensor]) -> bool:
     return all(tensor.shape == tensors[0].shape for tensor in tensors)
 
 
-def _form(tensors: list[Tensor], columns: int) -> _Form:
+def _form(tensors: list[Tensor], dtypes: tuple[torch.dtype, ...]) -> _Form:
     """One that was made before, if it fits."""
     if not tensors or any(map(_is_nested, tensors)):  # at which guards would end the process
-        return _Form(tensors, columns)
+        return _Form(tensors, dtypes)
     try:
-        key = columns, len(tensors), tensors[0].shape, tensors[-1].shape
+        key = dtypes, len(tensors), tensors[0].shape, tensors[-1].shape
     except RuntimeError:  # of a parameter that is not initialized yet
-        return _Form(tensors, columns)
+        return _Form(tensors, dtypes)
     known = _FORMS.get(key, ())
     for fits, form in known:
         if fits(*tensors):
             return form
-    form, check = _Form(tensors, columns), _fits(tensors)
+    form, check = _Form(tensors, dtypes), _fits(tensors)
     if check is not None:
         if len(_FORMS) >= _KEYS:
             _FORMS.clear()

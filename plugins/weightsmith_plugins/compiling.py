@@ -38,10 +38,10 @@ def compiled(function: Callable[..., Any], **options: Any) -> Any:
 
 
 def in_one_pass(name: str, *columns: Sequence[Tensor], **settings: Any) -> Sequence[int]:
-    """Call a function of :mod:`weightsmith_plugins.one_pass`, where Numba is installed and works.
+    """Call a function that Numba compiles, where it is installed and works.
 
     Args:
-        name: which.
+        name: which, of those that :func:`compiled_function` knows.
         columns: of tensors, the first of them written in place.
         settings: what else it takes.
 
@@ -72,32 +72,38 @@ def picked(column: Sequence[T], places: Sequence[int]) -> Sequence[T]:
 
 
 def compiled_function(name: str, tensors: Sequence[Tensor]) -> Callable[..., Any] | None:
-    """The function of :mod:`weightsmith_plugins.one_pass`, once it was tried; ``None`` where Numba is not installed or
-    does not work, or is not asked for: no tensor is float32 and on a CPU, or torch watches what is done to them."""
+    """The function of :mod:`weightsmith_plugins.one_pass` or :mod:`weightsmith_plugins.sparsity.one_pass`, once it was
+    tried; ``None`` where Numba is not installed or does not work, or is not asked for: no tensor is float32 and on a
+    CPU, or torch watches what is done to them."""
     is_for_it = any(tensor.is_cpu and tensor.dtype is torch.float32 for tensor in tensors)
     return _tried(name) if is_for_it and not is_watched() else None
 
 
 @functools.cache
 def _tried(name: str) -> Callable[..., Any] | None:
+    module, what = _USERS[name]
+
     def load() -> Callable[..., Any]:
-        one_pass = importlib.import_module("weightsmith_plugins.one_pass")
+        one_pass = importlib.import_module(module)
         one_pass.refuse_trouble(name)
         function: Callable[..., Any] = getattr(one_pass, name)
         return function
 
-    return working(_USERS[name], load)
+    return working(what, load)
 
 
+_ANY, _SPARSE = "weightsmith_plugins.one_pass", "weightsmith_plugins.sparsity.one_pass"
 _USERS = {
-    "bound_norms_": "MaxNorm, MinMaxNorm and UnitNorm work",
-    "charged_": "L1 and ElasticNet work",
-    "charged_by_rows_": "GroupLasso works",
-    "clipped_": "ClipUnitNorm works",
-    "clipped_adaptively_": "AdaptiveClip works",
-    "norm_of": "ClipNorm works",
+    "bound_norms_": (_ANY, "MaxNorm, MinMaxNorm and UnitNorm work"),
+    "charged_": (_ANY, "L1 and ElasticNet work"),
+    "charged_by_rows_": (_ANY, "GroupLasso works"),
+    "clipped_": (_ANY, "ClipUnitNorm works"),
+    "clipped_adaptively_": (_ANY, "AdaptiveClip works"),
+    "norm_of": (_ANY, "ClipNorm works"),
+    "masked_": (_SPARSE, "masks are applied"),
+    "passes_over": (_SPARSE, "MagnitudePruning works"),
 }
-"""Whose work a function does, for the log."""
+"""In which module a function is, and whose work it does, for the log."""
 
 
 def working(what: str, load: Callable[[], T]) -> T | None:

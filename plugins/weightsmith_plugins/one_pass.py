@@ -16,12 +16,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from numba import carray, types
-from numba.extending import intrinsic
 from torch import Tensor
 
 from weightsmith_plugins.addresses import memory_of, on_threads, others, pass_over
 from weightsmith_plugins.compiling import compiled, picked
+from weightsmith_plugins.pointers import share_of, values_at
 
 __all__ = [
     "bound_norms_",
@@ -93,8 +92,8 @@ def _bound_all(
     found = np.zeros(len(addresses), np.uint8)
     for place in range(len(addresses)):
         length = sizes[place] // max(1, units[place])
-        for unit in range(*_share_of(units[place], share, shares)):
-            row = _values_at(addresses[place], unit * length, (unit + 1) * length)
+        for unit in range(*share_of(units[place], share, shares)):
+            row = values_at(addresses[place], unit * length, (unit + 1) * length)
             found[place] |= _bound(row, low, high, room, reach)
     return found
 
@@ -143,10 +142,10 @@ def charged_(
 def _charge_all(table: Any, signs: Any, values: Any, with_values: bool, share: int, shares: int) -> None:
     sizes, gradients, weights = table[0], table[2], table[3]
     for place in range(len(gradients)):
-        first, last = _share_of(sizes[place], share, shares)
+        first, last = share_of(sizes[place], share, shares)
         for start in range(first, last, _FEW):
             end = min(last, start + _FEW)
-            gradient, weight = _values_at(gradients[place], start, end), _values_at(weights[place], start, end)
+            gradient, weight = values_at(gradients[place], start, end), values_at(weights[place], start, end)
             _add_signs(gradient, weight, signs)
             if with_values:
                 _add(gradient, weight, values)
@@ -192,12 +191,12 @@ def _charge_rows(table: Any, rate: float, share: int, shares: int) -> None:
     for place in range(len(gradients)):
         length = sizes[place] // max(1, units[place])
         factor = np.float32(rate * np.sqrt(length))
-        for unit in range(*_share_of(units[place], share, shares)):
+        for unit in range(*share_of(units[place], share, shares)):
             first, last = unit * length, (unit + 1) * length
-            weight = _values_at(weights[place], first, last)
+            weight = values_at(weights[place], first, last)
             size = np.float32(_norm(weight))
             size = np.float32(1.0) if size == 0 else size
-            _add_direction(_values_at(gradients[place], first, last), weight, size, factor)
+            _add_direction(values_at(gradients[place], first, last), weight, size, factor)
 
 
 @functools.partial(_kernel, fastmath={"contract"})
@@ -220,8 +219,8 @@ def _clip_all(table: Any, limit: float, share: int, shares: int) -> None:
     sizes, units, addresses = table[0], table[1], table[2]
     for place in range(len(addresses)):
         length = sizes[place] // max(1, units[place])
-        for unit in range(*_share_of(units[place], share, shares)):
-            row = _values_at(addresses[place], unit * length, (unit + 1) * length)
+        for unit in range(*share_of(units[place], share, shares)):
+            row = values_at(addresses[place], unit * length, (unit + 1) * length)
             _clip(row, _norm(row), limit)
 
 
@@ -246,10 +245,10 @@ def _clip_adaptively_all(table: Any, ratio: float, least: float, share: int, sha
     sizes, units, gradients, weights = table[0], table[1], table[2], table[3]
     for place in range(len(gradients)):
         length = sizes[place] // max(1, units[place])
-        for unit in range(*_share_of(units[place], share, shares)):
+        for unit in range(*share_of(units[place], share, shares)):
             first, last = unit * length, (unit + 1) * length
-            gradient = _values_at(gradients[place], first, last)
-            norm, size = _norms(gradient, _values_at(weights[place], first, last))
+            gradient = values_at(gradients[place], first, last)
+            norm, size = _norms(gradient, values_at(weights[place], first, last))
             size = least if size < least else size  # NaN stays
             _clip(gradient, norm, ratio * size)
 
@@ -275,37 +274,14 @@ def _square_all(table: Any, share: int, shares: int) -> npt.NDArray[np.float64]:
     found, before = np.zeros(np.sum(-(-sizes // _PART))), 0
     for place in range(len(addresses)):
         count = -(-sizes[place] // _PART)
-        for part in range(*_share_of(count, share, shares)):
-            row = _values_at(addresses[place], part * _PART, min(sizes[place], (part + 1) * _PART))
+        for part in range(*share_of(count, share, shares)):
+            row = values_at(addresses[place], part * _PART, min(sizes[place], (part + 1) * _PART))
             found[before + part] = _sum_of_squares(row)
         before += count
     return found
 
 
 # -------------------------------------------------------------------- what all call
-
-
-@intrinsic  # type: ignore[untyped-decorator]
-def _float32_at(_: Any, address: Any) -> Any:
-    """A pointer to the float32 number at an address."""
-    signature = types.CPointer(types.float32)(address)
-
-    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
-
-    return signature, generate
-
-
-@_kernel
-def _values_at(address: int, first: int, last: int) -> Any:
-    """Of the numbers from an address on, those from one place up to another."""
-    return carray(_float32_at(address + 4 * first), (last - first,))
-
-
-@_kernel
-def _share_of(count: int, share: int, shares: int) -> tuple[int, int]:
-    """Where a share of so many begins and ends."""
-    return count * share // shares, count * (share + 1) // shares
 
 
 @_kernel

@@ -33,6 +33,7 @@ from networks import NETWORKS, ONE_BLOCK
 from weightsmith import Constraint, GradientEditor, Penalty, Site, Trainer, WeightEvents, ranking
 from weightsmith.files import write_tensors
 from weightsmith.tensors import unit_norms
+from weightsmith_plugins.compiling import compiled_function
 
 THRESHOLD = "threshold alone"
 ByHand = Callable[[Sequence[nn.Parameter], dict[str, list[Tensor]]], object]
@@ -160,6 +161,13 @@ def prune_globally(weights: Sequence[nn.Parameter], _: object) -> None:
             weight.mul_(weight.abs() > limit)
 
 
+def keep_zeros(weights: Sequence[nn.Parameter], kept: dict[str, list[Tensor]]) -> None:
+    masks = kept.setdefault("masks", [weight != 0 for weight in weights])
+    with torch.no_grad():
+        for weight, mask in zip(weights, masks, strict=True):
+            weight.mul_(mask)
+
+
 def clip_units(gradient: Tensor, _: Tensor) -> None:
     norms = lengths(gradient)
     gradient.mul_((1.0 / (norms + 1e-6)).clamp(max=1.0))
@@ -273,10 +281,11 @@ def kthvalue(weights: Sequence[nn.Parameter], _: object) -> Tensor:
 
 def threshold_alone(weights: Sequence[nn.Parameter], _: object) -> None:
     """What ``kthvalue`` finds, as MagnitudePruning finds it."""
-    pairs = [(weight.detach(), torch.ones_like(weight, dtype=torch.bool)) for weight in weights]
-    parts = [part for row in ranking._rows(*zip(*pairs, strict=True)) for part in row.parts()]
-    total = sum(weight.numel() for weight in weights)
-    ranking._least_kept(parts, total, total - int(0.8 * total))
+    plain = [weight.detach() for weight in weights]
+    masks = [torch.ones_like(weight, dtype=torch.bool) for weight in plain]
+    compiled = compiled_function("passes_over", plain)
+    passes = (compiled or ranking.in_blocks)(plain, masks)
+    ranking._least_kept(passes, passes.total - int(0.8 * passes.total))
 
 
 class UnitBall(Constraint):
@@ -333,6 +342,7 @@ def table(fisher: str) -> list[Row]:
         Row(w.Grid(4), each(grid)),
         Row(w.Intersection(w.NonNegative(), w.MaxNorm(1.0)), each(in_both)),
         Row(w.MagnitudePruning(0.8), prune_globally, others={"torch's prune": torch_prune} | thresholds),
+        Row(w.KeepZeros(), keep_zeros),
         Row(UnitBall(), each(max_norm)),
         Row(UnitBallUnitwise(), each(max_norm)),
         Row(w.L1(0.01), charged(lambda x: 0.01 * x.abs().sum())),
@@ -419,6 +429,7 @@ IN_ONE_PASS = (
     *(w.MaxNorm, w.MinMaxNorm, w.UnitNorm),
     *(w.L1, w.ElasticNet, w.GroupLasso),
     *(w.ClipNorm, w.ClipUnitNorm, w.AdaptiveClip),
+    *(w.MagnitudePruning, w.KeepZeros),
 )
 """What the extra ``fast`` compiles."""
 

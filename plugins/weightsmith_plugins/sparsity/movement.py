@@ -15,9 +15,9 @@ from weightsmith.binding import Binding
 from weightsmith.distributed import any_process
 from weightsmith.plugin import Subscription
 from weightsmith.targets import Target, Targets
-from weightsmith.tensors import accurate_dtype, keep_
+from weightsmith.tensors import accurate_dtype
 
-from weightsmith_plugins.sparsity.masks import masked
+from weightsmith_plugins.sparsity.masks import mask_, masked
 from weightsmith_plugins.sparsity.ranked import RankedPruning
 
 __all__ = ["SNIP", "GradientPruning", "MovementPruning"]
@@ -130,8 +130,7 @@ class SNIP(GradientPruning):
         return masked(weight, site)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        for weight, site in zip(weights, sites, strict=True):
-            keep_(weight, site.state["mask"])
+        mask_(weights, [site.state["mask"] for site in sites])
 
     def _scores(self, weight: Tensor, site: Site) -> Tensor:
         scores = weight.to(accurate_dtype(weight.dtype))

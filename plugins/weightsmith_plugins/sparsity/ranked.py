@@ -12,13 +12,14 @@ from weightsmith import ConfigurationError, Site
 from weightsmith.binding import Binding
 from weightsmith.joint import largest_of_all, size_of
 from weightsmith.kinds.base import copy_to
-from weightsmith.ranking import keep_largest_, largest, largest_of_groups
+from weightsmith.ranking import in_blocks, keep_largest_, largest, largest_of_groups
 from weightsmith.site import Sharding
 from weightsmith.targets import Targets
 from weightsmith.tensors import copy_, from_unit_matrices, joined, keep_, parted, unit_matrices
 
+from weightsmith_plugins.compiling import compiled_function
 from weightsmith_plugins.shapes import no_equal_groups
-from weightsmith_plugins.sparsity.masks import Pruning, count_kept, masked
+from weightsmith_plugins.sparsity.masks import Pruning, count_kept, mask_, masked
 
 __all__ = ["MagnitudePruning", "RankedPruning"]
 
@@ -85,8 +86,7 @@ class RankedPruning(Pruning, abstract=True):
         count = count_kept(sum(map(size_of, sites)), self.sparsity)
         kept = largest_of_all(scores, [weight.numel() for weight in weights], sites, count)
         copy_(masks, parted(kept, masks))
-        for weight, mask in zip(weights, parted(kept.logical_and_(standing), weights), strict=True):
-            keep_(weight, mask)  # what comes back starts from zero
+        mask_(weights, parted(kept.logical_and_(standing), weights))  # what comes back starts from zero
 
     @abstractmethod
     def _scores(self, weight: Tensor, site: Site) -> Tensor:
@@ -141,7 +141,10 @@ class MagnitudePruning(RankedPruning):
         if not together or not all(site.is_whole for site in sites):
             return False
         count = count_kept(sum(map(size_of, sites)), self.sparsity)
-        return keep_largest_(weights, [site.state["mask"] for site in sites], count)
+        masks = [site.state["mask"] for site in sites]
+        compiled = compiled_function("passes_over", weights)
+        passes = (compiled and compiled(weights, masks)) or in_blocks(weights, masks)
+        return passes is not None and keep_largest_(passes, count)
 
 
 def _pattern(scope: str) -> tuple[int, int] | None:

@@ -1,0 +1,59 @@
+"""Numbers by their addresses, for passes that Numba compiles (the extra ``fast``).
+
+These functions become part of what calls them, and Numba does not see when they change: who changes them removes what
+it kept of the others (``*.nbi``, in ``__pycache__``).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from numba import carray, types
+from numba.extending import intrinsic
+
+from weightsmith_plugins.compiling import compiled
+
+__all__ = ["bits_at", "kept_at", "share_of", "values_at"]
+
+_inlined = functools.partial(compiled, error_model="numpy")
+
+
+def _pointer_to(number: Any) -> Any:
+    @intrinsic  # type: ignore[untyped-decorator]
+    def pointer(_: Any, address: Any) -> Any:
+        signature = types.CPointer(number)(address)
+
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            return builder.inttoptr(arguments[0], context.get_value_type(signature.return_type))
+
+        return signature, generate
+
+    return pointer
+
+
+_float32, _int32, _uint8 = _pointer_to(types.float32), _pointer_to(types.int32), _pointer_to(types.uint8)
+
+
+@_inlined
+def values_at(address: int, first: int, last: int) -> Any:
+    """Of the float32 numbers from an address on, those from one place up to another."""
+    return carray(_float32(address + 4 * first), (last - first,))
+
+
+@_inlined
+def bits_at(address: int, first: int, last: int) -> Any:
+    """Their bits, as int32."""
+    return carray(_int32(address + 4 * first), (last - first,))
+
+
+@_inlined
+def kept_at(address: int, first: int, last: int) -> Any:
+    """Of a mask, as uint8."""
+    return carray(_uint8(address + first), (last - first,))
+
+
+@_inlined
+def share_of(count: int, share: int, shares: int) -> tuple[int, int]:
+    """Where a share of so many begins and ends."""
+    return count * share // shares, count * (share + 1) // shares
