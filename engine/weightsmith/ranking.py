@@ -118,7 +118,7 @@ def _least_kept(passes: Passes, count: int) -> tuple[float, int | None]:
     if not len(sample):  # hardly any is kept
         return 0.0, None
     sample[np.isnan(sample)] = np.inf
-    ends = None if step == 1 else _bracket(sample, looked_at * count // passes.total)
+    ends = None if step == 1 else _bracket(sample, looked_at, count / passes.total)
     passed, among = (0, sample) if ends is None else passes.between(*ends)
     nth = len(among) - (count - passed)
     if not 0 <= nth < len(among):
@@ -128,11 +128,11 @@ def _least_kept(passes: Passes, count: int) -> tuple[float, int | None]:
     return least, None if ties == np.count_nonzero(among == least) else ties
 
 
-def _bracket(sample: Values, place: int) -> tuple[float, float]:
-    """Magnitudes between which the one is expected that ``place`` of the sample exceed."""
-    count = len(sample)
-    room = 16 + round(5 * math.sqrt(place * max(0, count - place) / count))  # five deviations of what is drawn
-    last = count - 1
+def _bracket(sample: Values, looked_at: int, share: float) -> tuple[float, float]:
+    """Magnitudes between which the one is expected that this share of all exceeds. The sample has
+    those kept of what was looked at, and is hardly ever off by more than five standard deviations of what is drawn."""
+    place, last = int(share * looked_at), len(sample) - 1
+    room = 16 + round(5 * math.sqrt(looked_at * share * (1 - share)))
     ends = [min(max(0, last - place + side), last) for side in (-room, room)]
     low, high = np.partition(sample, ends)[ends]
     return low if ends[0] else 0.0, high  # nothing below the least was sampled, and may be there

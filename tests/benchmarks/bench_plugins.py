@@ -162,9 +162,10 @@ def prune_globally(weights: Sequence[nn.Parameter], _: object) -> None:
 
 
 def keep_zeros(weights: Sequence[nn.Parameter], kept: dict[str, list[Tensor]]) -> None:
-    masks = kept.setdefault("masks", [weight != 0 for weight in weights])
+    if "masks" not in kept:
+        kept["masks"] = [(weight != 0).float() for weight in weights]
     with torch.no_grad():
-        for weight, mask in zip(weights, masks, strict=True):
+        for weight, mask in zip(weights, kept["masks"], strict=True):
             weight.mul_(mask)
 
 
@@ -215,8 +216,9 @@ def spectral(weights: Sequence[nn.Parameter], kept: dict[str, list[Tensor]]) -> 
 
 def from_start(cost: Callable[[Tensor, Tensor], Tensor]) -> ByHand:
     def loop(weights: Sequence[nn.Parameter], kept: dict[str, list[Tensor]]) -> None:
-        starts = kept.setdefault("start", [weight.detach().clone() for weight in weights])
-        sum(cost(weight, start) for weight, start in zip(weights, starts, strict=True)).backward()
+        if "start" not in kept:
+            kept["start"] = [weight.detach().clone() for weight in weights]
+        sum(cost(weight, start) for weight, start in zip(weights, kept["start"], strict=True)).backward()
 
     return loop
 

@@ -277,6 +277,20 @@ def test_where_hardly_any_is_kept_they_are_ranked_all_the_same(standing, first, 
 
 
 @pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("share", [0.001, 0.2, 0.7])
+@pytest.mark.parametrize("more", [0, 1, 100])
+def test_a_sample_finds_the_least_where_all_or_nearly_all_that_are_kept_stay_so(more, share, by):
+    """As when sparsity does not grow any more."""
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        weight = torch.randn(2**20, generator=generator)
+        mask = torch.rand(2**20, generator=generator) < share
+        count, scores = int(mask.sum()) - more, weight.abs() * mask
+        assert keep_largest_(BY[by]([weight], [mask]), count)
+        assert torch.equal(mask.nonzero().flatten(), scores.topk(count).indices.sort().values)
+
+
+@pytest.mark.parametrize("by", BY)
 def test_parameters_are_ranked_in_place_and_count_it(by):
     """Also where gradients are on; but nothing compiled writes to what asks for gradients then."""
     weights = [torch.nn.Parameter(torch.randn(shape)) for shape in [(100, 100)] * 10 + [(300, 300)]]

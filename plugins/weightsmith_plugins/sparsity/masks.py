@@ -122,6 +122,13 @@ class KeepZeros(Pruning):
     def project(self, weight: Tensor, site: Site) -> Tensor:
         return masked(weight, site)
 
+    def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        mask_(weights, [site.state["mask"] for site in sites])
+
+    def prune(self, binding: Binding, targets: Targets) -> None:
+        self._prepare(targets)
+        _apply_masks(targets)  # which are never others
+
 
 def masked(weight: Tensor, site: Site) -> Tensor:
     """The weight with zeros where it is pruned, whatever it held there, an infinity included."""
