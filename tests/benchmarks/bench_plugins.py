@@ -377,7 +377,12 @@ def table(fisher: str) -> list[Row]:
 # -------------------------------------------------------------------- measuring
 
 
-def measure(row: Row, network: nn.Module, least: float) -> Times:
+SETTINGS = {"small": ("small", 20), "small, once": ("small", 1), "medium": ("medium", 1), "large": ("large", 1)}
+"""What is measured: of which network, and how many calls in a row. Large weights leave nothing of themselves in the
+processor's cache, so that it makes no difference to them."""
+
+
+def measure(row: Row, network: nn.Module, least: float, in_a_row: int) -> Times:
     """The seconds of the plugin, and of the loop by hand."""
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
     trainer = Trainer(network, optimizer, step=lambda t, b: None, plugins=[row.plugin], seed=0)
@@ -412,7 +417,10 @@ def measure(row: Row, network: nn.Module, least: float) -> Times:
     by_hand = {"by hand": row.by_hand, **row.others}
     contenders = {name: functools.partial(loop, parameters, memory) for name, loop in by_hand.items()}
     return alternate(
-        {"plugin": lambda: trainer._fire_event(event), **contenders}, seconds=least * len(by_hand), prepare=prepare
+        {"plugin": lambda: trainer._fire_event(event), **contenders},
+        seconds=least * len(by_hand),
+        prepare=prepare,
+        in_a_row=in_a_row,
     )
 
 
@@ -473,30 +481,35 @@ def main(
     _refuse_unknown(only, without_fast)
     found = []
     print(f"{threads} thread(s); medians of alternating calls for {seconds} s each; * one block; × above 1: faster")
-    print(f"{'plugin':36s} {'network':8s} {'by hand':>10s} {'plugin':>10s} {'as fast':>9s}")
+    print("small: calls in a row; small, once: one call between those of others, as between the steps of a training")
+    print(f"{'plugin':36s} {'network':11s} {'by hand':>10s} {'plugin':>10s} {'as fast':>9s}")
     with tempfile.TemporaryDirectory() as folder:
-        for size in sizes:
+        for setting, (size, in_a_row) in SETTINGS.items():
+            if size not in sizes:
+                continue
             fisher = Path(folder) / f"{size}.safetensors"
             write_tensors(fisher, {name: torch.ones_like(p) for name, p in NETWORKS[size]().named_parameters()})
             for row in table(str(fisher)):
                 name, network = named(row.plugin, without_fast), network_for(row, size)
                 if network is None or not _is_wanted(row, only, without_fast):
                     continue
-                times = measure(row, network, seconds)
+                times = measure(row, network, seconds, in_a_row)
                 took = {who: statistics.median(seconds) for who, seconds in times.items()}
                 ratios = {who: ratio(times, "plugin", who) for who in times if who != "plugin"}
                 others = "".join(f"   {1 / ratios[who]:.2f} × {who}" for who in row.others)
                 print(
-                    f"{name + '*' * row.on_one_block:36s} {size:8s} {took['by hand'] * 1e3:7.2f} ms "
+                    f"{name + '*' * row.on_one_block:36s} {setting:11s} {took['by hand'] * 1e3:7.2f} ms "
                     f"{took['plugin'] * 1e3:7.2f} ms {1 / ratios['by hand']:7.2f} ×{others}",
                     flush=True,
                 )
-                found.append({"plugin": name, "network": size, "seconds": took, "ratios": ratios})
+                found.append({"plugin": name, "network": setting, "seconds": took, "ratios": ratios})
                 if THRESHOLD in times:  # which is compared with another contender than the plugin
                     alone = ratio(times, THRESHOLD, "kthvalue")
-                    print(f"{'':57s} the threshold alone: {1 / alone:.2f} × kthvalue", flush=True)
+                    print(f"{'':60s} the threshold alone: {1 / alone:.2f} × kthvalue", flush=True)
                     found[-1]["ratios"] = {who: r for who, r in ratios.items() if who != THRESHOLD}
-                    found.append({"plugin": f"{name}, its {THRESHOLD}", "network": size, "ratios": {"by hand": alone}})
+                    found.append(
+                        {"plugin": f"{name}, its {THRESHOLD}", "network": setting, "ratios": {"by hand": alone}}
+                    )
     keep(output, threads=threads, rows=added(output, threads, found) if (only or without_fast) and output else found)
 
 

@@ -36,13 +36,16 @@ def histogram(values: Tensor) -> Histogram:
     found = _summary(flat)
     nonfinite = int(found.counts[-1])
     count = flat.numel() - nonfinite
+    ends = (found.minimum, found.maximum) if count else (0.0, 0.0)
+    numbers = torch.from_numpy(np.array([*ends, found.total, found.total_squares], dtype=np.float64))
+    minimum, maximum, total, total_squares = numbers.unbind()
     return Histogram(
         limits=limits(_CPU),
         counts=torch.from_numpy(found.counts[:-1]),
-        minimum=_number(found.minimum if count else 0.0),
-        maximum=_number(found.maximum if count else 0.0),
-        total=_number(found.total),
-        total_squares=_number(found.total_squares),
+        minimum=minimum,
+        maximum=maximum,
+        total=total,
+        total_squares=total_squares,
         count=count,
         nonfinite=nonfinite,
         zeros=found.zeros,
@@ -78,10 +81,6 @@ def in_several_passes(flat: Tensor) -> Summary:
     numbers = torch.stack([*(end.double() for end in ends), total, squares])
     least, most, *sums = numbers.tolist()  # a device is waited for once
     return Summary(counts, least, most, sums[0], sums[1], zeros, subnormal)
-
-
-def _number(value: float) -> Tensor:
-    return torch.from_numpy(np.array(value, dtype=np.float64))  # the fastest of all ways
 
 
 _CPU = torch.device("cpu")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightsmith_plugins.compiling import compiled
-from weightsmith_plugins.probes.buckets import BITS, NEAR_ZERO, Summary, as_bits, lookup
+from weightsmith_plugins.probes.buckets import BITS, NEAR_ZERO, Summary, lookup
 
 __all__ = ["in_one_pass"]
 
@@ -20,16 +20,14 @@ def in_one_pass(flat: Tensor) -> Summary:
     """As :func:`~weightsmith_plugins.probes.distributions.in_several_passes`, of float32 or float64 numbers in main
     memory."""
     table, *constants = _constants(flat.dtype)
-    places = np.zeros(2 * table.buckets + 1, dtype=np.int64)
-    found = _look(flat.numpy(), as_bits(flat), table.entries, *constants, places)
-    return Summary(table.folded(places), *found)
+    values, counts = flat.numpy(), np.zeros(table.buckets + 1, dtype=np.int64)
+    return Summary(counts, *_look(values, values.view(table.entries.dtype), table.entries, *constants, counts))
 
 
 @functools.cache
 def _constants(dtype: torch.dtype) -> tuple[Any, ...]:
     table, bits = lookup(dtype), BITS[dtype]
-    masks = np.array([table.others, bits.magnitude, bits.exponent], dtype=table.entries.dtype)
-    return table, *masks, NEAR_ZERO.start, 2 * table.buckets - NEAR_ZERO.stop
+    return table, *np.array([table.others, bits.magnitude, bits.exponent], dtype=table.entries.dtype), NEAR_ZERO.start
 
 
 @functools.partial(compiled, fastmath={"reassoc", "contract"})  # so that several values are added at once
@@ -85,12 +83,14 @@ def _look(
     others: Any,
     magnitude: Any,
     exponent: Any,
-    positive: int,
-    negative: int,
-    places: Any,
+    near_zero: int,
+    counts: Any,
 ) -> tuple[float, float, float, float, int, int]:
-    """The least and the largest finite value, their sum, that of their squares, and how many are zero and subnormal;
-    block by block, while they are in the processor's cache."""
+    """Fill in the counts; and find the least and the largest finite value, their sum, that of their squares, and how
+    many are zero and subnormal; block by block, while they are in the processor's cache."""
+    buckets = len(counts) - 1
+    places = np.zeros(2 * buckets + 1, np.int64)
+    positive, negative = near_zero, 2 * buckets - near_zero - 2
     least, most, total, squares, zeros, subnormal = np.inf, -np.inf, 0.0, 0.0, 0, 0
     for start in range(0, len(values), _BLOCK):
         block, numbers = values[start : start + _BLOCK], bits[start : start + _BLOCK]
@@ -107,6 +107,9 @@ def _look(
             total += sums[0]
             squares += sums[1]
             least, most = min(least, ends[0]), max(most, ends[1])
+    for bucket in range(buckets):
+        counts[bucket] = places[bucket] + places[2 * buckets - 1 - bucket]
+    counts[buckets] = places[2 * buckets]
     return least, most, total, squares, zeros, subnormal
 
 

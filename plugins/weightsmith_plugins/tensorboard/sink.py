@@ -266,20 +266,20 @@ def _check_sum(data: bytes) -> bytes:
 
 def _summaries(measured: Mapping[str, Measurement]) -> Iterator[Summary]:
     """As few as it goes: what an event costs beside its values is most of what a small distribution does."""
-    some: list[Summary.Value] = []
-    size = 0
+    summary, size = Summary(), 0
     for tag, value in measured.items():
         if isinstance(value, Settings):
             make: Any = hparams
             yield from make(dict(value.values), dict.fromkeys(value.metrics, 0.0))
             continue
-        some.append(_summary_value(tag, value))
-        size += some[-1].ByteSize()
+        entry = summary.value.add(tag=tag)
+        _fill_in(entry, value)
+        size += entry.ByteSize()
         if size > _TOGETHER:
-            yield Summary(value=some)
-            some, size = [], 0
-    if some:
-        yield Summary(value=some)
+            yield summary
+            summary, size = Summary(), 0
+    if size:
+        yield summary
 
 
 _TOGETHER = 2**20
@@ -297,31 +297,24 @@ def _layout(found: Mapping[str, Mapping[str, str]]) -> Summary:
     return summary
 
 
-def _summary_value(tag: str, value: Tensor | float | Histogram | Picture) -> Any:
+def _fill_in(entry: Any, value: Tensor | float | Histogram | Picture) -> None:
     if isinstance(value, Histogram):
-        return Summary.Value(tag=tag, histo=_histogram_proto(value))
-    if isinstance(value, Picture):
-        return Summary.Value(tag=tag, image=_image_proto(value))
-    return Summary.Value(tag=tag, simple_value=float(value))
+        _fill_in_histogram(entry.histo, value)
+    elif isinstance(value, Picture):
+        entry.image.CopyFrom(_image_proto(value))
+    else:
+        entry.simple_value = float(value)
 
 
-def _histogram_proto(histogram: Histogram) -> HistogramProto:
-    counts = histogram.counts.cpu().numpy()
+def _fill_in_histogram(proto: HistogramProto, histogram: Histogram) -> None:
+    proto.min, proto.max = float(histogram.minimum), float(histogram.maximum)
+    proto.num, proto.sum = histogram.count, float(histogram.total)
+    proto.sum_squares = float(histogram.total_squares)
+    limits, counts = histogram.limits.cpu().numpy(), histogram.counts.cpu().numpy()
     # As SummaryWriter.add_histogram: only the filled stretch, with one empty bucket before it to mark where it begins.
-    filled = counts > 0
-    stretch = slice(max(int(filled.argmax()) - 1, 0), len(filled) - int(filled[::-1].argmax()))
-    if not histogram.count:
-        stretch = slice(0, 1)
-    proto = HistogramProto(
-        min=float(histogram.minimum),
-        max=float(histogram.maximum),
-        num=histogram.count,
-        sum=float(histogram.total),
-        sum_squares=float(histogram.total_squares),
-    )
-    limits = histogram.limits.cpu().numpy()
+    filled = counts.nonzero()[0] if histogram.count else (0,)
+    stretch = slice(max(int(filled[0]) - 1, 0), int(filled[-1]) + 1)
     proto.MergeFromString(_packed(_BUCKET_LIMIT, limits[stretch]) + _packed(_BUCKET, counts[stretch]))
-    return proto
 
 
 def _image_proto(picture: Picture) -> Any:
