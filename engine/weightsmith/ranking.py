@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -74,7 +75,8 @@ def keep_largest_(passes: Passes, count: int) -> bool:
 
     Returns:
         Whether it was done. Not where the least to keep is 0 or infinite, where the weights are few, or where a sample
-        misleads; then nothing was changed.
+        misleads; then nothing was changed, but that what was not kept may be 0 already. Where so many are kept and none
+        of them is 0, that is all there is to do.
 
     >>> weight, mask = torch.arange(-50_000.0, 50_000.0), torch.ones(100_000, dtype=torch.bool)
     >>> keep_largest_(in_blocks([weight], [mask]), 1000)
@@ -82,13 +84,16 @@ def keep_largest_(passes: Passes, count: int) -> bool:
     >>> int(mask.sum()), weight[mask].abs().min(), weight[~mask].abs().max(), mask[500], mask[-500]
     (1000, tensor(49500.), tensor(0.), tensor(True), tensor(False))
     """
+    if passes.settle(count):
+        return True
     if not (passes.total > _LONG and 0 < count < passes.total):
         return False
-    least, ties = _least_kept(passes, count)
-    if not 0 < least < math.inf:
-        return False
-    passes.keep(least, ties)
-    return True
+    for step in _steps(passes.total):
+        least, ties = _least_kept(passes, count, step)
+        if 0 < least < math.inf:
+            passes.keep(least, ties)
+            return True
+    return False
 
 
 class Passes(Protocol):
@@ -100,6 +105,11 @@ class Passes(Protocol):
 
     total: int
 
+    def settle(self, count: int) -> bool:
+        """Whether just so many are kept, and none of them is 0. If so many are, put the others to 0.
+
+        Writing to weights and masks counts their versions up, here and in :meth:`keep`."""
+
     def sample(self, step: int) -> tuple[Values, int]:
         """Of every ``step``-th value, the magnitudes of those kept; and how many were looked at."""
 
@@ -110,10 +120,23 @@ class Passes(Protocol):
         """Keep those of at least this magnitude, of equal ones the first so many or all, and put the others to 0."""
 
 
-def _least_kept(passes: Passes, count: int) -> tuple[float, int | None]:
+def _steps(total: int) -> Sequence[int]:
+    """How far apart the values of a sample are: two tries. No step has a factor with what is usual in shapes, lest a
+    sample see but one place of every kernel, or some of the columns."""
+    if total < 2 * _SAMPLE:
+        return [1]
+    first = _coprime(max(17, total // _SAMPLE))
+    return [first, _coprime(first + 1)]
+
+
+def _coprime(step: int) -> int:
+    """The next that has no factor up to 13."""
+    return next(number for number in itertools.count(step) if math.gcd(number, math.prod((2, 3, 5, 7, 11, 13))) == 1)
+
+
+def _least_kept(passes: Passes, count: int, step: int) -> tuple[float, int | None]:
     """The ``count``-th largest magnitude of those kept, and how many of those equal to it there is room for, if not
-    for all; 0 if it is not found."""
-    step = max(1, passes.total // _SAMPLE)
+    for all; 0 if it is not found by a sample of every ``step``-th."""
     sample, looked_at = passes.sample(step)
     if not len(sample):  # hardly any is kept
         return 0.0, None
@@ -129,8 +152,14 @@ def _least_kept(passes: Passes, count: int) -> tuple[float, int | None]:
 
 
 def _bracket(sample: Values, looked_at: int, share: float) -> tuple[float, float]:
-    """Magnitudes between which the one is expected that this share of all exceeds. The sample has
-    those kept of what was looked at, and is hardly ever off by more than five standard deviations of what is drawn."""
+    """Magnitudes between which the one is expected that this share of all exceeds.
+
+    Args:
+        sample: the magnitudes of those kept among those that were looked at; hardly ever off by more than five standard
+            deviations of what is drawn.
+        looked_at: how many these are.
+        share: the share.
+    """
     place, last = int(share * looked_at), len(sample) - 1
     room = 16 + round(5 * math.sqrt(looked_at * share * (1 - share)))
     ends = [min(max(0, last - place + side), last) for side in (-room, room)]
@@ -154,15 +183,32 @@ def in_blocks(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Passes | No
         lies elsewhere than in one stretch of main memory.
     """
     alike = len({weight.dtype for weight in weights}) == 1
-    plain = alike and all(w.is_cpu and w.is_contiguous() and w.dtype in _BITS for w in weights)
-    return _InBlocks(weights, masks) if plain and all(m.is_contiguous() for m in masks) else None
+    plain = all(tensor.is_cpu and tensor.is_contiguous() for tensor in (*weights, *masks))
+    return _InBlocks(weights, masks) if plain and alike and weights[0].dtype in _BITS else None
 
 
 class _InBlocks:
     def __init__(self, weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
         self.total = sum(weight.numel() for weight in weights)
-        self._rows = list(_rows(weights, masks))
-        self._parts = [part for row in self._rows for part in row.parts()]
+        self._weights, self._masks = weights, masks
+
+    @cached_property
+    def _rows(self) -> list[_Row]:
+        return list(_rows(self._weights, self._masks))
+
+    @cached_property
+    def _parts(self) -> list[tuple[Values, Values]]:
+        return [part for row in self._rows for part in row.parts()]
+
+    def settle(self, count: int) -> bool:
+        if sum(int(np.count_nonzero(mask.numpy())) for mask in self._masks) != count:
+            return False
+        other_than_zero = 0
+        for values, kept in self._parts:
+            _put_zeros(values, kept)
+            other_than_zero += int(np.count_nonzero(values))
+        self._write_back()
+        return other_than_zero == count
 
     def sample(self, step: int) -> tuple[Values, int]:
         found = np.concatenate([values[::step][kept[::step]] for values, kept in self._parts])
@@ -186,10 +232,17 @@ class _InBlocks:
                 below[equal[ties:]] = True
                 ties = max(0, ties - len(equal))
             np.greater(kept, below, out=kept)
-            bits = values.view(_BITS[torch.from_numpy(values).dtype])
-            np.multiply(bits, kept, out=bits)
+            _put_zeros(values, kept)
+        self._write_back()
+
+    def _write_back(self) -> None:
         for row in self._rows:
             row.write_back()
+
+
+def _put_zeros(values: Values, kept: Values) -> None:
+    bits = values.view(_BITS[torch.from_numpy(values).dtype])
+    np.multiply(bits, kept, out=bits)
 
 
 _BITS = {torch.float32: np.int32, torch.float64: np.int64}
@@ -224,7 +277,7 @@ class _Row:
             copy_(self._weights, self._weight.split_with_sizes(sizes))
             copy_(self._masks, self._mask.split_with_sizes(sizes))
         else:
-            torch.autograd.graph.increment_version(self._weights)  # which NumPy does not know of
+            torch.autograd.graph.increment_version([*self._weights, *self._masks])  # which NumPy does not know of
 
 
 _PART = 2**17

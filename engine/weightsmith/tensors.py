@@ -326,7 +326,7 @@ def keep_(tensor: Tensor, mask: Tensor) -> None:
     >>> weight
     tensor([1., 0.])
     """
-    if tensor.is_complex():
+    if tensor.is_complex() or (tensor.requires_grad and torch.is_grad_enabled()):
         tensor.masked_fill_(~mask, 0)
     else:
         tensor.view(_BITS[tensor.element_size()]).mul_(mask)

@@ -30,12 +30,13 @@ warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
 import weightsmith_plugins as w
 from measuring import Times, alternate, keep, ratio
 from networks import NETWORKS, ONE_BLOCK
-from weightsmith import Constraint, GradientEditor, Penalty, Site, Trainer, WeightEvents, ranking
+from weightsmith import Constraint, GradientEditor, Penalty, Site, Trainer, WeightEvents, linear, ranking
 from weightsmith.files import write_tensors
 from weightsmith.tensors import unit_norms
 from weightsmith_plugins.compiling import compiled_function
 
 THRESHOLD = "threshold alone"
+IN_PLACE = "added to `.grad`"
 ByHand = Callable[[Sequence[nn.Parameter], dict[str, list[Tensor]]], object]
 
 
@@ -78,9 +79,13 @@ def charged(cost: Callable[[Tensor], Tensor]) -> ByHand:
     return lambda weights, _: sum(cost(weight) for weight in weights).backward()
 
 
+LIMIT = 0.3
+"""Of norms: below those that units have in each of the networks, so that some are outside."""
+
+
 def max_norm(weight: Tensor) -> None:
     norms = lengths(weight)
-    weight.mul_(norms.clamp(max=1.0) / (norms + 1e-7))
+    weight.mul_(norms.clamp(max=LIMIT) / (norms + 1e-7))
 
 
 def min_max_norm(weight: Tensor) -> None:
@@ -285,15 +290,14 @@ def threshold_alone(weights: Sequence[nn.Parameter], _: object) -> None:
     """What ``kthvalue`` finds, as MagnitudePruning finds it."""
     plain = [weight.detach() for weight in weights]
     masks = [torch.ones_like(weight, dtype=torch.bool) for weight in plain]
-    compiled = compiled_function("passes_over", plain)
-    passes = (compiled or ranking.in_blocks)(plain, masks)
-    ranking._least_kept(passes, passes.total - int(0.8 * passes.total))
+    passes = (compiled_function("passes_over", plain) or ranking.in_blocks)(plain, masks)
+    ranking._least_kept(passes, passes.total - int(0.8 * passes.total), ranking._steps(passes.total)[0])
 
 
 class UnitBall(Constraint):
     """A plugin of a user's own, as docs/first_plugin.md writes it."""
 
-    radius: float = 1.0
+    radius: float = LIMIT
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         norms = unit_norms(weight, site.unit_dims)
@@ -317,6 +321,11 @@ class Row:
     others: dict[str, ByHand] = field(default_factory=dict)
 
 
+GROWING = w.MagnitudePruning(linear(0.7, 0.9, over=40_000))
+"""So slowly that it stays near 0.7 while it is timed, and so fast that every update prunes at least one more of 0.2
+million."""
+
+
 def table(fisher: str) -> list[Row]:
     thresholds = {"kthvalue": kthvalue, THRESHOLD: threshold_alone}
     return [
@@ -326,7 +335,7 @@ def table(fisher: str) -> list[Row]:
             others={"one pass": one_pass, "`.data`": through_data},
         ),
         Row(w.NonNegative(), each(lambda x: x.clamp_(min=0))),
-        Row(w.MaxNorm(1.0), each(max_norm), others=keras("MaxNorm", 1.0)),
+        Row(w.MaxNorm(LIMIT), each(max_norm), others=keras("MaxNorm", LIMIT)),
         Row(w.MinMaxNorm(0.5, 1.0), each(min_max_norm)),
         Row(w.UnitNorm(), each(lambda x: x.div_(lengths(x) + 1e-7)), others=keras("UnitNorm")),
         Row(w.ZeroMean(), each(lambda x: x.sub_(x.mean(dim=rows(x), keepdim=True)))),
@@ -343,12 +352,21 @@ def table(fisher: str) -> list[Row]:
         Row(w.NofM(2, 4), each(two_of_four)),
         Row(w.Grid(4), each(grid)),
         Row(w.Intersection(w.NonNegative(), w.MaxNorm(1.0)), each(in_both)),
-        Row(w.MagnitudePruning(0.8), prune_globally, others={"torch's prune": torch_prune} | thresholds),
+        Row(GROWING, prune_globally, others={"torch's prune": torch_prune} | thresholds),
+        Row(w.MagnitudePruning(0.8), prune_globally),
         Row(w.KeepZeros(), keep_zeros),
         Row(UnitBall(), each(max_norm)),
         Row(UnitBallUnitwise(), each(max_norm)),
-        Row(w.L1(0.01), charged(lambda x: 0.01 * x.abs().sum())),
-        Row(w.L2(0.01), charged(lambda x: 0.01 * x.square().sum())),
+        Row(
+            w.L1(0.01),
+            charged(lambda x: 0.01 * x.abs().sum()),
+            others={IN_PLACE: each_gradient(lambda g, x: g.add_(x.sign(), alpha=0.01))},
+        ),
+        Row(
+            w.L2(0.01),
+            charged(lambda x: 0.01 * x.square().sum()),
+            others={IN_PLACE: each_gradient(lambda g, x: g.add_(x, alpha=0.02))},
+        ),
         Row(w.ElasticNet(0.01, 0.01), charged(lambda x: 0.01 * x.abs().sum() + 0.01 * x.square().sum())),
         Row(w.GroupLasso(0.01), charged(group_lasso)),
         Row(w.Hoyer(0.01), charged(lambda x: 0.01 * x.abs().sum() / x.square().sum().sqrt())),
@@ -447,6 +465,7 @@ IN_ONE_PASS = (
 def named(plugin: Any, without_fast: bool) -> str:
     """Its class, and what tells it from another of the same class."""
     name = type(plugin).__name__ + ", under its limit" * (plugin == w.ClipNorm(1e6))
+    name += ", at the same share" * (plugin == w.MagnitudePruning(0.8))
     return f"{name}, without the extra fast" if without_fast else name
 
 
@@ -496,7 +515,7 @@ def main(
                 times = measure(row, network, seconds, in_a_row)
                 took = {who: statistics.median(seconds) for who, seconds in times.items()}
                 ratios = {who: ratio(times, "plugin", who) for who in times if who != "plugin"}
-                others = "".join(f"   {1 / ratios[who]:.2f} × {who}" for who in row.others)
+                others = "".join(f"   {1 / ratios[who]:.2f} × {who}" for who in row.others if who != THRESHOLD)
                 print(
                     f"{name + '*' * row.on_one_block:36s} {setting:11s} {took['by hand'] * 1e3:7.2f} ms "
                     f"{took['plugin'] * 1e3:7.2f} ms {1 / ratios['by hand']:7.2f} ×{others}",

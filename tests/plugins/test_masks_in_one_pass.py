@@ -3,13 +3,14 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 import weightsmith_plugins as w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from weightsmith import Trainer
+from weightsmith import Site, Trainer
 from weightsmith.ranking import in_blocks, keep_largest_
 from weightsmith.tensors import keep_
 from weightsmith_plugins import compiling
@@ -65,15 +66,66 @@ def test_masks_put_the_zeros_that_torch_puts(shapes, seed):
 
 
 def test_what_is_not_for_it_is_left_to_torch():
-    weights = [torch.ones(4, 4), torch.ones(4, 4).double(), torch.ones(4, 4).T[:2], torch.ones(4, 4), torch.ones(3)]
+    weights = [torch.ones(4, 4) for _ in range(5)] + [torch.ones(3)]
     masks = [torch.zeros(weight.shape, dtype=torch.bool) for weight in weights]
-    masks[3] = masks[3].to(torch.uint8)
-    weights[2], masks[2] = torch.ones(4, 4), torch.zeros(8, 4, dtype=torch.bool)[::2]
-    assert list(one_pass.masked_(weights, masks)) == [1, 2, 3]
-    assert [float(weight.sum()) for weight in weights] == [0, 16, 16, 16, 0]
+    weights[1], weights[2] = weights[1].double(), torch.ones(8, 4)[::2]
+    masks[3], masks[4] = masks[3].to(torch.uint8), torch.zeros(8, 4, dtype=torch.bool)[::2]
+    assert list(one_pass.masked_(weights, masks)) == [1, 2, 3, 4]
+    assert [float(weight.sum()) for weight in weights] == [0, 16, 16, 16, 16, 0]
     mask_(weights, masks)
-    assert [float(weight.sum()) for weight in weights] == [0] * 5
+    assert [float(weight.sum()) for weight in weights] == [0] * 6
     assert one_pass.passes_over(weights, masks) is None
+
+
+@pytest.mark.parametrize("byte", [2, 254, 255])
+def test_every_byte_of_a_mask_that_is_not_0_stands_for_true(byte):
+    """As to torch. In memory there may be others than 1."""
+    start = torch.randn(2**17, generator=torch.Generator().manual_seed(0))
+    kept = torch.rand(2**17, generator=torch.Generator().manual_seed(1)) < 0.5
+    mask = (kept.to(torch.uint8) * byte).view(torch.bool)
+    weight = start.clone()
+    assert not one_pass.masked_([weight], [mask])
+    assert torch.equal(weight, start * kept)
+    for count in (int(kept.sum()), 1000):
+        weight = start.clone()
+        passes = one_pass.passes_over([weight], [mask])
+        passes.sample(1)
+        assert keep_largest_(passes, count)
+        expected = (start.abs() * kept).sort(descending=True, stable=True).indices[:count].sort().values
+        assert torch.equal(weight.nonzero().view(-1), expected)
+        assert torch.equal(mask.view(torch.uint8).nonzero().view(-1), expected)
+
+
+sizes = st.lists(st.sampled_from([0, 1, 7, 8, 63, 4095, 4096, 4097, 9000]), min_size=1, max_size=5)
+
+
+@settings(max_examples=100, deadline=None)
+@given(sizes, st.sampled_from([1, 2, 3, 17, 5000]), st.sampled_from([0.0, 0.3, 1.0]), st.integers(0, 10**6))
+def test_its_passes_look_at_what_numpy_looks_at(sizes, step, share, seed):
+    """And write nothing behind the room that there is, where a canary would notice it."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = [drawn((size,), generator) for size in sizes]
+    masks = [torch.rand(size, generator=generator) < share for size in sizes]
+    passes = one_pass.passes_over(weights, masks)
+    if not sum(sizes):
+        return
+    row, kept = torch.cat(weights), torch.cat(masks)
+    found = np.full(-(-len(row) // step) + 1, -7, np.int32)
+    count = one_pass._sample(passes._table, step, found[:-1])
+    assert found[-1] == -7
+    wanted = row[::step][kept[::step]].abs()
+    assert torch.equal(torch.from_numpy(found[:count]), bits(wanted))
+    assert passes.sample(step)[1] == len(row[::step])
+    ends = row.nan_to_num(0.5).abs().quantile(torch.tensor([0.3, 0.8])).tolist() if len(row) < 10**5 else (0.5, 1.0)
+    above, between = passes.between(*ends)
+    by_numpy = in_blocks(weights, masks).between(*ends)
+    assert above == by_numpy[0]
+    assert np.array_equal(between, by_numpy[1])
+    for room in (0, len(between), len(between) + one_pass._BLOCK):
+        found = np.full(room + 1, -7, np.int32)
+        limits = (np.float32(end).view(np.int32) for end in ends)
+        assert one_pass._look_between(passes._table, *limits, found[:-1], 0, 1) == (above, len(between))
+        assert found[-1] == -7
 
 
 @settings(max_examples=60, deadline=None)
@@ -99,6 +151,56 @@ def test_it_keeps_what_numpy_keeps(shapes, share, standing, steps, seed):
     assert was_done == was_done_too
     for one, other in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("make", [in_blocks, one_pass.passes_over])
+def test_nan_and_infinity_count_as_the_largest_beside_ties(make):
+    weight = torch.cat([torch.full((10,), -math.nan), torch.full((10,), -math.inf), torch.ones(70_000), torch.zeros(9)])
+    weight, mask = weight.flip(0).contiguous(), torch.ones(len(weight), dtype=torch.bool)
+    assert keep_largest_(make([weight], [mask]), 50)
+    assert torch.equal(mask.nonzero().view(-1), torch.cat([torch.arange(9, 39), torch.arange(70_009, 70_029)]))
+    assert int(weight.isnan().sum()) == int(weight.isinf().sum()) == 10
+
+
+@pytest.mark.parametrize("make", [in_blocks, one_pass.passes_over])
+@pytest.mark.parametrize("share", [0.05, 0.2, 0.5])
+@pytest.mark.parametrize("pattern", ["centres", "columns", "rows", "sorted"])
+def test_a_sample_is_not_misled_by_a_pattern_of_the_shape(pattern, share, make):
+    generator = torch.Generator().manual_seed(0)
+    if pattern == "centres":
+        weight = torch.randn(512, 512, 3, 3, generator=generator)
+        weight[..., 1, 1] *= 3
+    else:
+        weight = torch.randn(2048, 2048, generator=generator)
+        if pattern == "sorted":
+            weight = weight.view(-1).abs().sort().values
+        else:
+            weight[:, ::64] *= 4
+            weight = weight.T.contiguous() if pattern == "rows" else weight
+    mask, count, start = torch.ones_like(weight, dtype=torch.bool), int(share * weight.numel()), weight.clone()
+    assert keep_largest_(make([weight], [mask]), count)
+    expected = start.view(-1).abs().sort(descending=True, stable=True).indices[:count].sort().values
+    assert torch.equal(mask.view(-1).nonzero().view(-1), expected)
+
+
+@pytest.mark.parametrize("make", [in_blocks, one_pass.passes_over])
+@pytest.mark.parametrize("zeros", [0, 1])
+def test_what_is_kept_stays_where_just_so_many_are_and_none_is_zero(zeros, make):
+    """However few there are; momentum moves what is not kept."""
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(shape, generator=generator) for shape in [(30, 30), (100,)]]
+    masks = [torch.rand(weight.shape, generator=generator) < 0.3 for weight in weights]
+    count = sum(int(mask.sum()) for mask in masks)
+    wanted, were = [weight * mask for weight, mask in zip(weights, masks, strict=True)], [m.clone() for m in masks]
+    if zeros:
+        place = masks[0].nonzero()[0].tolist()
+        weights[0][*place] = wanted[0][*place] = -0.0
+    versions = [tensor._version for tensor in (*weights, *masks)]
+    assert keep_largest_(make(weights, masks), count) == (not zeros)
+    assert all(map(torch.equal, weights, wanted))
+    assert all(map(torch.equal, masks, were))
+    assert not keep_largest_(make(weights, masks), count - 1)
+    assert all(tensor._version > before for tensor, before in zip((*weights, *masks), versions, strict=True))
 
 
 @pytest.mark.parametrize("steps", [3, 10**7])
@@ -137,11 +239,11 @@ def test_nothing_beside_is_written():
     assert beside[0]
 
 
-def pruned(updates=3):
-    """The weights of a model that was pruned to 80 % while it was trained, and how often a function was called."""
+def pruned():
+    """The weights of a model that was pruned to 80 % while it was trained."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(300, 300), nn.ReLU(), nn.Linear(300, 10))
-    batches = [(torch.randn(8, 300), torch.randn(8, 10)) for _ in range(updates)]
+    batches = [(torch.randn(8, 300), torch.randn(8, 10)) for _ in range(3)]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     Trainer(model, optimizer, nn.MSELoss(), plugins=[w.MagnitudePruning(0.8, every=2)]).run(batches, max_epochs=2)
     return [parameter.detach() for parameter in model.parameters()]
@@ -181,15 +283,43 @@ def test_without_numba_torch_and_numpy_do_it(afresh, trouble, monkeypatch, caplo
     monkeypatch.setattr(one_pass, "_mask_all", fail if trouble == "failing" else lambda *_: None)
     monkeypatch.setattr(one_pass, "_keep_all", fail if trouble == "failing" else lambda *_: None)
     assert all(map(torch.equal, pruned(), found))
-    said = {
-        "failing": ["OSError: No space left on device"] * 2,
-        "wrong": [
-            f"ArithmeticError: {name} made [3.0, -1.0, -4.0, 5.0] of [3.0, -1.0, -4.0, 5.0], and not "
-            "[3.0, 0.0, -4.0, 0.0]"
-            for name in ("passes_over", "masked_")
-        ],
-    }[trouble]
     starts = ["MagnitudePruning works", "masks are applied"]
-    assert [record.getMessage() for record in caplog.records] == [
-        f"{start} the slower way, as Numba fails: {why}" for start, why in zip(starts, said, strict=True)
-    ]
+    why = {
+        "failing": ["OSError: No space left on device"] * 2,
+        "wrong": ["ArithmeticError: passes_over made [1.0, -2.0, 3.0"],
+    }
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    for message, start, reason in zip(
+        messages, starts, why[trouble] + ["ArithmeticError: masked_ made [1.0, -2.0"], strict=False
+    ):
+        assert message.startswith(f"{start} the slower way, as Numba fails: {reason}")
+
+
+def test_a_subclass_of_keep_zeros_with_a_projection_of_its_own_is_asked():
+    class Within(w.KeepZeros):
+        def project(self, weight, site):
+            return super().project(weight, site).clamp(-0.01, 0.01)
+
+    torch.manual_seed(0)
+    layer = nn.Linear(8, 4)
+    with torch.no_grad():
+        layer.weight[0] = 0
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    Trainer(layer, optimizer, nn.MSELoss(), plugins=[Within()]).run(
+        [(torch.ones(2, 8), torch.ones(2, 4))], max_epochs=2
+    )
+    assert not layer.weight[0].any()
+    assert layer.weight.abs().max() == 0.01
+
+
+def test_keep_zeros_remembers_at_its_first_call_where_nothing_was_remembered():
+    weight = torch.tensor([[3.0, 0.0]])
+    site = Site.alone(weight)
+    w.KeepZeros().project_all_([weight], [site])
+    weight += 1
+    w.KeepZeros().project_all_([weight], [site])
+    assert weight.tolist() == [[4, 0]]
+    parameter = nn.Parameter(torch.ones(2, 2))
+    with pytest.raises(RuntimeError, match="a leaf Variable that requires grad"):
+        w.KeepZeros().project_all_([parameter], [Site.alone(parameter)])

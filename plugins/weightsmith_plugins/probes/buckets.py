@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from weightsmith.tensors import accurate_dtype
 
-__all__ = ["BITS", "BLOCK", "NEAR_ZERO", "Lookup", "Summary", "as_bits", "by_lookup", "by_search", "limits", "lookup"]
+__all__ = ["BITS", "BLOCK", "NEAR_ZERO", "Lookup", "Summary", "by_lookup", "by_search", "limits", "lookup"]
 
 
 class Bits(NamedTuple):
@@ -145,7 +145,7 @@ def by_lookup(flat: Tensor) -> npt.NDArray[Any]:
     """As :func:`by_search`, on a CPU, from the numbers' bits, block by block, so that what is looked up stays in the
     processor's cache."""
     table = lookup(flat.dtype)
-    bits = as_bits(flat)
+    bits = _as_bits(flat)
     places = np.zeros(2 * table.buckets + 1, dtype=np.int64)
     for start in range(0, len(bits), BLOCK):
         block = bits[start : start + BLOCK]
@@ -157,7 +157,7 @@ def by_lookup(flat: Tensor) -> npt.NDArray[Any]:
     return table.folded(places)
 
 
-def as_bits(flat: Tensor) -> npt.NDArray[Any]:
+def _as_bits(flat: Tensor) -> npt.NDArray[Any]:
     """The numbers' bits as unsigned integers, sharing memory with a tensor of main memory."""
     return flat.view(BITS[flat.dtype].whole).numpy().view(f"u{flat.element_size()}")
 

@@ -27,7 +27,8 @@ def in_one_pass(flat: Tensor) -> Summary:
 @functools.cache
 def _constants(dtype: torch.dtype) -> tuple[Any, ...]:
     table, bits = lookup(dtype), BITS[dtype]
-    return table, *np.array([table.others, bits.magnitude, bits.exponent], dtype=table.entries.dtype), NEAR_ZERO.start
+    masks = np.array([table.others, bits.magnitude, bits.exponent], dtype=table.entries.dtype)
+    return table, *masks, NEAR_ZERO.start, 2 * table.buckets - NEAR_ZERO.stop
 
 
 @functools.partial(compiled, fastmath={"reassoc", "contract"})  # so that several values are added at once
@@ -83,14 +84,14 @@ def _look(
     others: Any,
     magnitude: Any,
     exponent: Any,
-    near_zero: int,
+    positive: int,
+    negative: int,
     counts: Any,
 ) -> tuple[float, float, float, float, int, int]:
     """Fill in the counts; and find the least and the largest finite value, their sum, that of their squares, and how
     many are zero and subnormal; block by block, while they are in the processor's cache."""
     buckets = len(counts) - 1
     places = np.zeros(2 * buckets + 1, np.int64)
-    positive, negative = near_zero, 2 * buckets - near_zero - 2
     least, most, total, squares, zeros, subnormal = np.inf, -np.inf, 0.0, 0.0, 0, 0
     for start in range(0, len(values), _BLOCK):
         block, numbers = values[start : start + _BLOCK], bits[start : start + _BLOCK]
@@ -107,7 +108,7 @@ def _look(
             total += sums[0]
             squares += sums[1]
             least, most = min(least, ends[0]), max(most, ends[1])
-    for bucket in range(buckets):
+    for bucket in range(buckets):  # as Lookup.folded
         counts[bucket] = places[bucket] + places[2 * buckets - 1 - bucket]
     counts[buckets] = places[2 * buckets]
     return least, most, total, squares, zeros, subnormal

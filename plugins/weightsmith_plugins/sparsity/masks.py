@@ -123,11 +123,16 @@ class KeepZeros(Pruning):
         return masked(weight, site)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        mask_(weights, [site.state["mask"] for site in sites])
+        pairs = zip(weights, sites, strict=True)
+        mask_(weights, [self._ask(self._mask_of, weight, site=site, remember=True) for weight, site in pairs])
+
+    def _mask_of(self, weight: Tensor, site: Site) -> Tensor:
+        return site.state["mask"]
 
     def prune(self, binding: Binding, targets: Targets) -> None:
+        """Masks are never others, so that nothing grows."""
         self._prepare(targets)
-        _apply_masks(targets)  # which are never others
+        self.project_all_(targets.tensors, targets.sites)
 
 
 def masked(weight: Tensor, site: Site) -> Tensor:

@@ -55,7 +55,7 @@ def _mask_all(table: Any, share: int, shares: int) -> None:
 @_kernel
 def _mask(bits: Any, kept: Any) -> None:
     for place in range(len(bits)):
-        bits[place] *= np.int32(kept[place])
+        bits[place] = bits[place] if kept[place] else np.int32(0)
 
 
 # -------------------------------------------------------------------- the largest
@@ -71,6 +71,13 @@ def passes_over(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Passes | 
 class _Compiled:
     def __init__(self, memory: Memory, written: Sequence[Tensor]) -> None:
         self.total, self._table, self._written = memory.values, memory.table, written
+
+    def settle(self, count: int) -> bool:
+        if sum(on_threads(functools.partial(_count_kept, self._table), self.total)) != count:
+            return False
+        found = sum(on_threads(functools.partial(_mask_and_count, self._table), self.total))
+        torch.autograd.graph.increment_version(self._written)
+        return bool(found == count)
 
     def sample(self, step: int) -> tuple[Values, int]:
         looked_at = -(-self.total // step)
@@ -101,6 +108,54 @@ class _Compiled:
 
 
 @_kernel
+def _count_kept(table: Any, share: int, shares: int) -> int:
+    """How many are kept. Bytes above 1, which stand for true as well, become 1: the other passes rely on it."""
+    sizes, masks, count = table[0], table[3], 0
+    for place in range(len(masks)):
+        first, last = share_of(sizes[place], share, shares)
+        for start in range(first, last, _BLOCK):
+            kept = kept_at(masks[place], start, min(last, start + _BLOCK))
+            total, together = _sums(kept)
+            if together > 1:
+                kept[:] = kept != 0
+                total, together = _sums(kept)
+            count += total
+    return count
+
+
+@_kernel
+def _sums(kept: Any) -> tuple[Any, Any]:
+    """Of a block, whose sum stays below the largest number of 16 bits; and all bytes together, bit by bit."""
+    total, together = np.uint16(0), np.uint8(0)
+    for place in range(len(kept)):
+        total += np.uint16(kept[place])
+        together |= kept[place]
+    return total, together
+
+
+@_kernel
+def _mask_and_count(table: Any, share: int, shares: int) -> int:
+    """Put 0 where nothing is kept; how many values are other than 0."""
+    sizes, weights, masks, count = table[0], table[2], table[3], 0
+    for place in range(len(weights)):
+        first, last = share_of(sizes[place], share, shares)
+        for start in range(first, last, _BLOCK):
+            end = min(last, start + _BLOCK)
+            count += _mask_block(bits_at(weights[place], start, end), kept_at(masks[place], start, end))
+    return count
+
+
+@_kernel
+def _mask_block(bits: Any, kept: Any) -> Any:
+    found = np.int32(0)
+    for place in range(len(bits)):
+        left = bits[place] if kept[place] else np.int32(0)
+        bits[place] = left
+        found += np.int32(1) if left & _MAGNITUDE else np.int32(0)
+    return found
+
+
+@_kernel
 def _sample(table: Any, step: int, found: Any) -> int:
     """Every ``step``-th magnitude, of all weights as one row, where it is kept; how many these are."""
     sizes, weights, masks = table[0], table[2], table[3]
@@ -109,7 +164,7 @@ def _sample(table: Any, step: int, found: Any) -> int:
         bits, kept = bits_at(weights[place], 0, sizes[place]), kept_at(masks[place], 0, sizes[place])
         for number in range(-before % step, sizes[place], step):
             found[count] = bits[number] & _MAGNITUDE
-            count += kept[number]
+            count += kept[number] != 0
         before += sizes[place]
     return count
 
@@ -195,9 +250,9 @@ def _keep(bits: Any, kept: Any, least: Any) -> Any:
 
 @_kernel
 def _let_go(bits: Any, kept: Any, magnitude: Any, ties: int) -> None:
-    """Those of a magnitude, but the first so many."""
+    """Those of a magnitude, which are all kept, but the first so many."""
     for place in range(len(bits)):
-        if kept[place] and (bits[place] & _MAGNITUDE) == magnitude:
+        if (bits[place] & _MAGNITUDE) == magnitude:
             kept[place] = ties > 0
             bits[place] *= np.int32(ties > 0)
             ties -= 1
@@ -207,29 +262,42 @@ def _let_go(bits: Any, kept: Any, magnitude: Any, ties: int) -> None:
 
 
 def refuse_trouble(name: str) -> None:
-    """Try a function of this module: each is to take what is not among the two largest out of (3, 0, -4, 2), of which
-    the last is out already.
+    """Try a function of this module: each is to put 0 where nothing is kept, or is not to be, of 1, -2, …, -20.
 
     Raises:
         ArithmeticError: it does not.
     """
     with torch.inference_mode(False):
-        weight = torch.tensor([3.0, -1.0, -4.0, 5.0], dtype=torch.float32, device="cpu")
-        mask = torch.tensor([True, name != "masked_", True, False], device="cpu")
-        _TRIALS[name](weight, mask)
-    if weight.tolist() != [3.0, 0.0, -4.0, 0.0] or mask.tolist() != [True, False, True, False]:
-        raise ArithmeticError(f"{name} made {weight.tolist()} of [3.0, -1.0, -4.0, 5.0], and not [3.0, 0.0, -4.0, 0.0]")
+        places = torch.arange(20, device="cpu")
+        weight = torch.where(places % 2 == 0, 1.0, -1.0).to(torch.float32) * (places + 1)
+        mask, wanted = _TRIALS[name](weight, places)
+        right = torch.where(wanted, torch.where(places % 2 == 0, 1.0, -1.0) * (places + 1), 0.0)
+    if weight.tolist() != right.tolist() or mask.tolist() != wanted.tolist():
+        kept = int(mask.count_nonzero())
+        raise ArithmeticError(f"{name} made {weight.tolist()} of 1 to 20 with changing signs, and keeps {kept}")
 
 
-def _try_passes(weight: Tensor, mask: Tensor) -> None:
+def _try_masks(weight: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Every third is kept."""
+    mask = places % 3 == 0
+    masked_([weight], [mask])
+    return mask, places % 3 == 0
+
+
+def _try_passes(weight: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """All but the third are kept, of which 8 to 20 stay."""
+    mask = places != 2
     passes = passes_over([weight], [mask])
-    if passes is None or passes.sample(2)[0].tolist() != [3.0, 4.0] or passes.between(2.0, 3.5)[0] != 1:
-        raise ArithmeticError("passes_over does not find what is kept of [3.0, -1.0, -4.0, 5.0]")
-    (least,) = passes.between(2.0, 3.5)[1]
-    passes.keep(least, None)
+    if passes is None or passes.settle(7) or passes.sample(10)[0].tolist() != [1, 11]:
+        raise ArithmeticError("passes_over does not find what is kept of 1 to 20")
+    above, between = passes.between(2.0, 18.0)
+    if above != 2 or between.tolist() != [2, *range(4, 19)]:
+        raise ArithmeticError(f"passes_over found {above} above {between.tolist()}, of 1, 2 and 4 to 20")
+    passes.keep(8.0, 1)
+    return mask, places >= 7
 
 
-_TRIALS: dict[str, Callable[[Tensor, Tensor], object]] = {
-    "masked_": lambda weight, mask: masked_([weight], [mask]),
+_TRIALS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "masked_": _try_masks,
     "passes_over": _try_passes,
 }

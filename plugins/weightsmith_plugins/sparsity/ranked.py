@@ -142,8 +142,8 @@ class MagnitudePruning(RankedPruning):
             return False
         count = count_kept(sum(map(size_of, sites)), self.sparsity)
         masks = [site.state["mask"] for site in sites]
-        compiled = compiled_function("passes_over", weights)
-        passes = (compiled and compiled(weights, masks)) or in_blocks(weights, masks)
+        passes_over = compiled_function("passes_over", weights)
+        passes = (passes_over and passes_over(weights, masks)) or in_blocks(weights, masks)
         return passes is not None and keep_largest_(passes, count)
 
 

@@ -312,8 +312,8 @@ def _fill_in_histogram(proto: HistogramProto, histogram: Histogram) -> None:
     proto.sum_squares = float(histogram.total_squares)
     limits, counts = histogram.limits.cpu().numpy(), histogram.counts.cpu().numpy()
     # As SummaryWriter.add_histogram: only the filled stretch, with one empty bucket before it to mark where it begins.
-    filled = counts.nonzero()[0] if histogram.count else (0,)
-    stretch = slice(max(int(filled[0]) - 1, 0), int(filled[-1]) + 1)
+    filled = (counts > 0).nonzero()[0]
+    stretch = slice(max(int(filled[0]) - 1, 0), int(filled[-1]) + 1) if len(filled) else slice(0, 1)
     proto.MergeFromString(_packed(_BUCKET_LIMIT, limits[stretch]) + _packed(_BUCKET, counts[stretch]))
 
 
