@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weightsmith.tensors import accurate_dtype, copy_, is_small
 
-__all__ = ["Passes", "in_blocks", "keep_largest_", "largest", "largest_of_groups"]
+__all__ = ["Passes", "Values", "in_blocks", "keep_largest_", "largest", "largest_of_groups"]
 
 Values: TypeAlias = npt.NDArray[Any]
 
