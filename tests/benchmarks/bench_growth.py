@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
 import weightsmith_plugins as w
 from ignite.engine import Events
 from measuring import alternate, keep
-from weightsmith import Plugin, Trainer, WeightEvents
+from weightsmith import Plugin, Trainer, WeightEvents, linear
 
 MILLIONS = (1, 3, 10, 30, 100, 300)
 TENSORS = (10, 30, 100, 300, 1_000, 3_000, 10_000)
@@ -34,7 +34,7 @@ PLUGINS: dict[str, Callable[[], Plugin]] = {
     "ClipNorm": lambda: w.ClipNorm(1.0),
     "AdaptiveClip": w.AdaptiveClip,
     "EMA": w.EMA,
-    "MagnitudePruning": lambda: w.MagnitudePruning(0.8),
+    "MagnitudePruning": lambda: w.MagnitudePruning(linear(0.7, 0.9, over=10_000)),  # with other masks at each update
     "WeightHistograms": w.WeightHistograms,
 }
 

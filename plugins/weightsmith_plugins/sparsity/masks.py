@@ -123,11 +123,10 @@ class KeepZeros(Pruning):
         return masked(weight, site)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        pairs = zip(weights, sites, strict=True)
-        mask_(weights, [self._ask(self._mask_of, weight, site=site, remember=True) for weight, site in pairs])
-
-    def _mask_of(self, weight: Tensor, site: Site) -> Tensor:
-        return site.state["mask"]
+        for weight, site in zip(weights, sites, strict=True):
+            if not site.state:  # asked outside a training
+                self._ask(self.project, weight, site=site, remember=True)
+        mask_(weights, [site.state["mask"] for site in sites])
 
     def prune(self, binding: Binding, targets: Targets) -> None:
         """Masks are never others, so that nothing grows."""
