@@ -328,8 +328,9 @@ def keep_(tensor: Tensor, mask: Tensor) -> None:
     """
     if tensor.is_complex() or (tensor.requires_grad and torch.is_grad_enabled()):
         tensor.masked_fill_(~mask, 0)
-    else:
-        tensor.view(_BITS[tensor.element_size()]).mul_(mask)
+        return
+    for part, kept in blocks(tensor, mask):  # of which a whole copy would be made, as integers
+        part.view(_BITS[part.element_size()]).mul_(kept)
 
 
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
