@@ -20,8 +20,20 @@ def in_one_pass(flat: Tensor) -> Summary:
     """As :func:`~weightsmith_plugins.probes.distributions.in_several_passes`, of float32 or float64 numbers in main
     memory."""
     table, *constants = _constants(flat.dtype)
-    values, counts = flat.numpy(), np.zeros(table.buckets + 1, dtype=np.int64)
-    return Summary(counts, *_look(values, values.view(table.entries.dtype), table.entries, *constants, counts))
+    values, places = flat.numpy(), np.zeros(2 * table.buckets + 1, dtype=np.int64)
+    found = _look(values, values.view(table.entries.dtype), table.entries, *constants, places)
+    return Summary(_folded(places), *found)
+
+
+@compiled
+def _folded(places: Any) -> Any:
+    """As :meth:`~weightsmith_plugins.probes.buckets.Lookup.folded`."""
+    buckets = len(places) // 2
+    counts = np.empty(buckets + 1, np.int64)
+    for bucket in range(buckets):
+        counts[bucket] = places[bucket] + places[2 * buckets - 1 - bucket]
+    counts[buckets] = places[2 * buckets]
+    return counts
 
 
 @functools.cache
@@ -86,12 +98,11 @@ def _look(
     exponent: Any,
     positive: int,
     negative: int,
-    counts: Any,
+    places: Any,
 ) -> tuple[float, float, float, float, int, int]:
-    """Fill in the counts; and find the least and the largest finite value, their sum, that of their squares, and how
-    many are zero and subnormal; block by block, while they are in the processor's cache."""
-    buckets = len(counts) - 1
-    places = np.zeros(2 * buckets + 1, np.int64)
+    """Count what falls into each place; and find the least and the largest finite value, their sum, that of their
+    squares, and how many are zero and subnormal; block by block, while they are in the processor's cache. Were the places
+    made here, it would take half as long again."""
     least, most, total, squares, zeros, subnormal = np.inf, -np.inf, 0.0, 0.0, 0, 0
     for start in range(0, len(values), _BLOCK):
         block, numbers = values[start : start + _BLOCK], bits[start : start + _BLOCK]
@@ -108,9 +119,6 @@ def _look(
             total += sums[0]
             squares += sums[1]
             least, most = min(least, ends[0]), max(most, ends[1])
-    for bucket in range(buckets):  # as Lookup.folded
-        counts[bucket] = places[bucket] + places[2 * buckets - 1 - bucket]
-    counts[buckets] = places[2 * buckets]
     return least, most, total, squares, zeros, subnormal
 
 
