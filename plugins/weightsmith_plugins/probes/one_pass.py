@@ -101,8 +101,8 @@ def _look(
     places: Any,
 ) -> tuple[float, float, float, float, int, int]:
     """Count what falls into each place; and find the least and the largest finite value, their sum, that of their
-    squares, and how many are zero and subnormal; block by block, while they are in the processor's cache. Were the places
-    made here, it would take half as long again."""
+    squares, and how many are zero and subnormal; block by block, while they are in the processor's cache. Were the
+    places made here, it would take half as long again."""
     least, most, total, squares, zeros, subnormal = np.inf, -np.inf, 0.0, 0.0, 0, 0
     for start in range(0, len(values), _BLOCK):
         block, numbers = values[start : start + _BLOCK], bits[start : start + _BLOCK]
