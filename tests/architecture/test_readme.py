@@ -140,5 +140,10 @@ def test_every_function_beside_the_plugins_is_named():
 
 
 def test_pictures_and_files_exist():
-    for path in re.findall(r"\]\(((?!http)[^)]+)\)", README) + re.findall(r"`((?:engine|plugins)/[\w/]+\.py)`", README):
+    """And headings that are linked to."""
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", README) + re.findall(r"`((?:engine|plugins)/[\w/]+\.py)`", README):
+        path, _, heading = link.partition("#")
         assert (ROOT / path).is_file(), path
+        if heading:
+            headings = re.findall(r"^#+ (.+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+            assert heading in [re.sub(r"[^\w -]", "", found).lower().replace(" ", "-") for found in headings]
