@@ -10,7 +10,7 @@ import weightsmith_plugins as w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from weightsmith import Site, Trainer
+from weightsmith import Site, Trainer, ranking
 from weightsmith.ranking import in_blocks, keep_largest_
 from weightsmith.tensors import keep_
 from weightsmith_plugins import compiling
@@ -181,6 +181,15 @@ def test_a_sample_is_not_misled_by_a_pattern_of_the_shape(pattern, share, make):
     assert keep_largest_(make([weight], [mask]), count)
     expected = start.view(-1).abs().sort(descending=True, stable=True).indices[:count].sort().values
     assert torch.equal(mask.view(-1).nonzero().view(-1), expected)
+
+
+@pytest.mark.parametrize("total", [2**19, 9 * 2**18, 85_000_000])
+def test_the_steps_of_samples_have_no_factor_with_usual_shapes(total):
+    first, second = ranking._steps(total)
+    assert 17 <= first < second < first + 20
+    for step in (first, second):
+        assert all(step % factor for factor in (2, 3, 5, 7, 11, 13))
+        assert 2**14 < total // step <= 2**18
 
 
 @pytest.mark.parametrize("make", [in_blocks, one_pass.passes_over])
