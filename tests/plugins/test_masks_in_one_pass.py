@@ -292,17 +292,22 @@ def test_without_numba_torch_and_numpy_do_it(afresh, trouble, monkeypatch, caplo
     monkeypatch.setattr(one_pass, "_mask_all", fail if trouble == "failing" else lambda *_: None)
     monkeypatch.setattr(one_pass, "_keep_all", fail if trouble == "failing" else lambda *_: None)
     assert all(map(torch.equal, pruned(), found))
-    starts = ["MagnitudePruning works", "masks are applied"]
     why = {
-        "failing": ["OSError: No space left on device"] * 2,
-        "wrong": ["ArithmeticError: passes_over made [1.0, -2.0, 3.0"],
-    }
-    messages = [record.getMessage() for record in caplog.records]
-    assert len(messages) == 2
-    for message, start, reason in zip(
-        messages, starts, why[trouble] + ["ArithmeticError: masked_ made [1.0, -2.0"], strict=False
-    ):
-        assert message.startswith(f"{start} the slower way, as Numba fails: {reason}")
+        "failing": ["OSError: No space left on device", "OSError: No space left on device"],
+        "wrong": ["ArithmeticError: passes_over made [1.0, -2.0, 0.0", "ArithmeticError: masked_ made [1.0, -2.0, 3.0"],
+    }[trouble]
+    said = [record.getMessage() for record in caplog.records]
+    for message, what, reason in zip(said, ["MagnitudePruning works", "masks are applied"], why, strict=True):
+        assert message.startswith(f"{what} the slower way, as Numba fails: {reason}")
+
+
+@pytest.mark.parametrize("kernel", ["_count_kept", "_mask_and_count", "_sample", "_look_between", "_keep_all"])
+def test_a_kernel_that_fails_is_found_before_anything_is_pruned(afresh, kernel, monkeypatch):
+    def fail(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(one_pass, kernel, fail)
+    assert compiling.compiled_function("passes_over", [torch.ones(1)]) is None
 
 
 def test_a_subclass_of_keep_zeros_with_a_projection_of_its_own_is_asked():
