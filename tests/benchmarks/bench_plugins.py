@@ -326,7 +326,7 @@ GROWING = w.MagnitudePruning(linear(0.7, 0.9, over=40_000))
 million."""
 
 
-def table(fisher: str) -> list[Row]:
+def constraints() -> list[Row]:
     thresholds = {"kthvalue": kthvalue, THRESHOLD: threshold_alone}
     return [
         Row(
@@ -357,6 +357,11 @@ def table(fisher: str) -> list[Row]:
         Row(w.KeepZeros(), keep_zeros),
         Row(UnitBall(), each(max_norm)),
         Row(UnitBallUnitwise(), each(max_norm)),
+    ]
+
+
+def penalties(fisher: str) -> list[Row]:
+    return [
         Row(
             w.L1(0.01),
             charged(lambda x: 0.01 * x.abs().sum()),
@@ -375,6 +380,11 @@ def table(fisher: str) -> list[Row]:
         Row(w.SpectralPenalty(0.01), spectral, True),
         Row(w.L2SP(0.01), from_start(lambda x, start: 0.01 * (x - start).square().sum())),
         Row(w.ElasticConsolidation(0.01, fisher), from_start(lambda x, s: 0.005 * ((x * 0 + 1) * (x - s) ** 2).sum())),
+    ]
+
+
+def gradient_editors() -> list[Row]:
+    return [
         Row(w.ClipNorm(1.0), lambda weights, _: nn.utils.clip_grad_norm_(weights, 1.0)),
         Row(w.ClipNorm(1e6), lambda weights, _: nn.utils.clip_grad_norm_(weights, 1e6)),
         Row(w.ClipUnitNorm(1.0), each_gradient(clip_units)),
@@ -485,7 +495,7 @@ def _is_wanted(row: Row, only: list[str] | None, without_fast: bool) -> bool:
 
 
 def _refuse_unknown(only: list[str] | None, without_fast: bool) -> None:
-    rows = table("any")
+    rows = [*constraints(), *penalties("any"), *gradient_editors()]
     if not any(_is_wanted(row, only, without_fast) for row in rows):
         names = sorted({named(row.plugin, False) for row in rows if _is_wanted(row, None, without_fast)})
         raise SystemExit(f"--only {' '.join(only or [])}: no plugin here is called so; there are {', '.join(names)}")
@@ -508,7 +518,7 @@ def main(
                 continue
             fisher = Path(folder) / f"{size}.safetensors"
             write_tensors(fisher, {name: torch.ones_like(p) for name, p in NETWORKS[size]().named_parameters()})
-            for row in table(str(fisher)):
+            for row in [*constraints(), *penalties(str(fisher)), *gradient_editors()]:
                 name, network = named(row.plugin, without_fast), network_for(row, size)
                 if network is None or not _is_wanted(row, only, without_fast):
                     continue
