@@ -69,7 +69,7 @@ def test_the_page_on_durability_runs(tmp_path, monkeypatch):
     page = (ROOT / "docs" / "durability.md").read_text(encoding="utf-8")
     module = ModuleType("durability")
     monkeypatch.setitem(sys.modules, "durability", module)
-    saving, keeping, _ = blocks("python", page)  # the last is run by tests/distributed/restarting.py
+    saving, keeping = blocks("python", page)
 
     class Killed(BaseException):
         pass

@@ -36,4 +36,7 @@ if __name__ == "__main__":
     train_digits.Digits = EvenDigits
     train_digits.WATCHING = tuple(plugin for plugin in train_digits.WATCHING if not isinstance(plugin, Checkpoints))
     Launch.train = trained
-    sys.exit(train_digits.train.main())
+    code = train_digits.train.main()
+    threads = {task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+    print(f"left of the group: {sorted(name for name in threads if 'gloo' in name)}")
+    sys.exit(code)

@@ -6,7 +6,6 @@ Each of KILLS is an iteration before whose end process 1 kills itself, once; wit
 """
 
 import os
-import re
 import signal
 import sys
 import warnings
@@ -15,26 +14,15 @@ from pathlib import Path
 warnings.filterwarnings("ignore")
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Events
 from saving import batches, trainer_of, whole_weights
 from weightsmith.checkpoint import saved_in
-from weightsmith.distributed import rank
+from weightsmith.distributed import joined, rank
 from weightsmith_plugins import Checkpoints
-
-
-def join_group():
-    """As the page on durability says."""
-    page = (Path(__file__).parents[2] / "docs" / "durability.md").read_text(encoding="utf-8")
-    (block,) = [found for found in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "def join_group" in found]
-    names = {}
-    exec(compile(block, "durability.md", "exec"), names)
-    names["join_group"]()
 
 
 def main(folder, *orders):
     torch.set_num_threads(1)
-    join_group()
     run_dir = folder / "run"
     trainer = trainer_of("copies", draws=True, run_dir=run_dir, plugins=[Checkpoints("1 updates", keep=2)])
     if saved_in(run_dir / "checkpoints"):
@@ -56,9 +44,8 @@ def main(folder, *orders):
     trainer.run(batches(), max_epochs=3)
     if rank() == 0:
         torch.save(whole_weights(trainer), folder / "end.pt")
-    dist.barrier()
-    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    with joined():
+        main(Path(sys.argv[1]), *sys.argv[2:])

@@ -11,7 +11,7 @@ from weightsmith.catalogue import KINDS, call, described, first_sentence, kind_o
 from weightsmith.discovery import plugin_class, registry
 from weightsmith.distributed import joined
 from weightsmith.plugin import Plugin
-from weightsmith.recipe import prepare, read_recipe
+from weightsmith.recipe import Recipe, prepare, read_recipe
 
 __all__ = ["plan", "plugins"]
 
@@ -31,16 +31,18 @@ def plan(recipe: str, *, changes: Sequence[str] = ()) -> int | None:
     """
     found = read_recipe(recipe, changes)
     with joined(found.settings.device), tempfile.TemporaryDirectory() as folder:  # for plugins that ask for one
-        experiment = prepare(found, Path(folder))
-        trainer, epochs, length = experiment.trainer, found.settings.epochs, experiment.epoch_length
-        accumulate = found.settings.accumulate
-        weights = trainer.weights()
-        print(
-            f"{sum(w.numel() for w in weights.values()):,} weights in {len(weights)} tensors; {epochs} epochs", end=""
-        )
-        print("" if length is None else f" of {length} batches, {-(-length // accumulate)} updates each")
-        print(trainer.plan(epochs, None if length is None else -(-length // accumulate)))
+        _print_plan(found, Path(folder))
     return None
+
+
+def _print_plan(recipe: Recipe, folder: Path) -> None:
+    experiment = prepare(recipe, folder)
+    trainer, epochs, length = experiment.trainer, recipe.settings.epochs, experiment.epoch_length
+    accumulate = recipe.settings.accumulate
+    weights = trainer.weights()
+    print(f"{sum(w.numel() for w in weights.values()):,} weights in {len(weights)} tensors; {epochs} epochs", end="")
+    print("" if length is None else f" of {length} batches, {-(-length // accumulate)} updates each")
+    print(trainer.plan(epochs, None if length is None else -(-length // accumulate)))
 
 
 def plugins(name: str | None = None) -> int | None:

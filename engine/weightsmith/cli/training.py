@@ -40,17 +40,21 @@ def train(
     found = read_recipe(recipe, [*changes, "one_batch=true"] if overfit_one_batch else changes)
     with joined(found.settings.device):
         begun = begun_by_this_job(_parent(found))
-        if begun is not None:
+        if begun is None:
+            _begin(found, profile)
+        else:
             _go_on(begun, [])
-            return None
-        with provisional_run_dir(_parent(found)) as run_dir:
-            experiment = prepare(found, run_dir)
-            first_does(lambda: (run_dir / RECIPE).write_text(found.resolved(experiment.seed), encoding="utf-8"))
-        length = experiment.epoch_length
-        planned = None if length is None else length * found.settings.epochs
-        with profiled(experiment.trainer, run_dir, planned) if profile else contextlib.nullcontext():
-            _run(experiment)
     return None
+
+
+def _begin(recipe: Recipe, profile: bool) -> None:
+    with provisional_run_dir(_parent(recipe)) as run_dir:
+        experiment = prepare(recipe, run_dir)
+        first_does(lambda: (run_dir / RECIPE).write_text(recipe.resolved(experiment.seed), encoding="utf-8"))
+    length = experiment.epoch_length
+    planned = None if length is None else length * recipe.settings.epochs
+    with profiled(experiment.trainer, run_dir, planned) if profile else contextlib.nullcontext():
+        _run(experiment)
 
 
 def _parent(recipe: Recipe) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import threading
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 from ignite.distributed.comp_models.native import _NativeDistModel
 from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.distributed_c10d import _set_pg_timeout
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
@@ -38,7 +40,8 @@ def joined(device: str | torch.device = "cpu", timeout: float | None = None) -> 
     """While the context lasts, this process belongs to the group that torchrun's environment describes. Without such an
     environment, or with one process in it, or in a group already, nothing happens.
 
-    At the end all wait for one another. After an exception none waits: the process ends at once, with its error, and
+    At the end all wait for one another, and nothing of the group stays but what a model holds that is still in use:
+    leave the function that trains first. After an exception none waits: the process ends at once, with its error, and
     torchrun ends the others.
 
     Args:
@@ -169,3 +172,13 @@ def _leave() -> None:
 def _part() -> None:
     with contextlib.suppress(Exception):  # the group may be broken, which is why it is left
         idist.finalize()
+    _forget_group()
+
+
+def _forget_group() -> None:
+    """Let go of what keeps the group, and so its threads: models on several processes that are garbage, in cycles, and
+    meshes that torch's caches of sharded tensors hold for good. A thread of gloo that frees a tensor while Python ends
+    aborts the process (https://github.com/pytorch/pytorch/pull/179291)."""
+    for mesh in [each for each in gc.get_objects() if type(each) is DeviceMesh]:
+        getattr(mesh, "_pg_registry", {}).clear()  # torch 2.6 has none
+    gc.collect()
