@@ -87,31 +87,44 @@ _SCALED, _LEFT = 1, 2
 def _bound_all(
     table: Any, low: float, high: float, room: float, reach: float, share: int, shares: int
 ) -> npt.NDArray[np.uint8]:
-    """What became of each weight: of its units, of those of one share."""
+    """What became of each weight: of its units, of those of one share. Of units that stay in the cache together first
+    all factors are found, so that no sum waits for the root of another."""
     sizes, units, addresses = table[0], table[1], table[2]
-    found = np.zeros(len(addresses), np.uint8)
+    found, factors = np.zeros(len(addresses), np.uint8), np.empty(_FEW_UNITS)
     for place in range(len(addresses)):
         length = sizes[place] // max(1, units[place])
-        for unit in range(*share_of(units[place], share, shares)):
-            row = values_at(addresses[place], unit * length, (unit + 1) * length)
-            found[place] |= _bound(row, low, high, room, reach)
+        few = min(_FEW_UNITS, max(1, _FEW // max(1, length)))
+        first, last = share_of(units[place], share, shares)
+        for start in range(first, last, few):
+            end = min(last, start + few)
+            for unit in range(start, end):
+                row = values_at(addresses[place], unit * length, (unit + 1) * length)
+                factors[unit - start], became = _factor(row, low, high, room, reach)
+                found[place] |= became
+            for unit in range(start, end):
+                if factors[unit - start] != 1:
+                    row = values_at(addresses[place], unit * length, (unit + 1) * length)
+                    _scale(row, np.float32(factors[unit - start]))
     return found
 
 
+_FEW, _FEW_UNITS = 2**12, 2**6
+"""Values, and units, that stay in the cache from one time to the next."""
+
+
 @_kernel
-def _bound(unit: Any, low: float, high: float, room: float, reach: float) -> int:
-    """What became of it."""
+def _factor(unit: Any, low: float, high: float, room: float, reach: float) -> tuple[float, int]:
+    """What a unit is to be scaled by, and what becomes of it."""
     if len(unit) == 0:
-        return 0
+        return 1.0, 0
     size = _exact_norm(unit)
     wanted = min(max(size, low), high)
     if abs(size - wanted) <= room * wanted:
-        return 0
+        return 1.0, 0
     factor = wanted / size
     if 1 / reach < factor < reach:
-        _scale(unit, np.float32(factor))
-        return _SCALED
-    return _LEFT
+        return factor, _SCALED
+    return 1.0, _LEFT
 
 
 # -------------------------------------------------------------------- penalties
@@ -149,10 +162,6 @@ def _charge_all(table: Any, signs: Any, values: Any, with_values: bool, share: i
             _add_signs(gradient, weight, signs)
             if with_values:
                 _add(gradient, weight, values)
-
-
-_FEW = 2**12
-"""Values, that stay in the cache from one term to the next."""
 
 
 @_kernel
