@@ -120,7 +120,11 @@ class Targets(tuple[Target, ...]):
             UnsupportedWeightError: one is sparse.
         """
         found = list(map(_gradient, self._raw))
-        if any(map(_is_sparse, filter(_is_given, found))):
+        try:
+            are_dense = not any(map(_is_sparse, found))
+        except AttributeError:  # of None, asked for only here, as that takes as long as all else
+            are_dense = not any(map(_is_sparse, filter(_is_given, found)))
+        if not are_dense:
             self._refuse_sparse()
         return found if self._are_raw else [target.gradient for target in self]
 

@@ -37,11 +37,9 @@ _kernel = functools.partial(compiled, error_model="numpy")
 """Dividing by 0 gives what it gives torch. Options stand in this file, as Numba does not look at others."""
 
 
-def _as_float32(*numbers: float) -> list[np.float32] | None:
-    """``None`` if one is too large, which torch refuses."""
-    if any(_LARGEST < abs(number) < math.inf for number in numbers):
-        return None
-    return [np.float32(number) for number in numbers]
+def _is_too_large(number: float) -> bool:
+    """Whether it is a number, but none of float32, which torch refuses."""
+    return _LARGEST < abs(number) < math.inf
 
 
 _LARGEST = torch.finfo(torch.float32).max
@@ -74,10 +72,12 @@ def bound_norms_(
     if memory is None:
         return range(len(weights))
     work = functools.partial(_bound_all, memory.table, float(low), float(high), float(room), float(reach))
-    found = functools.reduce(np.bitwise_or, on_threads(work, memory.values)).tolist()
-    became = list(zip(memory.places, found, strict=True))
-    torch.autograd.graph.increment_version(picked(weights, [place for place, what in became if what & _SCALED]))
-    return others([place for place, what in became if not what & _LEFT], len(weights))
+    became = functools.reduce(np.bitwise_or, on_threads(work, memory.values)).tolist()
+    scaled = [place for place, what in zip(memory.places, became, strict=True) if what & _SCALED]
+    torch.autograd.graph.increment_version(picked(weights, scaled))
+    if max(became) < _LEFT:
+        return others(memory.places, len(weights))
+    return others([place for place, what in zip(memory.places, became, strict=True) if not what & _LEFT], len(weights))
 
 
 _SCALED, _LEFT = 1, 2
@@ -145,23 +145,22 @@ def charged_(
     Returns:
         The places of those that are left to torch: what :func:`~weightsmith_plugins.addresses.memory_of` leaves out.
     """
-    factors = _as_float32(signs, values or 0.0)
-    if factors is None:
+    if _is_too_large(signs) or _is_too_large(values or 0.0):
         return range(len(gradients))
-    return pass_over(_charge_all, gradients, weights, settings=[*factors, values is not None])
+    return pass_over(_charge_all, gradients, weights, settings=[float(signs), float(values or 0.0), values is not None])
 
 
 @_kernel
-def _charge_all(table: Any, signs: Any, values: Any, with_values: bool, share: int, shares: int) -> None:
+def _charge_all(table: Any, signs: float, values: float, with_values: bool, share: int, shares: int) -> None:
     sizes, gradients, weights = table[0], table[2], table[3]
     for place in range(len(gradients)):
         first, last = share_of(sizes[place], share, shares)
         for start in range(first, last, _FEW):
             end = min(last, start + _FEW)
             gradient, weight = values_at(gradients[place], start, end), values_at(weights[place], start, end)
-            _add_signs(gradient, weight, signs)
+            _add_signs(gradient, weight, np.float32(signs))
             if with_values:
-                _add(gradient, weight, values)
+                _add(gradient, weight, np.float32(values))
 
 
 @_kernel

@@ -6,13 +6,12 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
-import torch
 from ignite.engine.events import EventEnum
 from torch import Tensor
 
 from weightsmith.binding import Binding
 from weightsmith.events import WeightEvents
-from weightsmith.kinds.base import WeightPlugin, copy_to
+from weightsmith.kinds.base import WeightPlugin, copy_to, without_gradients
 from weightsmith.site import Site
 from weightsmith.tensors import accurate_dtype
 
@@ -43,7 +42,7 @@ class Average(WeightPlugin, abstract=True):
     def _first_entries(self, weight: Tensor, site: Site) -> dict[str, Tensor]:
         return {"mean": weight.to(accurate_dtype(weight.dtype)), **self.init(weight, site)}
 
-    @torch.no_grad()
+    @without_gradients
     def act(self, binding: Binding) -> None:
         for targets in binding.rounds():
             self._prepare(targets)

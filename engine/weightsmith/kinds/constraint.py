@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError, UnsupportedWeightError
 from weightsmith.events import WeightEvents
-from weightsmith.kinds.base import WeightPlugin
+from weightsmith.kinds.base import WeightPlugin, without_gradients
 from weightsmith.plugin import Subscription
 from weightsmith.rows import SiteOfRows
 from weightsmith.selection import Selector, matrices
@@ -207,7 +207,7 @@ class Constraint(WeightPlugin, abstract=True):
                     "bound what the layer computes with: use mode='forward', or leave it out with `where`"
                 )
 
-    @torch.no_grad()
+    @without_gradients
     def act(self, binding: Binding) -> None:
         for targets in binding.rounds():
             self._prepare(targets)

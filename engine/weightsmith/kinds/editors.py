@@ -12,7 +12,7 @@ from torch import Tensor
 
 from weightsmith.binding import Binding
 from weightsmith.events import WeightEvents
-from weightsmith.kinds.base import WeightPlugin, copy_to
+from weightsmith.kinds.base import WeightPlugin, copy_to, without_gradients
 from weightsmith.site import Site
 
 __all__ = ["GradientEditor", "WeightEditor"]
@@ -39,7 +39,7 @@ class GradientEditor(WeightPlugin, abstract=True):
         """The plural form: writes to ``gradients``."""
         self._unitwise(self.edit, copy_to, gradients, sites, gradients, weights)
 
-    @torch.no_grad()
+    @without_gradients
     def act(self, binding: Binding) -> None:
         for some in binding.rounds():
             targets, gradients = some.with_gradients()
@@ -72,7 +72,7 @@ class WeightEditor(WeightPlugin, abstract=True):
         """The plural form: writes to ``weights``."""
         self._singly(self.edit, copy_to, weights, sites, weights, gradients)
 
-    @torch.no_grad()
+    @without_gradients
     def act(self, binding: Binding) -> None:
         for targets in binding.rounds():
             self._prepare(targets)

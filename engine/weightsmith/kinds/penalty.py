@@ -14,7 +14,7 @@ from torch import Tensor
 from weightsmith.binding import Binding
 from weightsmith.errors import ConfigurationError, PluginContractError, UnsupportedWeightError
 from weightsmith.events import WeightEvents
-from weightsmith.kinds.base import WeightPlugin, add_to, copy_to
+from weightsmith.kinds.base import WeightPlugin, add_to, copy_to, without_gradients
 from weightsmith.plugin import Subscription
 from weightsmith.selection import Selector, matrices
 from weightsmith.site import Site
@@ -108,7 +108,7 @@ class Penalty(WeightPlugin, abstract=True):
                     "parameters instead: use mode='loss'"
                 )
 
-    @torch.no_grad()
+    @without_gradients
     def act(self, binding: Binding) -> None:
         for targets in binding.rounds():
             self._prepare(targets)
