@@ -38,7 +38,7 @@ _kernel = functools.partial(compiled, error_model="numpy")
 
 
 def _is_too_large(number: float) -> bool:
-    """Whether it is a number, but none of float32, which torch refuses."""
+    """Whether it is finite but beyond the range of float32, which torch refuses."""
     return _LARGEST < abs(number) < math.inf
 
 
@@ -72,12 +72,14 @@ def bound_norms_(
     if memory is None:
         return range(len(weights))
     work = functools.partial(_bound_all, memory.table, float(low), float(high), float(room), float(reach))
-    became = functools.reduce(np.bitwise_or, on_threads(work, memory.values)).tolist()
-    scaled = [place for place, what in zip(memory.places, became, strict=True) if what & _SCALED]
+    found = functools.reduce(np.bitwise_or, on_threads(work, memory.values)).tolist()
+    scaled = [place for place, became in zip(memory.places, found, strict=True) if became & _SCALED]
     torch.autograd.graph.increment_version(picked(weights, scaled))
-    if max(became) < _LEFT:
+    if max(found) < _LEFT:
         return others(memory.places, len(weights))
-    return others([place for place, what in zip(memory.places, became, strict=True) if not what & _LEFT], len(weights))
+    return others(
+        [place for place, became in zip(memory.places, found, strict=True) if not became & _LEFT], len(weights)
+    )
 
 
 _SCALED, _LEFT = 1, 2
@@ -114,7 +116,7 @@ _FEW, _FEW_UNITS = 2**12, 2**6
 
 @_kernel
 def _factor(unit: Any, low: float, high: float, room: float, reach: float) -> tuple[float, int]:
-    """What a unit is to be scaled by, and what becomes of it."""
+    """What a unit is to be scaled by, 1 if it stays as it is; and what becomes of it."""
     if len(unit) == 0:
         return 1.0, 0
     size = _exact_norm(unit)

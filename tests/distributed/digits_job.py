@@ -6,6 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import train_digits
+from leaving import tell_what_is_left
 from weightsmith.cli import Launch
 from weightsmith.distributed import is_first
 from weightsmith.files import write_tensors
@@ -37,6 +38,5 @@ if __name__ == "__main__":
     train_digits.WATCHING = tuple(plugin for plugin in train_digits.WATCHING if not isinstance(plugin, Checkpoints))
     Launch.train = trained
     code = train_digits.train.main()
-    threads = {task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
-    print(f"left of the group: {sorted(name for name in threads if 'gloo' in name)}")
+    tell_what_is_left()
     sys.exit(code)

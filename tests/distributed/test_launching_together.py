@@ -14,6 +14,7 @@ from weightsmith.files import read_tensors
 from worlds import together
 
 HERE = Path(__file__).parent
+NOTHING_LEFT = "left of the group: []"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 
 
@@ -46,7 +47,7 @@ def test_a_script_ends_with_the_same_weights_on_one_process_on_copies_and_on_sha
         stdout, _ = called(*command, HERE / "digits_job.py", *options)
         run = run_in(tmp_path / name)
         assert stdout.count("epoch 1/1") <= 1
-        assert stdout.count("left of the group: []") == (1 if name == "one" else 2)  # else it may abort now and then
+        assert name == "one" or stdout.count(NOTHING_LEFT) == 2
         lines = [line for line in stdout.splitlines() if line.startswith(("accuracy", "validation accuracy"))]
         ends[name] = read_tensors(run / "weights.safetensors"), lines
     weights, lines = ends.pop("one")
@@ -77,7 +78,8 @@ def test_a_recipe_trains_under_torchrun_and_another_number_of_processes_goes_on(
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{RECIPE}paths: [{HERE.parents[1] / 'scripts'}]\nruns: {tmp_path / 'runs'}\n", encoding="utf-8")
     called("-m", "weightsmith", "train", recipe, "--set", "name=one", "epochs=2")
-    stdout, _ = called(*TORCHRUN, "-m", "weightsmith", "train", recipe, "--set", "name=two", "shard=true")
+    stdout, _ = called(*TORCHRUN, HERE / "command_job.py", "train", recipe, "--set", "name=two", "shard=true")
+    assert stdout.count(NOTHING_LEFT) == 2
     assert stdout.count("epoch 1/1  loss") == 1
     one, two = (run_in(tmp_path / "runs" / name) for name in ("one", "two"))
     stdout, _ = called("-m", "weightsmith", "resume", two, "--epochs=2")
@@ -91,9 +93,19 @@ def test_a_recipe_trains_under_torchrun_and_another_number_of_processes_goes_on(
 def test_the_plan_of_a_sharded_recipe_says_what_is_gathered(tmp_path):
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(f"{RECIPE}paths: [{HERE.parents[1] / 'scripts'}]\nshard: true\n", encoding="utf-8")
-    stdout, _ = called(*TORCHRUN, "-m", "weightsmith", "plan", recipe)
+    stdout, _ = called(*TORCHRUN, HERE / "command_job.py", "plan", recipe)
+    assert stdout.count(NOTHING_LEFT) == 2
     assert stdout.count("sharded, so gathered one at a time: 1.weight") == 1  # for the initializer, by one process
     assert not (tmp_path / "runs").exists()
+
+
+# -------------------------------------------------------------------- groups one after another
+
+
+def test_processes_join_again_after_they_left(tmp_path):
+    stdout, _ = called(*TORCHRUN, HERE / "joining_again.py")
+    assert [stdout.count(f"group {number}: 3.0") for number in range(3)] == [2, 2, 2]
+    assert stdout.count(NOTHING_LEFT) == 2
 
 
 # -------------------------------------------------------------------- restarts

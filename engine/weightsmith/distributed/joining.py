@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
 import os
 import threading
@@ -16,7 +17,7 @@ import torch.distributed as dist
 from ignite.distributed.comp_models.native import _NativeDistModel
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.distributed_c10d import _set_pg_timeout
+from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 from torch.distributed.rendezvous import rendezvous
 
@@ -33,6 +34,7 @@ _ATTEMPTS = 4
 _CONNECTING = timedelta(seconds=15)
 """How long an attempt to connect may take."""
 _PARTING_SECONDS = 5.0
+_joins = itertools.count()
 
 
 @contextlib.contextmanager
@@ -40,9 +42,9 @@ def joined(device: str | torch.device = "cpu", timeout: float | None = None) -> 
     """While the context lasts, this process belongs to the group that torchrun's environment describes. Without such an
     environment, or with one process in it, or in a group already, nothing happens.
 
-    At the end all wait for one another, and nothing of the group stays but what a model holds that is still in use:
-    leave the function that trains first. After an exception none waits: the process ends at once, with its error, and
-    torchrun ends the others.
+    At the end all wait for one another. No thread of the group stays, unless something holds it that is still in use,
+    as a model on several processes does: train in a function that has ended by then. After an exception none waits: the
+    process ends at once, with its error, and torchrun ends the others.
 
     Args:
         device: what is computed on: ``cuda`` is the GPU with this process's local rank (over NCCL, not run here), and
@@ -60,7 +62,9 @@ def joined(device: str | torch.device = "cpu", timeout: float | None = None) -> 
     try:
         yield
         _wait_for_all()
+        groups = set(_world.pg_map)
         _part()
+        _let_go_of(groups)
     except Exception as error:
         get_error_handler().record_exception(error)  # first, so that torchrun does not blame whom the leaving breaks
         raise
@@ -107,10 +111,11 @@ def _join(device: torch.device, timeout: timedelta) -> None:
     try:
         whole, rank, size = next(rendezvous("env://", timeout=timeout))
         whole.set_timeout(timeout)
-        # The store outlives a restart: without a name for each, gloo now and then calls at the address of the dead.
-        store = PrefixStore(f"restart_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}_of_{size}", whole)
+        # The store outlives a restart, and a group: without a name for each, gloo calls at the address of the dead.
+        restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        store = PrefixStore(f"restart_{restart}_of_{size}_group_{next(_joins)}", whole)
         for attempt in range(_ATTEMPTS):
-            problem = _connect(backend, PrefixStore(f"group_{attempt}", store), rank, size, min(timeout, _CONNECTING))
+            problem = _connect(backend, PrefixStore(f"attempt_{attempt}", store), rank, size, min(timeout, _CONNECTING))
             if _is_said_by_all(problem is None, PrefixStore(f"met_{attempt}", store), size):
                 _set_pg_timeout(timeout)
                 idist.utils._set_model(_Launched())
@@ -172,13 +177,16 @@ def _leave() -> None:
 def _part() -> None:
     with contextlib.suppress(Exception):  # the group may be broken, which is why it is left
         idist.finalize()
-    _forget_group()
 
 
-def _forget_group() -> None:
-    """Let go of what keeps the group, and so its threads: models on several processes that are garbage, in cycles, and
-    meshes that torch's caches of sharded tensors hold for good. A thread of gloo that frees a tensor while Python ends
-    aborts the process (https://github.com/pytorch/pytorch/pull/179291)."""
-    for mesh in [each for each in gc.get_objects() if type(each) is DeviceMesh]:
-        getattr(mesh, "_pg_registry", {}).clear()  # torch 2.6 has none
+def _let_go_of(groups: set[dist.ProcessGroup]) -> None:
+    """Let go of what would keep groups that were left, and so their threads: models on several processes that are
+    garbage, in cycles, and meshes that torch's caches of sharded tensors hold for good. A thread of gloo that frees a
+    tensor while Python ends aborts the process, as is described in https://github.com/pytorch/pytorch/pull/179291."""
+    meshes = [each for each in gc.get_objects() if issubclass(type(each), DeviceMesh)]
+    for registry in [getattr(mesh, "_pg_registry", {}) for mesh in meshes]:  # torch 2.6 has none
+        for name in [name for name, group in registry.items() if group in groups]:
+            del registry[name]
+    del meshes
+    groups.clear()
     gc.collect()
