@@ -3,7 +3,7 @@ left of the group."""
 
 import runpy
 
-from leaving import tell_what_is_left
+from parting import tell_what_is_left
 
 if __name__ == "__main__":
     try:

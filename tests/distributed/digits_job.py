@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2] / "scripts"))
 
 import train_digits
-from leaving import tell_what_is_left
+from parting import tell_what_is_left
 from weightsmith.cli import Launch
 from weightsmith.distributed import is_first
 from weightsmith.files import write_tensors

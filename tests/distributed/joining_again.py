@@ -2,7 +2,7 @@
 
 import torch
 import torch.distributed as dist
-from leaving import tell_what_is_left
+from parting import tell_what_is_left
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from weightsmith.distributed import joined, world_size
