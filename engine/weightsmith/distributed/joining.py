@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import ignite.distributed as idist
 import torch
@@ -66,7 +67,7 @@ def joined(device: str | torch.device = "cpu", timeout: float | None = None) -> 
         _part()
         _let_go_of(groups)
     except Exception as error:
-        get_error_handler().record_exception(error)  # first, so that torchrun does not blame whom the leaving breaks
+        _tell_torchrun(error)  # first, so that it does not blame whom the leaving breaks
         raise
     finally:
         _leave()
@@ -162,6 +163,24 @@ def _wait_for_all() -> None:
         dist.barrier(device_ids=[torch.cuda.current_device()])
     else:
         dist.barrier()
+
+
+def _tell_torchrun(error: Exception) -> None:
+    """Write the error to the file in which torchrun looks for it, whole or not at all: half a file, of a process that it
+    ends meanwhile, ends torchrun too."""
+    path = os.environ.get(_ERROR_FILE)
+    if path is None:
+        return
+    os.environ[_ERROR_FILE] = f"{path}.new"
+    try:
+        get_error_handler().record_exception(error)
+        with contextlib.suppress(OSError):  # torchrun may have cleaned up
+            Path(f"{path}.new").replace(path)
+    finally:
+        os.environ[_ERROR_FILE] = path
+
+
+_ERROR_FILE = "TORCHELASTIC_ERROR_FILE"
 
 
 def _leave() -> None:
