@@ -166,8 +166,8 @@ def _wait_for_all() -> None:
 
 
 def _tell_torchrun(error: Exception) -> None:
-    """Write the error to the file in which torchrun looks for it, whole or not at all: half a file, of a process that it
-    ends meanwhile, ends torchrun too."""
+    """Write the error to the file in which torchrun looks for it, whole or not at all: half a file, of a process that
+    it ends meanwhile, ends torchrun too."""
     path = os.environ.get(_ERROR_FILE)
     if path is None:
         return
