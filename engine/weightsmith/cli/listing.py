@@ -36,6 +36,7 @@ def plan(recipe: str, *, changes: Sequence[str] = ()) -> int | None:
 
 
 def _print_plan(recipe: Recipe, folder: Path) -> None:
+    """A function, so that nothing holds the models when the processes part."""
     experiment = prepare(recipe, folder)
     trainer, epochs, length = experiment.trainer, recipe.settings.epochs, experiment.epoch_length
     accumulate = recipe.settings.accumulate

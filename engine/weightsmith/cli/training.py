@@ -48,6 +48,7 @@ def train(
 
 
 def _begin(recipe: Recipe, profile: bool) -> None:
+    """A new run. A function, as is :func:`_go_on`, so that nothing holds the models when the processes part."""
     with provisional_run_dir(_parent(recipe)) as run_dir:
         experiment = prepare(recipe, run_dir)
         first_does(lambda: (run_dir / RECIPE).write_text(recipe.resolved(experiment.seed), encoding="utf-8"))

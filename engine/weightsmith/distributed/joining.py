@@ -36,6 +36,7 @@ _CONNECTING = timedelta(seconds=15)
 """How long an attempt to connect may take."""
 _PARTING_SECONDS = 5.0
 _joins = itertools.count()
+"""Numbers of the groups that this process joins, one after another."""
 
 
 @contextlib.contextmanager
@@ -207,5 +208,5 @@ def _let_go_of(groups: set[dist.ProcessGroup]) -> None:
         for name in [name for name, group in registry.items() if group in groups]:
             del registry[name]
     del meshes
-    groups.clear()
+    groups.clear()  # which the caller has too
     gc.collect()
