@@ -1,5 +1,6 @@
 """Scripts and recipes under torchrun: the same weights as in one process, shares of the data, and runs that go on."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 import torch
 from sharing import everything, lists, loader, passes, taken
 from weightsmith.checkpoint import find, read
+from weightsmith.distributed.joining import _tell_torchrun
 from weightsmith.files import read_tensors
 from worlds import together
 
@@ -128,6 +130,23 @@ def test_an_error_of_one_process_is_told_with_its_number_and_ends_all(tmp_path):
     run = run_in(tmp_path)
     assert "on purpose" in (run / "traceback_1.txt").read_text(encoding="utf-8")
     assert "on purpose" not in (run / "traceback.txt").read_text(encoding="utf-8")
+
+
+def test_an_error_is_told_to_torchrun_whole_or_not_at_all(tmp_path, monkeypatch):
+    file, seen, write = tmp_path / "error.json", [], json.dump
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+
+    def watched(data, stream):
+        seen.append(file.exists())
+        write(data, stream)
+        seen.append(file.exists())
+
+    monkeypatch.setattr(json, "dump", watched)
+    _tell_torchrun(ValueError("on purpose"))
+    assert seen == [False, False]
+    assert "ValueError: on purpose" in json.loads(file.read_text(encoding="utf-8"))["message"]["message"]
+    assert [*tmp_path.iterdir()] == [file]
+    assert os.environ["TORCHELASTIC_ERROR_FILE"] == str(file)
 
 
 # -------------------------------------------------------------------- shares
