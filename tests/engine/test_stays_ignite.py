@@ -274,6 +274,70 @@ def a_profiler_that_wraps_handlers(make, log):
     log.append(engine.has_event_handler(slow, Events.ITERATION_COMPLETED))
 
 
+CHANGES = {
+    "append": lambda handlers, new: handlers.append(new),
+    "insert at the beginning": lambda handlers, new: handlers.insert(0, new),
+    "insert": lambda handlers, new: handlers.insert(2, new),
+    "extend": lambda handlers, new: handlers.extend([new, new]),
+    "+=": lambda handlers, new: handlers.__iadd__([new]),
+    "*=": lambda handlers, new: handlers.__imul__(2),
+    "one": lambda handlers, new: handlers.__setitem__(2, new),
+    "a slice": lambda handlers, new: handlers.__setitem__(slice(1, 3), [new]),
+    "del": lambda handlers, new: handlers.__delitem__(0),
+    "pop": lambda handlers, new: handlers.pop(),
+    "remove": lambda handlers, new: handlers.remove(handlers[2]),
+    "remove what is not there": lambda handlers, new: handlers.remove(new),
+    "reverse": lambda handlers, new: handlers.reverse(),
+    "sort": lambda handlers, new: handlers.sort(key=lambda entry: -len(entry[1])),
+    "sort by what some do not have": lambda handlers, new: handlers.sort(key=lambda entry: entry[1][0]),
+    "clear": lambda handlers, new: handlers.clear(),
+}
+
+
+@script
+def its_lists_of_handlers_written_to(make, log):
+    """Before an event, between two, and while it fires: Ignite goes through a list that changes."""
+
+    def try_out(name, change):
+        engine = make(idle)
+        engine.register_events("tried")
+        engine.add_event_handler("tried", lambda name: log.append(name), name)
+        for place in range(3):
+            engine.add_event_handler("tried", lambda *args: log.append(args[1:]), *range(place))
+        handlers, new = engine._event_handlers["tried"], (lambda name: log.append(name), ("new",), {})
+        attempt(log, change, handlers, new)
+        engine.fire_event("tried")
+        attempt(log, change, handlers, new)
+        engine.fire_event("tried")
+        left = [change]
+
+        def changing():
+            log.append("changing")
+            if left:
+                attempt(log, left.pop(), handlers, new)
+
+        engine.add_event_handler("tried", changing)
+        handlers.insert(0, handlers.pop())
+        for _ in range(2):
+            engine.fire_event("tried")
+
+    for name, change in CHANGES.items():
+        try_out(name, change)
+
+
+@script
+def arguments_that_an_event_leaves(make, log):
+    """Ignite adds an event's keywords to those of its handlers, for good."""
+    engine = make(idle)
+    engine.register_events("tried")
+    engine.add_event_handler("tried", lambda **kwargs: log.append(kwargs))
+    engine.add_event_handler("tried", lambda mark, **kwargs: log.append((mark, kwargs)), "mark")
+    for left in range(2):
+        engine.fire_event("tried")
+        engine._fire_event("tried", left=left)
+        engine.fire_event("tried")
+
+
 @script
 def an_event_inside_itself(make, log):
     engine = make(idle)

@@ -31,8 +31,8 @@ class ResumableLoop(Engine):
 
     def __init__(self, process: Callable[[Any, Any], Any]) -> None:
         super().__init__(process)
-        self._event_handlers: Handlers = Handlers()
-        self._tables = self._event_handlers.tables
+        self._event_handlers: Handlers = Handlers(self)
+        self._calls = self._event_handlers.calls
         self._is_watched = True
         """Whether events are fired by Ignite's own, slower way."""
         self._errands: list[Callable[[], None]] = []
@@ -59,22 +59,31 @@ class ResumableLoop(Engine):
     # ---------------------------------------------------------------- events
 
     def _fire_event(self, event_name: Any, *event_args: Any, **event_kwargs: Any) -> None:
-        """As Ignite's, but from a table (:mod:`weightsmith.trainer.dispatch`), and without its log line for every event
-        where nobody reads it."""
+        """As Ignite's, but with calls that were prepared (:mod:`weightsmith.trainer.dispatch`), and without its log
+        line for every event where nobody reads it."""
         if self._is_watched or event_args or event_kwargs:
             if self._position is not None and self._goes_on_from(event_name):
                 return
             super()._fire_event(event_name, *event_args, **event_kwargs)
+            if event_kwargs:  # which Ignite adds to its handlers' own
+                self._event_handlers.look_again(event_name)
             self._look_who_watches()
         else:
             self.last_event_name = event_name
-            table = self._tables.get(id(event_name))
-            if table is None:
-                table = self._event_handlers.look_up(event_name)
-            if table.handlers:
-                table.call_all(self)
+            try:
+                calls = self._calls[id(event_name)]
+            except KeyError:
+                calls = self._event_handlers.look_up(event_name)
+            for call in calls:
+                call()
         if self._errands and self._is_safe(event_name):
             self._run_errands()
+
+    def _maybe_terminate_or_interrupt(self) -> Any:
+        """As Ignite's, without a generator where there is nothing to do, as after nearly every event."""
+        if self.should_terminate or self.should_terminate_single_epoch or self.should_interrupt:
+            return super()._maybe_terminate_or_interrupt()
+        return ()
 
     def _look_who_watches(self) -> None:
         """Whether a run goes on from somewhere, or a logger reads of every event, as is asked at the beginning of runs
