@@ -17,6 +17,7 @@ from PIL import Image
 from scipy.linalg import svdvals
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
+from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer.record_writer import RecordWriter
@@ -224,17 +225,17 @@ def records(folder):
     return list(EventFileLoader(str(path)).Load())
 
 
-def a_summary(number):
-    return Summary(value=[Summary.Value(tag="loss", simple_value=number)])
+def an_event(number, step):
+    return Event(step=step, summary=Summary(value=[Summary.Value(tag="loss", simple_value=number)]))
 
 
 def test_every_record_is_read_back_with_its_check_sums(tmp_path):
     file = EventFile(lambda: tmp_path)
     for step in range(2000):  # more than may wait
-        file.write(a_summary(float(step)), step)
+        file.write(an_event(float(step), step))
     file.flush()
     assert len(records(tmp_path)) == 2001  # the version first
-    file.write(a_summary(0.5), 2000)
+    file.write(an_event(0.5, 2000))
     file.close()
     found = records(tmp_path)
     assert [event.step for event in found[1:]] == list(range(2001))
@@ -266,7 +267,7 @@ def test_a_full_disk_ends_the_log_and_not_the_training(tmp_path, caplog, monkeyp
 
 def test_what_goes_wrong_in_the_thread_reaches_the_run(tmp_path):
     file = EventFile(lambda: tmp_path)
-    file.write(a_summary(1.0), 0)
+    file.write(an_event(1.0, 0))
     file._waiting.put("no event")
     with pytest.raises(AttributeError):
         file.flush()

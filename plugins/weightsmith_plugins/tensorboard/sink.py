@@ -105,8 +105,8 @@ class _Writer:
     def write(self) -> None:
         measurements = self._trainer.state.measurements
         if measurements is not None:
-            for summary in _summaries(measurements.values):
-                self.file.write(summary, measurements.step)
+            for event in _events(measurements.values, measurements.step):
+                self.file.write(event)
             found = (tag for tag, value in measurements.values.items() if isinstance(value, (Tensor, float, int)))
             self._numbers.update(dict.fromkeys(found))
 
@@ -132,7 +132,7 @@ class _Writer:
         found = charts(self._numbers)
         if found != self._laid_out:
             self._laid_out = found
-            self.file.write(_layout(found), self._trainer.state.epoch)
+            self.file.write(Event(step=self._trainer.state.epoch, summary=_layout(found)))
 
 
 class EventFile:
@@ -149,8 +149,8 @@ class EventFile:
         self._thread: threading.Thread | None = None
         self._failures: collections.deque[BaseException] = collections.deque()
 
-    def write(self, summary: Summary, step: int) -> None:
-        """Hand an event to the thread; waits while too many wait there.
+    def write(self, event: Event) -> None:
+        """Hand an event to the thread, as of now; waits while too many wait there.
 
         Raises:
             Exception: what went wrong in the thread since the last call, other than an :class:`OSError`.
@@ -163,7 +163,8 @@ class EventFile:
             )
             self._thread.start()
             atexit.register(self.close)
-        self._waiting.put(Event(wall_time=time.time(), step=step, summary=summary))
+        event.wall_time = time.time()
+        self._waiting.put(event)
 
     def flush(self) -> None:
         """Wait until everything is on the disk. Raises as :meth:`write` does."""
@@ -264,22 +265,24 @@ def _check_sum(data: bytes) -> bytes:
     return struct.pack("<I", (((crc >> 15) | (crc << 17)) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
-def _summaries(measured: Mapping[str, Measurement]) -> Iterator[Summary]:
-    """As few as it goes: what an event costs beside its values is most of what a small distribution does."""
-    summary, size = Summary(), 0
+def _events(measured: Mapping[str, Measurement], step: int) -> Iterator[Event]:
+    """As few as it goes: what an event costs beside its values is most of what a small distribution does. Filled where
+    they are: one that is given a summary copies it."""
+    event, size = Event(step=step), 0
     for tag, value in measured.items():
         if isinstance(value, Settings):
             make: Any = hparams
-            yield from make(dict(value.values), dict.fromkeys(value.metrics, 0.0))
+            for summary in make(dict(value.values), dict.fromkeys(value.metrics, 0.0)):
+                yield Event(step=step, summary=summary)
             continue
-        entry = summary.value.add(tag=tag)
+        entry = event.summary.value.add(tag=tag)
         _fill_in(entry, value)
         size += entry.ByteSize()
         if size > _TOGETHER:
-            yield summary
-            summary, size = Summary(), 0
+            yield event
+            event, size = Event(step=step), 0
     if size:
-        yield summary
+        yield event
 
 
 _TOGETHER = 2**20
