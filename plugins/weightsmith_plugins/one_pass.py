@@ -9,6 +9,7 @@ calls.
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,14 +73,11 @@ def bound_norms_(
     if memory is None:
         return range(len(weights))
     work = functools.partial(_bound_all, memory.table, float(low), float(high), float(room), float(reach))
-    found = functools.reduce(np.bitwise_or, on_threads(work, memory.values)).tolist()
-    scaled = [place for place, became in zip(memory.places, found, strict=True) if became & _SCALED]
-    torch.autograd.graph.increment_version(picked(weights, scaled))
-    if max(found) < _LEFT:
-        return others(memory.places, len(weights))
-    return others(
-        [place for place, became in zip(memory.places, found, strict=True) if not became & _LEFT], len(weights)
-    )
+    found = functools.reduce(np.bitwise_or, on_threads(work, memory.values))
+    scaled = itertools.compress(picked(weights, memory.places), (found & _SCALED).tolist())
+    torch.autograd.graph.increment_version(list(scaled))
+    done = memory.places if found.max() < _LEFT else list(itertools.compress(memory.places, found < _LEFT))
+    return others(done, len(weights))
 
 
 _SCALED, _LEFT = 1, 2
