@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import collections
 import contextlib
+import functools
 import io
 import itertools
 import logging
@@ -328,13 +329,18 @@ def _image_proto(picture: Picture) -> Any:
 
 
 def _packed(field: int, numbers: Any) -> bytes:
-    """A repeated double as protobuf packs it on the wire: the field's tag, the length in bytes, the numbers. Many times
-    as fast as handing them over one by one."""
-    data: bytes = numbers.astype("<f8").tobytes()
-    length, rest = b"", len(data)
+    """A repeated double as protobuf packs it on the wire: many times as fast as handing numbers over one by one."""
+    data: bytes = numbers.astype("<f8", copy=False).tobytes()
+    return _head(field, len(data)) + data
+
+
+@functools.lru_cache(4096)
+def _head(field: int, rest: int) -> bytes:
+    """What stands before: the field's tag, and the length in bytes, seven bits of it in each."""
+    length = b""
     while rest >= 128:
         length, rest = length + bytes([rest & 127 | 128]), rest >> 7
-    return bytes([field << 3 | 2]) + length + bytes([rest]) + data
+    return bytes([field << 3 | 2]) + length + bytes([rest])
 
 
 _BUCKET_LIMIT = HistogramProto.BUCKET_LIMIT_FIELD_NUMBER
