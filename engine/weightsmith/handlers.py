@@ -24,7 +24,8 @@ class PluginHandler:
 
     Attributes:
         plugin: whose handler it is.
-        name: the plugin's class, and its number among the acting plugins of that name: ``"L2"``, ``"L2.1"``.
+        name: the plugin's class, and its number among the acting plugins of that name: ``"L2"``, ``"L2.1"``; under it
+            Ignite's profilers list the handler.
         binding: the weights that the plugin selects; ``None`` if it selects none.
         event: the event's name.
         outer: the handler inside which it runs; ``None`` if there is none.
@@ -42,6 +43,14 @@ class PluginHandler:
         self._handler = handler
         self._trainer = trainer
         self._is_told = event in (announcement.name for announcement in ANNOUNCEMENTS)
+
+    @property
+    def name(self) -> str:
+        return self.__qualname__
+
+    @name.setter
+    def name(self, name: str) -> None:
+        self.__qualname__ = name
 
     def may_write(self, what: str, name: str) -> bool:
         """Whether the plugin may write the ``"weight"`` or the ``"gradient"`` of this raw parameter. One that selects

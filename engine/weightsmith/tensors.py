@@ -143,9 +143,9 @@ def row_length(tensor: Tensor, dims: tuple[int, ...]) -> int:
     return math.prod(tensor.shape[axis] for axis in dims) if dims and by_rows else 0
 
 
-def row_groups(kinds: Sequence[object]) -> tuple[list[list[int]], list[int]]:
+def row_groups(kinds: Sequence[object], least: int = 2) -> tuple[list[list[int]], list[int]]:
     """Which tensors may be the rows of one matrix, by what they must have in common: lists of their places, and the
-    places of those that go alone, as those do that have ``None``.
+    places of those that go alone, as those do that have ``None``, and where there are fewer than ``least``.
 
     What a small tensor costs is the call: one call on the rows of 50 is several times faster than 50 calls.
 
@@ -156,8 +156,8 @@ def row_groups(kinds: Sequence[object]) -> tuple[list[list[int]], list[int]]:
     for place, kind in enumerate(kinds):
         groups.setdefault(kind, []).append(place)
     alone = groups.pop(None, [])
-    alone += [places[0] for places in groups.values() if len(places) == 1]
-    return [places for places in groups.values() if len(places) > 1], sorted(alone)
+    alone += [place for places in groups.values() if len(places) < least for place in places]
+    return [places for places in groups.values() if len(places) >= least], sorted(alone)
 
 
 def is_small(tensor: Tensor) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from weightsmith.tensors import are_large
 
 from weightsmith_plugins.addresses import is_watched
 
@@ -74,9 +75,14 @@ def picked(column: Sequence[T], places: Sequence[int]) -> Sequence[T]:
 def compiled_function(name: str, tensors: Sequence[Tensor]) -> Callable[..., Any] | None:
     """The function of :mod:`weightsmith_plugins.one_pass` or :mod:`weightsmith_plugins.sparsity.one_pass`, once it was
     tried; ``None`` where Numba is not installed or does not work, or is not asked for: no tensor is float32 and on a
-    CPU, or torch watches what is done to them."""
+    CPU, there are so few and small ones that torch is faster, or torch watches what is done to them."""
     is_for_it = any(tensor.is_cpu and tensor.dtype is torch.float32 for tensor in tensors)
-    return _tried(name) if is_for_it and not is_watched() else None
+    is_worth_it = len(tensors) >= _LEAST.get(name, 1) or are_large(tensors)
+    return _tried(name) if is_for_it and is_worth_it and not is_watched() else None
+
+
+_LEAST = {"charged_": 16, "norm_of": 16}
+"""Small tensors, from which on what torch does in two or three calls for all of them is slower."""
 
 
 @functools.cache

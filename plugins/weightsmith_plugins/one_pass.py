@@ -76,7 +76,7 @@ def bound_norms_(
     found = functools.reduce(np.bitwise_or, on_threads(work, memory.values))
     scaled = itertools.compress(picked(weights, memory.places), (found & _SCALED).tolist())
     torch.autograd.graph.increment_version(list(scaled))
-    done = memory.places if found.max() < _LEFT else list(itertools.compress(memory.places, found < _LEFT))
+    done = memory.places if found.max() < _LEFT else list(itertools.compress(memory.places, (found < _LEFT).tolist()))
     return others(done, len(weights))
 
 

@@ -5,14 +5,18 @@ import torch
 from ignite.engine import Engine, Events, State
 from ignite.handlers import (
     Checkpoint,
+    DiskSaver,
     EarlyStopping,
+    HandlersTimeProfiler,
     LinearCyclicalScheduler,
     ModelCheckpoint,
     ProgressBar,
     TerminateOnNan,
     create_lr_scheduler_with_warmup,
 )
+from ignite.handlers.tensorboard_logger import TensorboardLogger, WeightsScalarHandler
 from ignite.metrics import MeanSquaredError, RunningAverage
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from weightsmith import Trainer, WeightEvents
@@ -198,6 +202,35 @@ def test_the_best_models_are_kept_by_their_score(tmp_path):
     trainer.run(data, max_epochs=4)
     assert len(list(tmp_path.iterdir())) == 1
     assert f"{max(scores):.4f}" in str(best.last_checkpoint)
+
+
+def test_profilers_list_plugins_by_their_names():
+    profiler, trainer = HandlersTimeProfiler(), make_trainer(plugins=[L2(0.1), L2(0.2), MaxNorm(1.0), EMA(0.9)])
+    profiler.attach(trainer)
+    trainer.run(batches(5), max_epochs=1)
+    times = profiler.event_handlers_times
+    assert {"L2", "L2.1"} <= times[WeightEvents.GRADIENTS_COMPUTED].keys()
+    assert "MaxNorm" in times[WeightEvents.WEIGHTS_EDITED]
+    assert len(times[WeightEvents.UPDATE_COMPLETED]["EMA"]) == 5
+
+
+def test_loggers_and_checkpoints_count_updates_on_weight_events(tmp_path):
+    trainer, event = make_trainer(), WeightEvents.UPDATE_COMPLETED
+    logger = TensorboardLogger(log_dir=str(tmp_path / "events"))
+    trainer.add_event_handler(event(every=2), WeightsScalarHandler(trainer.model), logger, event)
+    saver = Checkpoint(
+        {"model": trainer.model},
+        DiskSaver(str(tmp_path / "saved")),
+        n_saved=None,
+        global_step_transform=lambda *_: trainer.state.update,
+    )
+    trainer.add_event_handler(event(every=3), saver)
+    trainer.run(batches(4), max_epochs=2)
+    logger.close()
+    assert sorted(path.name for path in (tmp_path / "saved").iterdir()) == ["model_3.pt", "model_6.pt"]
+    found = EventAccumulator(str(tmp_path / "events"))
+    found.Reload()
+    assert [scalar.step for scalar in found.Scalars("weights_norm/0/weight")] == [2, 4, 6, 8]
 
 
 def test_removable_handles_and_on_decorators():

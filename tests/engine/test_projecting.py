@@ -159,12 +159,13 @@ def test_a_small_unit_is_asked_for_its_own_tolerance(kind):
 
 def test_of_small_weights_that_go_together_those_inside_stay():
     generator = torch.Generator().manual_seed(0)
-    weights = [size * torch.randn(5, 8, generator=generator) for size in (0.1, 10.0, 0.1)]
+    weights = [size * torch.randn(5, 8, generator=generator) for size in (0.1, 10.0, 0.1, 0.1)]
     weights[1][2] *= 0.01
     found = [weight.clone() for weight in weights]
     NearlyTheBall().project_all_(found, [Site.alone(weight) for weight in found])
     assert_same_bits(found[0], weights[0])
     assert_same_bits(found[2], weights[2])
+    assert_same_bits(found[3], weights[3])
     assert_same_bits(found[1][2], weights[1][2])
     torch.testing.assert_close(found[1][[0, 1, 3, 4]].norm(dim=1), torch.ones(4))
     assert all(NearlyTheBall().holds(weight, Site.alone(weight)) for weight in found)

@@ -2,8 +2,10 @@
 
 `make ignite` runs Ignite's own tests besides."""
 
+import copy
 import functools
 import gc
+import pickle
 import weakref
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 from ignite.engine import Engine, EventEnum, Events, State
 from ignite.handlers import HandlersTimeProfiler
 from weightsmith import Trainer, WeightEvents
+from weightsmith.trainer.dispatch import Handlers
 from weightsmith.trainer.loop import ResumableLoop
 
 
@@ -300,15 +303,15 @@ def its_lists_of_handlers_written_to(make, log):
 
     def try_out(name, change):
         engine = make(idle)
-        engine.register_events("tried")
-        engine.add_event_handler("tried", lambda name: log.append(name), name)
+        engine.register_events(*Custom)
+        engine.add_event_handler(Custom.HALF, log.append, name)
         for place in range(3):
-            engine.add_event_handler("tried", lambda *args: log.append(args[1:]), *range(place))
-        handlers, new = engine._event_handlers["tried"], (lambda name: log.append(name), ("new",), {})
+            engine.add_event_handler(Custom.HALF, lambda *args: log.append(args[1:]), *range(place))
+        handlers, new = engine._event_handlers[Custom.HALF], (log.append, ("new",), {})
         attempt(log, change, handlers, new)
-        engine.fire_event("tried")
+        engine.fire_event(Custom.HALF)
         attempt(log, change, handlers, new)
-        engine.fire_event("tried")
+        engine.fire_event(Custom.HALF)
         left = [change]
 
         def changing():
@@ -316,26 +319,90 @@ def its_lists_of_handlers_written_to(make, log):
             if left:
                 attempt(log, left.pop(), handlers, new)
 
-        engine.add_event_handler("tried", changing)
+        engine.add_event_handler(Custom.HALF, changing)
         handlers.insert(0, handlers.pop())
         for _ in range(2):
-            engine.fire_event("tried")
+            engine.fire_event(Custom.HALF)
 
     for name, change in CHANGES.items():
         try_out(name, change)
 
 
+REPLACEMENTS = {
+    "[]": lambda table, event, new: table.__setitem__(event, [new]),
+    "+=": lambda table, event, new: table.__setitem__(event, table[event].__iadd__([new])),
+    "a list that grows": lambda table, event, new: table.__setitem__(event, new_list := []) or new_list.append(new),
+    "del": lambda table, event, new: table.__delitem__(event),
+    "pop": lambda table, event, new: table.pop(event),
+    "pop what is not there": lambda table, event, new: table.pop("nothing", None),
+    "popitem": lambda table, event, new: table.popitem(),
+    "clear": lambda table, event, new: table.clear(),
+    "setdefault": lambda table, event, new: table.setdefault(event, []).append(new),
+    "update": lambda table, event, new: table.update({event: [new]}),
+    "|=": lambda table, event, new: table.__ior__({event: [new]}),
+}
+
+
+@script
+def its_table_of_handlers_written_to(make, log):
+    """Of events that were fired, and of one that was not."""
+
+    def try_out(name, change, event):
+        engine = make(idle)
+        engine.register_events(*Custom, "other")
+        engine.add_event_handler(Custom.HALF | Custom.WHOLE, log.append, name)
+        for fired in (Custom.HALF, Custom.WHOLE, Custom.HALF, Custom.WHOLE):
+            engine.fire_event(fired)
+        attempt(log, change, engine._event_handlers, event, (log.append, ("new",), {}))
+        engine.fire_event(event)
+        engine.add_event_handler(event, log.append, "late")
+        engine.fire_event(event)
+
+    for name, change in REPLACEMENTS.items():
+        for event in (Custom.HALF, Custom.WHOLE, "other"):
+            try_out(name, change, event)
+
+
+@script
+def copies_of_its_table(make, log):
+    """Who has a copy of a list or of the table has no part in the engine."""
+    engine = make(idle)
+    engine.register_events(*Custom)
+    engine.add_event_handler(Custom.HALF, log.append, "kept")
+    for _ in range(2):
+        engine.fire_event(Custom.HALF)
+    for copied in (copy.copy(engine._event_handlers), copy.deepcopy(engine._event_handlers)):
+        log.append(copied.keys() == engine._event_handlers.keys())
+        copied[Custom.HALF] = []
+    copy.copy(engine._event_handlers[Custom.HALF]).clear()
+    engine.fire_event(Custom.HALF)
+
+
 @script
 def arguments_that_an_event_leaves(make, log):
-    """Ignite adds an event's keywords to those of its handlers, for good."""
+    """Ignite adds an event's keywords to those of its handlers, for good; one that raises keeps them as well."""
     engine = make(idle)
-    engine.register_events("tried")
-    engine.add_event_handler("tried", lambda **kwargs: log.append(kwargs))
-    engine.add_event_handler("tried", lambda mark, **kwargs: log.append((mark, kwargs)), "mark")
-    for left in range(2):
-        engine.fire_event("tried")
-        engine._fire_event("tried", left=left)
-        engine.fire_event("tried")
+    engine.register_events(*Custom)
+
+    inside = [Custom.HALF]
+
+    def note(engine, mark="none", **kwargs):
+        log.append((mark, kwargs))
+        if kwargs.get("left") == 1 and inside:
+            engine.fire_event(inside.pop())
+        if kwargs.get("left") == 2:
+            raise KeyError(mark)
+
+    engine.add_event_handler(Custom.HALF, note)
+    engine.add_event_handler(Custom.HALF, note, "mark")
+    engine.add_event_handler(Custom.HALF, lambda **kwargs: log.append(kwargs))
+    for left in range(3):
+        attempt(log, engine.fire_event, Custom.HALF)
+        attempt(log, engine._fire_event, Custom.HALF, left=left)
+        for _, _, kwargs in engine._event_handlers[Custom.HALF]:
+            kwargs.pop("left", None)
+            kwargs["own"] = left
+        attempt(log, engine.fire_event, Custom.HALF)
 
 
 @script
@@ -579,6 +646,33 @@ def test_handlers_of_weight_events_are_found_and_removed_as_any(debug):
     assert [event for event in WeightEvents if trainer.has_event_handler(note, event)] == list(both)
     handle.remove()
     assert not trainer.has_event_handler(note)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda table: pickle.loads(pickle.dumps(table))])
+def test_a_copy_of_the_table_finds_its_own_lists(copied):
+    table = Handlers()
+    table[Events.STARTED].append((print, ("started",), {}))
+    assert table.look_up(Events.STARTED) is table.by_id[id(Events.STARTED)]
+    other = copied(table)
+    assert other == table
+    assert other.look_up(Events.STARTED) is other[Events.STARTED]
+    other[Events.STARTED] = []
+    assert table.by_id[id(Events.STARTED)] is table[Events.STARTED] != []
+
+
+def test_no_other_event_is_taken_for_one_that_is_gone():
+    """The table finds lists by the ``id`` of events, which is given to others when one is freed."""
+    table = Handlers()
+    table.look_up("GONE").append((print, (), {}))
+    assert not table.by_id  # of what is no event, there may be ever new ones
+    table.look_up(event := EventEnum("Short", {"GONE": "gone"}).GONE)
+    reference = weakref.ref(event)
+    del event
+    gc.collect()
+    assert reference() is not None
+    table["other"] = []
+    gc.collect()
+    assert reference() is None
 
 
 @pytest.mark.parametrize("ours", OURS)

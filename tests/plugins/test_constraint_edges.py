@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
 from weightsmith import ConfigurationError, Constraint, PluginContractError, Site, Trainer
+from weightsmith.rows import LEAST_TOGETHER
 from weightsmith_plugins import compiling
 
 HALF = torch.bfloat16
@@ -260,7 +261,7 @@ def test_what_is_one_weights_is_refused_of_many_at_once():
         def project(self, weight, site):
             return weight / (1 + site.update)
 
-    layers = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    layers = nn.Sequential(*(nn.Linear(4, 4) for _ in range(LEAST_TOGETHER)))
     trainer = Trainer(layers, torch.optim.SGD(layers.parameters(), lr=0.0), nn.MSELoss(), plugins=[Slowing()])
     with pytest.raises(PluginContractError, match=r"sees many weights at once, and site\.update is one weight's"):
         trainer._start()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from weightsmith import Average, Constraint, GradientEditor, Penalty, Site, WeightEditor
+from weightsmith import Average, Constraint, GradientEditor, Penalty, Site, WeightEditor, rows
 from weightsmith.ranking import in_blocks, keep_largest_, largest
 from weightsmith.schedules import Progress
 from weightsmith.tensors import accurate_dtype
@@ -126,8 +126,10 @@ def shapes_for(case):
 
 @pytest.fixture(params=["torch", "Numba"], scope="module")
 def way(request):
-    """What passes over many weights at once."""
+    """What passes over many weights at once, however few they are."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rows, "LEAST_TOGETHER", 2)
+        patch.setattr(compiling, "_LEAST", {})
         if request.param == "torch":
             patch.setattr(compiling, "_tried", lambda name: None)
         else:

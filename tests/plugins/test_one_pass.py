@@ -29,7 +29,9 @@ LAYOUTS = {
 
 
 @pytest.fixture(autouse=True)
-def _with_numba(request):
+def _with_numba(request, monkeypatch):
+    """However few tensors there are."""
+    monkeypatch.setattr(compiling, "_LEAST", {})
     if "afresh" not in request.fixturenames:
         assert all(compiling._tried(name) for name in one_pass._TRIALS)
 
@@ -521,6 +523,15 @@ def test_where_torch_watches_what_is_done_nothing_has_an_address():
     assert seen == [None] * len(seen)
     assert len(seen) > 4
     assert addresses.memory_of([weight]) is not None
+
+
+def test_few_small_tensors_are_left_to_torch_where_that_is_faster(monkeypatch):
+    monkeypatch.undo()
+    small, large = [torch.ones(2, 8)], [torch.ones(300, 200)]
+    for name, few in {"charged_": 15, "norm_of": 15, "clipped_": 0}.items():
+        assert few == 0 or compiling.compiled_function(name, few * small) is None
+        assert compiling.compiled_function(name, (few + 1) * small) is not None
+        assert compiling.compiled_function(name, large) is not None
 
 
 @pytest.mark.parametrize("name", list(one_pass._TRIALS))

@@ -29,6 +29,7 @@ from weightsmith.kinds import (
 )
 from weightsmith.plugin import Plugin
 from weightsmith.recipe import from_plain
+from weightsmith.rows import LEAST_TOGETHER
 from weightsmith.selection import selector
 from weightsmith.site import Site
 from weightsmith.testing.cases import Case, check
@@ -191,7 +192,7 @@ def is_finite_on_zeros(case: Case) -> None:
 @check(Initializer, GradientEditor, WeightEditor, Constraint, Average, Penalty)
 def plural_form_equals_singular(case: Case) -> None:
     """On many tensors at once as on each alone."""
-    shapes = list(case.shapes) * 2
+    shapes = list(case.shapes) * LEAST_TOGETHER
     batches = [tensors_for(case.plugin, shape) for shape in shapes]
     groups = [[batch] for batch in batches] if case.spans_weights else [batches]
     for group in groups:

@@ -151,7 +151,7 @@ class EventFile:
         self._failures: collections.deque[BaseException] = collections.deque()
 
     def write(self, event: Event) -> None:
-        """Hand an event to the thread, as of now; waits while too many wait there.
+        """Hand an event to the thread, which it belongs to from then on, as of now; waits while too many wait there.
 
         Raises:
             Exception: what went wrong in the thread since the last call, other than an :class:`OSError`.
@@ -267,8 +267,8 @@ def _check_sum(data: bytes) -> bytes:
 
 
 def _events(measured: Mapping[str, Measurement], step: int) -> Iterator[Event]:
-    """As few as it goes: what an event costs beside its values is most of what a small distribution does. Filled where
-    they are: one that is given a summary copies it."""
+    """As few as it goes: what an event costs beside its values is most of what a small distribution does. Values are
+    written into the event's own summary, as one that is made from a summary copies it."""
     event, size = Event(step=step), 0
     for tag, value in measured.items():
         if isinstance(value, Settings):
@@ -336,7 +336,7 @@ def _packed(field: int, numbers: Any) -> bytes:
 
 @functools.lru_cache(4096)
 def _head(field: int, rest: int) -> bytes:
-    """What stands before: the field's tag, and the length in bytes, seven bits of it in each."""
+    """What stands before: the field's tag, and how many bytes follow, a number whose bytes hold seven bits each."""
     length = b""
     while rest >= 128:
         length, rest = length + bytes([rest & 127 | 128]), rest >> 7
