@@ -9,6 +9,8 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from torch.distributed.distributed_c10d import _world
+from weightsmith.distributed.joining import _let_go_of
 
 __all__ = ["together"]
 
@@ -44,7 +46,9 @@ def _process(rank, size, folder, work, arguments):
         result = work(*arguments)
         torch.save(result, Path(folder) / f"{rank}.pt")
         dist.barrier()
+        groups = set(_world.pg_map)
         dist.destroy_process_group()
+        _let_go_of(groups)  # as joined() does: else a thread of gloo may abort the process as Python ends
     except BaseException:
         (Path(folder) / f"{rank}.failed").write_text(f"process {rank} of {size}:\n{traceback.format_exc()}")
         raise
