@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from parting import left_of_the_group
 from torch.distributed.distributed_c10d import _world
 from weightsmith.distributed.joining import _let_go_of
 
@@ -49,6 +50,7 @@ def _process(rank, size, folder, work, arguments):
         groups = set(_world.pg_map)
         dist.destroy_process_group()
         _let_go_of(groups)  # as joined() does: else a thread of gloo may abort the process as Python ends
+        assert not left_of_the_group()
     except BaseException:
         (Path(folder) / f"{rank}.failed").write_text(f"process {rank} of {size}:\n{traceback.format_exc()}")
         raise

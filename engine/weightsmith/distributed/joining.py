@@ -35,6 +35,8 @@ _ATTEMPTS = 4
 _CONNECTING = timedelta(seconds=15)
 """How long an attempt to connect may take."""
 _PARTING_SECONDS = 5.0
+_COLLECTIONS = 3
+"""Garbage whose parts in C++ hold other garbage is freed one after another: two sufficed wherever one did not."""
 _joins = itertools.count()
 """Numbers of the groups that this process joins, one after another."""
 
@@ -209,4 +211,5 @@ def _let_go_of(groups: set[dist.ProcessGroup]) -> None:
             del registry[name]
     del meshes
     groups.clear()  # which the caller has too
-    gc.collect()
+    for _ in range(_COLLECTIONS):
+        gc.collect()
