@@ -40,7 +40,9 @@ def _folded(places: Any) -> Any:
 def _constants(dtype: torch.dtype) -> tuple[Any, ...]:
     table, bits = lookup(dtype), BITS[dtype]
     masks = np.array([table.others, bits.magnitude, bits.exponent], dtype=table.entries.dtype)
-    return table, *masks, NEAR_ZERO.start, 2 * table.buckets - NEAR_ZERO.stop
+    sign = 8 * table.entries.itemsize - 1
+    ordering = np.array([sign, bits.magnitude], dtype=f"i{table.entries.itemsize}")
+    return table, *masks, ordering, NEAR_ZERO.start, 2 * table.buckets - NEAR_ZERO.stop
 
 
 @functools.partial(compiled, fastmath={"reassoc", "contract"})  # so that several values are added at once
@@ -53,14 +55,20 @@ def _sums(values: npt.NDArray[Any]) -> tuple[float, float]:
     return total, squares
 
 
-@functools.partial(compiled, fastmath=True)  # none is infinite or NaN
-def _ends(values: npt.NDArray[Any]) -> tuple[float, float]:
-    least = most = values[0]
-    for place in range(len(values)):
-        value = values[place]
-        least = value if value < least else least
-        most = value if value > most else most
-    return least, most
+@compiled
+def _ends(values: npt.NDArray[Any], ordering: npt.NDArray[Any]) -> tuple[float, float]:
+    """The least and the largest, of which none is NaN: by their bits as signed integers, which are in the order of the
+    numbers once those of negative ones are turned over, but for the sign. LLVM makes no vectors of floats' least."""
+    shift, magnitude = ordering
+    bits = values.view(ordering.dtype)
+    least = most = bits[0] ^ ((bits[0] >> shift) & magnitude)
+    for place in range(len(bits)):
+        turned = bits[place] ^ ((bits[place] >> shift) & magnitude)
+        least, most = min(least, turned), max(most, turned)
+    ends = np.empty(2, ordering.dtype)
+    ends[0], ends[1] = least ^ ((least >> shift) & magnitude), most ^ ((most >> shift) & magnitude)
+    found = ends.view(values.dtype)
+    return found[0], found[1]
 
 
 @compiled
@@ -96,6 +104,7 @@ def _look(
     others: Any,
     magnitude: Any,
     exponent: Any,
+    ordering: Any,
     positive: int,
     negative: int,
     places: Any,
@@ -115,7 +124,7 @@ def _look(
         if places[-1] > nonfinite:
             block = block[np.isfinite(block)]
         if len(block):
-            sums, ends = _sums(block), _ends(block)
+            sums, ends = _sums(block), _ends(block, ordering)
             total += sums[0]
             squares += sums[1]
             least, most = min(least, ends[0]), max(most, ends[1])
