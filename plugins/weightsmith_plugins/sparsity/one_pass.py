@@ -238,14 +238,14 @@ def _keep_all(table: Any, least: Any, ties: int, share: int, shares: int) -> Non
 
 @_kernel
 def _keep(bits: Any, kept: Any, least: Any) -> Any:
-    """How many of those that stay are equal to the least."""
+    """How many of those that stay are equal to the least. Two loops that write to one place each take half the time of
+    one that writes to both."""
     equal = np.int32(0)
     for place in range(len(bits)):
         magnitude, is_kept = bits[place] & _MAGNITUDE, np.int32(kept[place])
-        stays = is_kept & np.int32(magnitude >= least)
         equal += is_kept & np.int32(magnitude == least)
-        kept[place] = stays
-        bits[place] *= stays
+        kept[place] = is_kept & np.int32(magnitude >= least)
+    _mask(bits, kept)
     return equal
 
 
