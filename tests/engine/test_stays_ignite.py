@@ -339,6 +339,7 @@ REPLACEMENTS = {
     "clear": lambda table, event, new: table.clear(),
     "setdefault": lambda table, event, new: table.setdefault(event, []).append(new),
     "update": lambda table, event, new: table.update({event: [new]}),
+    "update by a keyword": lambda table, event, new: table.update(handlers=[new], other=[new]),
     "|=": lambda table, event, new: table.__ior__({event: [new]}),
 }
 
@@ -658,6 +659,18 @@ def test_a_copy_of_the_table_finds_its_own_lists(copied):
     assert other.look_up(Events.STARTED) is other[Events.STARTED]
     other[Events.STARTED] = []
     assert table.by_id[id(Events.STARTED)] is table[Events.STARTED] != []
+
+
+def test_a_list_that_is_replaced_while_it_is_looked_up_is_not_kept():
+    class Replacing(Handlers):
+        def __getitem__(self, event):
+            found = super().__getitem__(event)
+            self[event] = []  # as another thread may, before the list that was found is noted
+            return found
+
+    table = Replacing()
+    table.look_up(Events.STARTED)
+    assert not table.by_id
 
 
 def test_no_other_event_is_taken_for_one_that_is_gone():

@@ -35,8 +35,9 @@ _ATTEMPTS = 4
 _CONNECTING = timedelta(seconds=15)
 """How long an attempt to connect may take."""
 _PARTING_SECONDS = 5.0
-_COLLECTIONS = 3
-"""Garbage whose parts in C++ hold other garbage is freed one after another: two sufficed wherever one did not."""
+_COLLECTIONS = 8
+"""The most that may be needed: what parts in C++ hold, into which the collector does not see, is garbage to it only
+once what holds these parts is gone."""
 _joins = itertools.count()
 """Numbers of the groups that this process joins, one after another."""
 
@@ -212,4 +213,5 @@ def _let_go_of(groups: set[dist.ProcessGroup]) -> None:
     del meshes
     groups.clear()  # which the caller has too
     for _ in range(_COLLECTIONS):
-        gc.collect()
+        if not gc.collect():
+            break

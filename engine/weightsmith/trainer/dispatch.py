@@ -41,6 +41,8 @@ class Handlers(dict[Any, list[Entry]]):
         if isinstance(event, EventEnum):  # of which there are a few; of other keys there may be ever new ones
             self._known.append(event)
             self.by_id[id(event)] = handlers
+            if self.get(event) is not handlers:  # another thread has replaced it meanwhile
+                self._forget()
         return handlers
 
     def _forget(self) -> None:
@@ -55,7 +57,7 @@ def _forgetting(change: Callable[..., Any]) -> Callable[..., Any]:
     """A method of dicts that changes one."""
 
     @functools.wraps(change)
-    def changing(handlers: Handlers, *args: Any, **kwargs: Any) -> Any:
+    def changing(handlers: Handlers, /, *args: Any, **kwargs: Any) -> Any:
         try:
             return change(handlers, *args, **kwargs)
         finally:
