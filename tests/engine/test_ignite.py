@@ -233,6 +233,17 @@ def test_loggers_and_checkpoints_count_updates_on_weight_events(tmp_path):
     assert [scalar.step for scalar in found.Scalars("weights_norm/0/weight")] == [2, 4, 6, 8]
 
 
+def test_updates_are_counted_on_in_another_run_where_iterations_begin_anew():
+    trainer, fired = make_trainer(), []
+    trainer.add_event_handler(WeightEvents.UPDATE_COMPLETED(once=3), lambda t: fired.append(("update", t.state.update)))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=3), lambda t: fired.append(("in run", t.state.update)))
+    trainer.add_event_handler(WeightEvents.MEASURED(every=4), lambda t: fired.append(("measured", t.state.update)))
+    trainer.add_event_handler(Events.EPOCH_COMPLETED, lambda t: t.publish({"one": 1.0}, step=t.state.epoch))
+    for _ in range(2):
+        trainer.run(batches(4), max_epochs=1)
+    assert fired == [("update", 3), ("in run", 3), ("measured", 4), ("in run", 7), ("measured", 8)]
+
+
 def test_removable_handles_and_on_decorators():
     trainer, calls = make_trainer(), []
 

@@ -336,7 +336,7 @@ def _packed(field: int, numbers: Any) -> bytes:
 
 @functools.lru_cache(4096)
 def _head(field: int, rest: int) -> bytes:
-    """What stands before: the field's tag, and how many bytes follow, a number whose bytes hold seven bits each."""
+    """What stands before packed numbers: the field's tag, and how many bytes follow, seven bits of it in each byte."""
     length = b""
     while rest >= 128:
         length, rest = length + bytes([rest & 127 | 128]), rest >> 7
