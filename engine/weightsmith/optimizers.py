@@ -6,16 +6,44 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import profiler
 from torch.optim import Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from weightsmith.shards import own_part
 
-__all__ = ["forget", "held_by", "join", "leave", "momenta"]
+__all__ = ["forget", "held_by", "join", "leave", "momenta", "step"]
 
 
 def held_by(optimizer: Optimizer) -> list[Tensor]:
     """The parameters of an optimizer, in its order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def step(optimizer: Optimizer) -> None:
+    """As ``optimizer.step()``, without torch's record of it where nobody reads that: of a tiny network it takes a tenth
+    of an iteration."""
+    if _is_watched(optimizer):
+        optimizer.step()
+    else:
+        type(optimizer).step.__wrapped__(optimizer)  # type: ignore[attr-defined]
+
+
+def _is_watched(optimizer: Optimizer) -> bool:
+    """Whether anybody learns of a step: a profiler, a hook, or who put a function of their own around it, as torch's
+    schedulers of learning rates do."""
+    return (
+        "step" in vars(optimizer)
+        or getattr(type(optimizer).step, "__code__", None) is not _RECORDING
+        or profiler._is_profiler_enabled
+        or bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+        or bool(_global_optimizer_pre_hooks or _global_optimizer_post_hooks)
+        or torch.compiler.is_compiling()
+    )
+
+
+_RECORDING = Optimizer.profile_hook_step(lambda: None).__code__
+"""What torch puts around the step of every class of optimizers: a record for profilers, and calls of hooks."""
 
 
 def join(optimizer: Optimizer, group: int, parameters: Iterable[nn.Parameter]) -> None:

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from weightsmith.distributed import any_process
 from weightsmith.errors import ConfigurationError
-from weightsmith.optimizers import held_by
+from weightsmith.optimizers import held_by, step
 from weightsmith.replicas import Replicas
 from weightsmith.shards import is_sharded, own_part
 from weightsmith.tensors import divide_
@@ -131,7 +131,7 @@ class Window:
         if closure is not None:
             self.optimizer.step(closure)
         else:
-            self.optimizer.step()
+            step(self.optimizer)
         if self.scaler is None:
             return
         if self._infinities():

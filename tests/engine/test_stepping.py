@@ -1,0 +1,160 @@
+"""An optimizer's step without torch's record of it: the same weights, and whoever wants to know of steps does."""
+
+import functools
+import warnings
+
+import pytest
+import torch
+from ignite.engine import Events
+from torch import nn
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
+from torch.profiler import ProfilerActivity, profile
+from weightsmith import Trainer
+
+KINDS = [
+    "Adadelta",
+    "Adafactor",
+    "Adagrad",
+    "Adam",
+    "AdamW",
+    "Adamax",
+    "ASGD",
+    "NAdam",
+    "RAdam",
+    "RMSprop",
+    "Rprop",
+    "SGD",
+]
+RECORD = "Optimizer.step#SGD.step"
+
+
+def batches(count):
+    generator = torch.Generator().manual_seed(1)
+    return [tuple(torch.randn(shape, generator=generator) for shape in [(4, 3), (4, 1)]) for _ in range(count)]
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+
+def make_trainer(kind=torch.optim.SGD):
+    model = network()
+    return Trainer(model, kind(model.parameters(), lr=0.01), nn.MSELoss())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_those_of_the_plain_loop(kind):
+    trainer, twin = make_trainer(getattr(torch.optim, kind)), network()
+    optimizer = getattr(torch.optim, kind)(twin.parameters(), lr=0.01)
+    for inputs, targets in batches(6):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(twin(inputs), targets).backward()
+        optimizer.step()
+    trainer.run(batches(6), max_epochs=1)
+    assert all(map(torch.equal, trainer.model.parameters(), twin.parameters()))
+
+
+def test_nothing_is_recorded_where_nobody_reads_it(monkeypatch):
+    recorded = []
+    record = torch.autograd.profiler.record_function
+    monkeypatch.setattr(
+        torch.autograd.profiler, "record_function", lambda name: (recorded.append(name), record(name))[1]
+    )
+    trainer = make_trainer()
+    trainer.run(batches(3), max_epochs=1)
+    assert recorded == []
+    trainer.optimizers["optimizer"].step()
+    assert recorded == [RECORD]
+
+
+# -------------------------------------------------------------------- who learns of a step
+
+
+def hooked_before(optimizer, note):
+    optimizer.register_step_pre_hook(note)
+
+
+def hooked_after(optimizer, note):
+    optimizer.register_step_post_hook(note)
+
+
+def hooked_before_all(optimizer, note):
+    return register_optimizer_step_pre_hook(note)
+
+
+def hooked_after_all(optimizer, note):
+    return register_optimizer_step_post_hook(note)
+
+
+def replaced(optimizer, note):
+    step = optimizer.step
+    optimizer.step = lambda: (note(), step())
+
+
+@pytest.mark.parametrize("how", [hooked_before, hooked_after, hooked_before_all, hooked_after_all, replaced])
+def test_who_asks_to_learn_of_steps_does_from_the_next_one_on(how):
+    trainer, steps, handles = make_trainer(), [], []
+
+    def ask():
+        handles.append(how(trainer.optimizers["optimizer"], lambda *_: steps.append(trainer.state.update)))
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), ask)
+    trainer.run(batches(4), max_epochs=1)
+    for handle in filter(None, handles):
+        handle.remove()
+    assert steps == [3, 4]
+
+
+def test_a_class_whose_step_somebody_wraps_steps_through_that():
+    class Mine(torch.optim.SGD):
+        pass
+
+    trainer, steps = make_trainer(Mine), []
+    step = Mine.step
+
+    @functools.wraps(step)  # which takes over torch's mark of a step that is recorded
+    def counted(self, *args):
+        steps.append(args)
+        return step(self, *args)
+
+    Mine.step = counted
+    trainer.run(batches(4), max_epochs=1)
+    assert steps == [()] * 4
+
+
+def test_an_optimizer_of_ones_own_steps_as_it_says():
+    class Twice(torch.optim.SGD):
+        def step(self, closure=None):
+            super().step(closure)
+            super().step()
+
+    trainer, twin = make_trainer(Twice), network()
+    optimizer = torch.optim.SGD(twin.parameters(), lr=0.01)
+    for inputs, targets in batches(4):
+        optimizer.zero_grad()
+        nn.functional.mse_loss(twin(inputs), targets).backward()
+        optimizer.step()
+        optimizer.step()
+    trainer.run(batches(4), max_epochs=1)
+    assert all(map(torch.equal, trainer.model.parameters(), twin.parameters()))
+
+
+def test_a_scheduler_of_torchs_sees_that_the_optimizer_has_stepped():
+    trainer = make_trainer()
+    scheduler = torch.optim.lr_scheduler.StepLR(trainer.optimizers["optimizer"], step_size=1, gamma=0.5)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: scheduler.step())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trainer.run(batches(3), max_epochs=1)
+    assert scheduler.get_last_lr() == [0.01 / 8]
+
+
+@pytest.mark.parametrize("all_threads", [False, True])
+def test_profilers_of_torchs_list_the_steps_while_they_record(all_threads):
+    options = torch._C._profiler._ExperimentalConfig(profile_all_threads=all_threads)
+    trainer, profiler = make_trainer(), profile(activities=[ProfilerActivity.CPU], experimental_config=options)
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: profiler.start())
+    trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), lambda: profiler.stop())
+    trainer.run(batches(6), max_epochs=1)
+    assert [event.is_user_annotation for event in profiler.events() if event.name == RECORD] == [True] * 3
