@@ -26,7 +26,7 @@ def random_states() -> dict[str, Any]:
     version, words, gauss = random.getstate()
     algorithm, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     states: dict[str, Any] = {
-        "python": {"version": version, "words": torch.tensor(words), "gauss": gauss},
+        "python": {"version": version, "words": torch.from_numpy(np.array(words, np.int64)), "gauss": gauss},
         "numpy": {
             "algorithm": str(algorithm),
             "keys": torch.from_numpy(np.asarray(keys).astype(np.int64)),

@@ -73,11 +73,12 @@ def bound_norms_(
     if memory is None:
         return range(len(weights))
     work = functools.partial(_bound_all, memory.table, float(low), float(high), float(room), float(reach))
-    found = functools.reduce(np.bitwise_or, on_threads(work, memory.values))
-    scaled = itertools.compress(picked(weights, memory.places), (found & _SCALED).tolist())
-    torch.autograd.graph.increment_version(list(scaled))
-    done = memory.places if found.max() < _LEFT else list(itertools.compress(memory.places, (found < _LEFT).tolist()))
-    return others(done, len(weights))
+    found = functools.reduce(np.bitwise_or, on_threads(work, memory.values)).tolist()
+    are_done = max(found) < _LEFT
+    scaled = found if are_done else [became & _SCALED for became in found]
+    torch.autograd.graph.increment_version(list(itertools.compress(picked(weights, memory.places), scaled)))
+    done = memory.places if are_done else itertools.compress(memory.places, [became < _LEFT for became in found])
+    return others(list(done), len(weights))
 
 
 _SCALED, _LEFT = 1, 2

@@ -426,21 +426,29 @@ def measure(row: Row, network: nn.Module, least: float, in_a_row: int) -> Times:
     ]
     for _, gradient in kept:
         gradient *= 0.05
-    if isinstance(row.plugin, Constraint):  # as at every update: a step away from the set
-        with torch.no_grad():
-            for parameter, (weight, _) in zip(everything, kept, strict=True):
-                parameter.copy_(weight)
+    memory: dict[str, list[Tensor]] = {}
+
+    def put_back_weights() -> None:
+        for parameter, (weight, _) in zip(everything, kept, strict=True):
+            parameter.copy_(weight)
+
+    def put_back_gradients() -> None:
+        for parameter, (_, gradient) in zip(everything, kept, strict=True):
+            parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.copy_(gradient)
+
+    with torch.no_grad():
+        put_back_weights()
+        put_back_gradients()
+        if isinstance(row.plugin, Constraint):  # as at every update: a step away from the set
             trainer._fire_event(event)
             for parameter, (weight, _) in zip(everything, kept, strict=True):
                 weight.copy_(parameter + 0.01 * parameter.std() * torch.randn(parameter.shape, generator=generator))
-    memory: dict[str, list[Tensor]] = {}
+    put_back = put_back_weights if isinstance(row.plugin, Constraint) else put_back_gradients
 
+    @torch.no_grad()
     def prepare() -> None:
         trainer.state.update += 1
-        with torch.no_grad():
-            for parameter, (weight, gradient) in zip(everything, kept, strict=True):
-                parameter.copy_(weight)
-                parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad.copy_(gradient)
+        put_back()
 
     by_hand = {"by hand": row.by_hand, **row.others}
     contenders = {name: functools.partial(loop, parameters, memory) for name, loop in by_hand.items()}

@@ -45,9 +45,9 @@ def without_numba(network: nn.Module, folder: Path) -> Callable[[], object]:
 
 def written(network: nn.Module, folder: Path, way: Callable[[torch.dtype], Any]) -> Callable[[], object]:
     optimizer = torch.optim.SGD(network.parameters(), lr=0.0)
-    trainer = Trainer(
-        network, optimizer, step=lambda t, b: None, plugins=[WeightHistograms(), TensorBoard(str(folder))]
-    )
+    plugins = [WeightHistograms(), TensorBoard(str(folder))]
+    step, nonfinite = (lambda t, b: None), "ignore"  # else it looks at the weights once more
+    trainer = Trainer(network, optimizer, step=step, plugins=plugins, nonfinite=nonfinite)
 
     def act() -> None:
         distributions._compiled = way

@@ -116,6 +116,7 @@ def _look(
     for start in range(0, len(values), _BLOCK):
         block, numbers = values[start : start + _BLOCK], bits[start : start + _BLOCK]
         near, nonfinite = _pairs(places, positive, negative), places[-1]
+        sums = _sums(block)  # first, as it waits least for what comes from memory
         _count(numbers, entries, others, places)
         if _pairs(places, positive, negative) > near:
             some = _zeros_and_subnormals(numbers, magnitude, exponent)
@@ -123,8 +124,9 @@ def _look(
             subnormal += some[1]
         if places[-1] > nonfinite:
             block = block[np.isfinite(block)]
+            sums = _sums(block)
         if len(block):
-            sums, ends = _sums(block), _ends(block, ordering)
+            ends = _ends(block, ordering)
             total += sums[0]
             squares += sums[1]
             least, most = min(least, ends[0]), max(most, ends[1])
