@@ -21,7 +21,8 @@ def in_one_pass(flat: Tensor) -> Summary:
     memory."""
     table, *constants = _constants(flat.dtype)
     values, places = flat.numpy(), np.zeros(2 * table.buckets + 1, dtype=np.int64)
-    found = _look(values, values.view(table.entries.dtype), table.entries, *constants, places)
+    of_a_block = np.empty(min(len(values), _BLOCK), np.uint16)
+    found = _look(values, values.view(table.entries.dtype), table.entries, *constants, of_a_block, places)
     return Summary(_folded(places), *found)
 
 
@@ -60,10 +61,10 @@ def _ends(values: npt.NDArray[Any], ordering: npt.NDArray[Any]) -> tuple[float, 
     """The least and the largest, of which none is NaN: by their bits as signed integers, which are in the order of the
     numbers once those of negative ones are turned over, but for the sign. LLVM makes no vectors of floats' least."""
     shift, magnitude = ordering
-    bits = values.view(ordering.dtype)
-    least = most = bits[0] ^ ((bits[0] >> shift) & magnitude)
+    bits, as_narrow = values.view(ordering.dtype), ordering.dtype.type  # else Numba makes 64 bits of 32
+    least = most = as_narrow(bits[0] ^ ((bits[0] >> shift) & magnitude))
     for place in range(len(bits)):
-        turned = bits[place] ^ ((bits[place] >> shift) & magnitude)
+        turned = as_narrow(bits[place] ^ ((bits[place] >> shift) & magnitude))
         least, most = min(least, turned), max(most, turned)
     ends = np.empty(2, ordering.dtype)
     ends[0], ends[1] = least ^ ((least >> shift) & magnitude), most ^ ((most >> shift) & magnitude)
@@ -72,11 +73,14 @@ def _ends(values: npt.NDArray[Any], ordering: npt.NDArray[Any]) -> tuple[float, 
 
 
 @compiled
-def _count(bits: Any, entries: Any, others: Any, places: Any) -> None:
-    """See :class:`~weightsmith_plugins.probes.buckets.Lookup`."""
-    rest = (1 << others) - 1
-    for number in bits:
-        places[(entries[number >> others] + (number & rest)) >> others] += 1
+def _count(bits: Any, entries: Any, others: Any, found: Any, places: Any) -> None:
+    """See :class:`~weightsmith_plugins.probes.buckets.Lookup`. The place of each is found first, in vectors."""
+    rest = entries.dtype.type((1 << others) - 1)  # unsigned, as places then are: Numba asks whether others are below 0
+    for place in range(len(bits)):
+        number = bits[place]
+        found[place] = (entries[number >> others] + (number & rest)) >> others
+    for place in range(len(bits)):
+        places[found[place]] += 1
 
 
 @compiled
@@ -87,12 +91,13 @@ def _pairs(places: Any, first: int, second: int) -> int:
 
 
 @compiled
-def _zeros_and_subnormals(bits: Any, magnitude: Any, exponent: Any) -> tuple[int, int]:
-    zeros = tiny = 0
+def _zeros_and_subnormals(bits: Any, magnitude: Any, exponent: Any) -> tuple[Any, Any]:
+    """Of a block."""
+    zeros = tiny = np.int32(0)
     for place in range(len(bits)):
         number = bits[place]
-        zeros += (number & magnitude) == 0
-        tiny += (number & exponent) == 0
+        zeros = np.int32(zeros + np.int32((number & magnitude) == 0))
+        tiny = np.int32(tiny + np.int32((number & exponent) == 0))
     return zeros, tiny - zeros
 
 
@@ -107,6 +112,7 @@ def _look(
     ordering: Any,
     positive: int,
     negative: int,
+    of_a_block: Any,
     places: Any,
 ) -> tuple[float, float, float, float, int, int]:
     """Count what falls into each place; and find the least and the largest finite value, their sum, that of their
@@ -117,7 +123,7 @@ def _look(
         block, numbers = values[start : start + _BLOCK], bits[start : start + _BLOCK]
         near, nonfinite = _pairs(places, positive, negative), places[-1]
         sums = _sums(block)  # first, as it waits least for what comes from memory
-        _count(numbers, entries, others, places)
+        _count(numbers, entries, others, of_a_block, places)
         if _pairs(places, positive, negative) > near:
             some = _zeros_and_subnormals(numbers, magnitude, exponent)
             zeros += some[0]
@@ -133,4 +139,4 @@ def _look(
     return least, most, total, squares, zeros, subnormal
 
 
-_BLOCK = 2**13
+_BLOCK = 2**12

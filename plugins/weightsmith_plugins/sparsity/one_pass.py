@@ -22,7 +22,8 @@ from weightsmith_plugins.pointers import bits_at, kept_at, share_of
 __all__ = ["masked_", "passes_over", "refuse_trouble"]
 
 _kernel = functools.partial(compiled, error_model="numpy")
-"""Options stand in this file, as Numba does not look at others."""
+"""Options stand in this file, as Numba does not look at others. What these kernels add up in a loop over values is made
+as small again after each step, as Numba makes sums of whole numbers 64 bits wide, of which a vector holds few."""
 
 _DTYPES = torch.float32, torch.bool
 _MAGNITUDE = np.int32(0x7FFFFFFF)
@@ -115,22 +116,27 @@ def _count_kept(table: Any, share: int, shares: int) -> int:
         first, last = share_of(sizes[place], share, shares)
         for start in range(first, last, _BLOCK):
             kept = kept_at(masks[place], start, min(last, start + _BLOCK))
-            total, together = _sums(kept)
-            if together > 1:
+            if _largest(kept) > 1:
                 kept[:] = kept != 0
-                total, together = _sums(kept)
-            count += total
+            count += _sum(kept)
     return count
 
 
 @_kernel
-def _sums(kept: Any) -> tuple[Any, Any]:
-    """Of a block, whose sum stays below the largest number of 16 bits; and all bytes together, bit by bit."""
-    total, together = np.uint16(0), np.uint8(0)
+def _largest(kept: Any) -> Any:
+    found = np.uint8(0)
     for place in range(len(kept)):
-        total += np.uint16(kept[place])
-        together |= kept[place]
-    return total, together
+        found = max(found, kept[place])
+    return found
+
+
+@_kernel
+def _sum(kept: Any) -> Any:
+    """Of a block of 0 and 1, which stays below the largest number of 16 bits."""
+    total = np.uint16(0)
+    for place in range(len(kept)):
+        total = np.uint16(total + np.uint16(kept[place]))
+    return total
 
 
 @_kernel
@@ -152,7 +158,7 @@ def _mask_block(bits: Any, kept: Any) -> Any:
     for place in range(len(bits)):
         left = bits[place] if kept[place] else np.int32(0)
         bits[place] = left
-        found += np.int32(1) if left & _MAGNITUDE else np.int32(0)
+        found = np.int32(found + np.int32((left & _MAGNITUDE) != 0))
     return found
 
 
@@ -200,7 +206,7 @@ def _flag_between(bits: Any, kept: Any, low: Any, high: Any, flags: Any) -> Any:
     above = np.int32(0)
     for place in range(len(bits)):
         magnitude, is_kept = bits[place] & _MAGNITUDE, np.int32(kept[place])
-        above += is_kept & np.int32(magnitude > high)
+        above = np.int32(above + (is_kept & np.int32(magnitude > high)))
         flags[place] = is_kept & np.int32(magnitude >= low) & np.int32(magnitude <= high)
     return above
 
@@ -243,7 +249,7 @@ def _keep(bits: Any, kept: Any, least: Any) -> Any:
     equal = np.int32(0)
     for place in range(len(bits)):
         magnitude, is_kept = bits[place] & _MAGNITUDE, np.int32(kept[place])
-        equal += is_kept & np.int32(magnitude == least)
+        equal = np.int32(equal + (is_kept & np.int32(magnitude == least)))
         kept[place] = is_kept & np.int32(magnitude >= least)
     _mask(bits, kept)
     return equal
