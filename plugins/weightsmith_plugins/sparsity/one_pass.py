@@ -203,11 +203,11 @@ def _look_between(table: Any, low: Any, high: Any, found: Any, share: int, share
 @_kernel
 def _flag_between(bits: Any, kept: Any, low: Any, high: Any, flags: Any) -> Any:
     """Flag those kept that are between; how many are above."""
-    above = np.int32(0)
+    above, reach = np.int32(0), np.uint32(high - low)
     for place in range(len(bits)):
         magnitude, is_kept = bits[place] & _MAGNITUDE, np.int32(kept[place])
         above = np.int32(above + (is_kept & np.int32(magnitude > high)))
-        flags[place] = is_kept & np.int32(magnitude >= low) & np.int32(magnitude <= high)
+        flags[place] = is_kept & np.int32(np.uint32(magnitude - low) <= reach)  # what is below 0 becomes large
     return above
 
 
