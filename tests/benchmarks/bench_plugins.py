@@ -1,9 +1,9 @@
 """Milliseconds of every constraint, penalty and gradient editor against the loop that people write by hand, as ratios.
 
-The two alternate in one process on the same weights and gradients, which are put back before each; the figures are
-medians. Three networks: about 100 small tensors, the weights of a ResNet-18, and those of a transformer of 85 million.
-What decomposes matrices (marked *) meets one block of each network, lest it take hours: the 50 matrices of the small
-one, three convolutions of 128 channels, and the four matrices of a transformer's layer.
+The two alternate in one process on the same weights and gradients; what they change is put back before each. The
+figures are medians. Three networks: about 100 small tensors, the weights of a ResNet-18, and those of a transformer of
+85 million. What decomposes matrices (marked *) meets one block of each network, lest it take hours: the 50 matrices of
+the small one, three convolutions of 128 channels, and the four matrices of a transformer's layer.
 """
 
 import argparse

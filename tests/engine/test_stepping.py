@@ -2,6 +2,7 @@
 
 import functools
 import warnings
+from types import MethodType
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from ignite.engine import Events
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
-from weightsmith import Trainer
+from weightsmith import Trainer, optimizers
 
 KINDS = [
     "Adadelta",
@@ -55,12 +56,20 @@ def test_weights_are_those_of_the_plain_loop(kind):
     assert all(map(torch.equal, trainer.model.parameters(), twin.parameters()))
 
 
-def test_nothing_is_recorded_where_nobody_reads_it(monkeypatch):
-    recorded = []
-    record = torch.autograd.profiler.record_function
-    monkeypatch.setattr(
-        torch.autograd.profiler, "record_function", lambda name: (recorded.append(name), record(name))[1]
-    )
+@pytest.fixture
+def recorded(monkeypatch):
+    """What torch records for profilers."""
+    names, record = [], torch.autograd.profiler.record_function
+
+    def noted(name):
+        names.append(name)
+        return record(name)
+
+    monkeypatch.setattr(torch.autograd.profiler, "record_function", noted)
+    return names
+
+
+def test_nothing_is_recorded_where_nobody_reads_it(recorded):
     trainer = make_trainer()
     trainer.run(batches(3), max_epochs=1)
     assert recorded == []
@@ -140,21 +149,93 @@ def test_an_optimizer_of_ones_own_steps_as_it_says():
     assert all(map(torch.equal, trainer.model.parameters(), twin.parameters()))
 
 
-def test_a_scheduler_of_torchs_sees_that_the_optimizer_has_stepped():
+def halving(optimizer):
+    return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
+
+
+def test_a_scheduler_of_torchs_sees_that_the_optimizer_has_stepped(recorded):
     trainer = make_trainer()
-    scheduler = torch.optim.lr_scheduler.StepLR(trainer.optimizers["optimizer"], step_size=1, gamma=0.5)
+    scheduler = halving(trainer.optimizers["optimizer"])
     trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda: scheduler.step())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         trainer.run(batches(3), max_epochs=1)
-    assert scheduler.get_last_lr() == [0.01 / 8]
+    assert (scheduler.get_last_lr(), recorded) == ([0.01 / 8], [])
 
 
-@pytest.mark.parametrize("all_threads", [False, True])
-def test_profilers_of_torchs_list_the_steps_while_they_record(all_threads):
-    options = torch._C._profiler._ExperimentalConfig(profile_all_threads=all_threads)
-    trainer, profiler = make_trainer(), profile(activities=[ProfilerActivity.CPU], experimental_config=options)
+def test_a_scheduler_of_torchs_complains_where_no_optimizer_has_stepped():
+    trainer = make_trainer()
+    scheduler = halving(trainer.optimizers["optimizer"])
+    trainer.add_event_handler(Events.ITERATION_STARTED, lambda: scheduler.step())
+    with pytest.warns(UserWarning, match="before `optimizer.step"):
+        trainer.run(batches(1), max_epochs=1)
+
+
+def test_a_scheduled_step_of_ones_own_is_taken():
+    trainer, steps = make_trainer(), []
+    optimizer = trainer.optimizers["optimizer"]
+    optimizer.step = MethodType(lambda _: steps.append(trainer.state.update), optimizer)
+    halving(optimizer)
+    trainer.run(batches(3), max_epochs=1)
+    assert steps == [1, 2, 3]
+
+
+def test_who_puts_a_function_around_a_scheduled_step_is_called():
+    trainer, steps = make_trainer(), []
+    optimizer = trainer.optimizers["optimizer"]
+    halving(optimizer)
+    step = optimizer.step
+    optimizer.step = functools.wraps(step)(lambda: (steps.append(trainer.state.update), step()))
+    trainer.run(batches(3), max_epochs=1)
+    assert steps == [1, 2, 3]
+
+
+def profiler_of_all_threads(**options):
+    try:
+        everywhere = torch._C._profiler._ExperimentalConfig(profile_all_threads=True)
+    except TypeError:
+        pytest.skip("this torch profiles one thread")
+    return profile(experimental_config=everywhere, **options)
+
+
+@pytest.mark.parametrize("make", [profile, profiler_of_all_threads])
+def test_profilers_of_torchs_list_the_steps_while_they_record(make):
+    trainer, profiler = make_trainer(), make(activities=[ProfilerActivity.CPU])
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=2), lambda: profiler.start())
     trainer.add_event_handler(Events.ITERATION_COMPLETED(once=5), lambda: profiler.stop())
     trainer.run(batches(6), max_epochs=1)
     assert [event.is_user_annotation for event in profiler.events() if event.name == RECORD] == [True] * 3
+
+
+def test_torchs_older_profiler_lists_the_steps():
+    trainer = make_trainer()
+    with torch.autograd.profiler_legacy.profile() as profiler:
+        trainer.run(batches(3), max_epochs=1)
+    assert [event.name for event in profiler.function_events].count(RECORD) == 3
+
+
+@pytest.mark.parametrize("wrap", [functools.wraps, lambda _: lambda function: function])
+def test_what_another_library_puts_around_all_steps_is_called(monkeypatch, wrap):
+    steps, hook = [], torch.optim.Optimizer.profile_hook_step
+
+    def counting(step):
+        hooked = hook(step)
+
+        @wrap(hooked)
+        def counted(self, *args):
+            steps.append(self)
+            return hooked(self, *args)
+
+        return counted
+
+    class Mine(torch.optim.SGD):
+        def step(self, closure=None):
+            return super().step(closure)
+
+    monkeypatch.setattr(torch.optim.Optimizer, "profile_hook_step", staticmethod(counting))
+    optimizers._code_around_steps.cache_clear()
+    try:
+        make_trainer(Mine).run(batches(2), max_epochs=1)
+    finally:
+        optimizers._code_around_steps.cache_clear()
+    assert len(steps) == 2

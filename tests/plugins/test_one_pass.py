@@ -91,6 +91,12 @@ def test_norms_are_those_of_exact_arithmetic(length, exponent, are_equal, seed):
         assert not ((factors > 1e-15) & (factors < 1e15)).all()
 
 
+def test_versions_count_what_is_written_alone():
+    weights = [torch.full((2, 4), 3.0), torch.zeros(2, 4), torch.full((2, 4), 0.5)]
+    assert list(one_pass.bound_norms_(weights, 1.0, 1.0, 0.0, 1e15, by_rows=[True] * 3)) == [1]
+    assert [weight._version for weight in weights] == [1, 0, 0]
+
+
 def test_nothing_else_is_written():
     memory = torch.full((1000,), 3.0)
     weight = memory[100:228].view(2, 64)
