@@ -9,12 +9,13 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
 from weightsmith_plugins.compiling import compiled
 
-__all__ = ["bits_at", "kept_at", "share_of", "values_at"]
+__all__ = ["bits_at", "fetch", "kept_at", "share_of", "values_at"]
 
 _inlined = functools.partial(compiled, error_model="numpy")
 
@@ -33,6 +34,22 @@ def _pointer_to(number: Any) -> Any:
 
 
 _float32, _int32, _uint8 = _pointer_to(types.float32), _pointer_to(types.int32), _pointer_to(types.uint8)
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def fetch(_: Any, address: Any) -> Any:
+    """Ask for the 64 bytes at an address, which need not be anybody's, so that they are near when they are read.
+    https://llvm.org/docs/LangRef.html#llvm-prefetch-intrinsic"""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        ask = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        read, once_more, data = (ir.Constant(number, value) for value in (0, 2, 1))
+        builder.call(ask, [builder.inttoptr(arguments[0], pointer), read, once_more, data])
+        return context.get_dummy_value()
+
+    return types.void(address), generate
 
 
 @_inlined
