@@ -44,11 +44,12 @@ def _unrecorded(optimizer: Optimizer) -> Callable[[Optimizer], object] | None:
     recorded, own = type(optimizer).step, vars(optimizer).get("step")
     is_recorded = getattr(recorded, "__code__", None) is recording
     is_own = own is not None and not (getattr(own, "__code__", None) is noting and own.__wrapped__ is recorded)
+    if is_own or not is_recorded:  # one around another optimizer may have nothing of what follows
+        return None
     hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
     global_hooks = _global_optimizer_pre_hooks or _global_optimizer_post_hooks
     is_profiled = profiler._is_profiler_enabled or _profiler_enabled()  # by any thread; by older ways
-    is_watched = is_own or hooks or global_hooks or is_profiled
-    return recorded.__wrapped__ if is_recorded and not is_watched else None  # type: ignore[attr-defined]
+    return None if hooks or global_hooks or is_profiled else recorded.__wrapped__  # type: ignore[attr-defined]
 
 
 @functools.cache

@@ -149,6 +149,27 @@ def test_an_optimizer_of_ones_own_steps_as_it_says():
     assert all(map(torch.equal, trainer.model.parameters(), twin.parameters()))
 
 
+def test_an_optimizer_around_another_that_torch_did_not_prepare_steps():
+    class Around(torch.optim.Optimizer):
+        def __init__(self, parameters, lr):
+            self.inner = torch.optim.SGD(parameters, lr=lr)
+            self.steps = 0
+
+        state = property(lambda self: self.inner.state)
+        defaults = property(lambda self: self.inner.defaults)
+        param_groups = property(lambda self: self.inner.param_groups)
+
+        def step(self, closure=None):
+            self.steps += 1
+            return self.inner.step(closure)
+
+    trainer, plain = make_trainer(Around), make_trainer()
+    for each in (trainer, plain):
+        each.run(batches(3), max_epochs=1)
+    assert trainer.optimizers["optimizer"].steps == 3
+    assert all(map(torch.equal, trainer.model.parameters(), plain.model.parameters()))
+
+
 def halving(optimizer):
     return torch.optim.lr_scheduler.StepLR(optimizer, step_size=1, gamma=0.5)
 
