@@ -2,71 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import sys
-from collections.abc import Callable, Iterable
-from types import CodeType
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch._C._autograd import _profiler_enabled
-from torch.autograd import profiler
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
-from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from weightsmith.shards import own_part
 
-__all__ = ["forget", "held_by", "join", "leave", "momenta", "step"]
+__all__ = ["forget", "held_by", "join", "leave", "momenta"]
 
 
 def held_by(optimizer: Optimizer) -> list[Tensor]:
     """The parameters of an optimizer, in its order."""
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
-
-
-def step(optimizer: Optimizer) -> None:
-    """As ``optimizer.step()``, without torch's record of it where no profiler runs: of a tiny network it takes a tenth
-    of an iteration."""
-    plain = _unrecorded(optimizer)
-    if plain is None:
-        optimizer.step()
-        return
-    if "step" in vars(optimizer):
-        optimizer._opt_called = True  # type: ignore[attr-defined]  # as what a scheduler puts there does
-    plain(optimizer)
-
-
-def _unrecorded(optimizer: Optimizer) -> Callable[[Optimizer], object] | None:
-    """The step that torch's record is around; ``None`` where anybody learns of a step: a profiler, a hook, or who put a
-    function of their own around it. A scheduler of torch's asks no more than whether there was one."""
-    recording, noting = _code_around_steps()
-    recorded, own = type(optimizer).step, vars(optimizer).get("step")
-    is_recorded = getattr(recorded, "__code__", None) is recording
-    is_own = own is not None and not (getattr(own, "__code__", None) is noting and own.__wrapped__ is recorded)
-    if is_own or not is_recorded:  # one around another optimizer may have nothing of what follows
-        return None
-    hooks = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-    global_hooks = _global_optimizer_pre_hooks or _global_optimizer_post_hooks
-    is_profiled = profiler._is_profiler_enabled or _profiler_enabled()  # by any thread; by older ways
-    return None if hooks or global_hooks or is_profiled else recorded.__wrapped__  # type: ignore[attr-defined]
-
-
-@functools.cache
-def _code_around_steps() -> tuple[object, object]:
-    """Of what torch puts around the step of every class of optimizers, a record for profilers and calls of hooks; and
-    of what its schedulers put around that of an optimizer, to note that there was a step."""
-    optimizer = torch.optim.SGD([torch.zeros((), device="cpu")], lr=0.0)
-    LambdaLR(optimizer, lambda _: 1.0)
-    return _code_of(Optimizer.profile_hook_step(lambda: None), Optimizer), _code_of(optimizer.step, LambdaLR)
-
-
-def _code_of(function: object, neighbour: type) -> object:
-    """A function's code if it was written in the module of a class, and not put in its place by another library; else
-    what no function has."""
-    code = getattr(function, "__code__", None)
-    written_in = code.co_filename if isinstance(code, CodeType) else None
-    return code if written_in == sys.modules[neighbour.__module__].__file__ else object()
 
 
 def join(optimizer: Optimizer, group: int, parameters: Iterable[nn.Parameter]) -> None:

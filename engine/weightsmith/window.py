@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 
 from weightsmith.distributed import any_process
 from weightsmith.errors import ConfigurationError
-from weightsmith.optimizers import held_by, step
+from weightsmith.optimizers import held_by
 from weightsmith.replicas import Replicas
 from weightsmith.shards import is_sharded, own_part
+from weightsmith.stepping import take_step
 from weightsmith.tensors import divide_
 
 __all__ = ["Window", "Windows"]
@@ -131,7 +132,7 @@ class Window:
         if closure is not None:
             self.optimizer.step(closure)
         else:
-            step(self.optimizer)
+            take_step(self.optimizer)
         if self.scaler is None:
             return
         if self._infinities():

@@ -10,7 +10,7 @@ from ignite.engine import Events
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 from torch.profiler import ProfilerActivity, profile
-from weightsmith import Trainer, optimizers
+from weightsmith import Trainer, stepping
 
 KINDS = [
     "Adadelta",
@@ -254,9 +254,9 @@ def test_what_another_library_puts_around_all_steps_is_called(monkeypatch, wrap)
             return super().step(closure)
 
     monkeypatch.setattr(torch.optim.Optimizer, "profile_hook_step", staticmethod(counting))
-    optimizers._code_around_steps.cache_clear()
+    stepping._code_around_steps.cache_clear()
     try:
         make_trainer(Mine).run(batches(2), max_epochs=1)
     finally:
-        optimizers._code_around_steps.cache_clear()
+        stepping._code_around_steps.cache_clear()
     assert len(steps) == 2
