@@ -77,8 +77,8 @@ def bound_norms_(
     are_done = max(found) < _LEFT
     scaled = found if are_done else [became & _SCALED for became in found]
     torch.autograd.graph.increment_version(list(itertools.compress(picked(weights, memory.places), scaled)))
-    done = memory.places if are_done else itertools.compress(memory.places, [became < _LEFT for became in found])
-    return others(list(done), len(weights))
+    done = memory.places if are_done else [memory.places[i] for i, became in enumerate(found) if became < _LEFT]
+    return others(done, len(weights))
 
 
 _SCALED, _LEFT = 1, 2

@@ -45,8 +45,8 @@ def fetch(_: Any, address: Any) -> Any:
         pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
         ask = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        read, once_more, data = (ir.Constant(number, value) for value in (0, 2, 1))
-        builder.call(ask, [builder.inttoptr(arguments[0], pointer), read, once_more, data])
+        to_read, nearness, data = (ir.Constant(number, value) for value in (0, 2, 1))
+        builder.call(ask, [builder.inttoptr(arguments[0], pointer), to_read, nearness, data])
         return context.get_dummy_value()
 
     return types.void(address), generate

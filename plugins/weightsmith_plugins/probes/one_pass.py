@@ -130,7 +130,8 @@ def _look(
 ) -> tuple[float, float, float, float, int, int]:
     """Count what falls into each place; and find the least and the largest finite value, their sum, that of their
     squares, and how many are zero and subnormal; block by block, while they are in the processor's cache. Were the
-    places made here, it would take half as long again. ``address`` is where the values begin."""
+    places made here, it would take half as long again. ``address`` is where the values
+    begin, and ``of_a_block`` has room for the places of a block."""
     least, most, total, squares, zeros, subnormal = np.inf, -np.inf, 0.0, 0.0, 0, 0
     for start in range(0, len(values), _BLOCK):
         block, numbers = values[start : start + _BLOCK], bits[start : start + _BLOCK]

@@ -202,7 +202,7 @@ def _look_between(table: Any, low: Any, high: Any, found: Any, share: int, share
 
 @_kernel
 def _flag_between(bits: Any, kept: Any, low: Any, high: Any, flags: Any) -> Any:
-    """Flag those kept that are between, from low to no less; how many are above."""
+    """Flag those kept that are from low to high, which is no less; how many are above."""
     above, reach = np.int32(0), np.uint32(high - low)
     for place in range(len(bits)):
         magnitude, is_kept = bits[place] & _MAGNITUDE, np.int32(kept[place])
