@@ -98,6 +98,14 @@ def weightsmith(*, handlers: bool = False, fused: bool = False) -> Contender:
     return timed(lambda batches: trainer.run(batches, max_epochs=1))
 
 
+def hooked() -> Contender:
+    """Somebody hears of the optimizer's steps."""
+    model, optimizer, loss_fn = network()
+    optimizer.register_step_post_hook(lambda *_: None)
+    trainer = Trainer(model, optimizer, loss_fn)
+    return timed(lambda batches: trainer.run(batches, max_epochs=1))
+
+
 def lightning() -> Contender:
     import lightning as L
 
@@ -162,6 +170,7 @@ CONTENDERS: dict[str, Callable[[], Contender]] = {
     "hand-written, its twin": by_hand,
     "Trainer": weightsmith,
     "Trainer, 22 handlers": lambda: weightsmith(handlers=True),
+    "Trainer, with a hook": hooked,
     "hand-written, fused": lambda: by_hand(fused=True),
     "Trainer, fused": lambda: weightsmith(fused=True),
     "Trainer, fused, 22 handlers": lambda: weightsmith(fused=True, handlers=True),
