@@ -2,8 +2,8 @@
 
 Constraints, penalties and gradient editors do the same by torch's functions where one of the weights is not for this.
 
-All are in one file: Numba compiles again what has changed in a function's own file, but not in one whose functions it
-calls.
+All are in one file but for what they share: Numba compiles again what has changed in a function's own file, but not in
+one whose functions it calls.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from torch import Tensor
 
 from weightsmith_plugins.addresses import memory_of, on_threads, others, pass_over
 from weightsmith_plugins.compiling import compiled, picked
-from weightsmith_plugins.pointers import share_of, values_at
+from weightsmith_plugins.pointers import row_at, share_of, values_at
+from weightsmith_plugins.row_norms import MOST_UNITS, find_norms, find_norms_of_both, sum_of_squares, units_of
 
 __all__ = [
     "bound_norms_",
@@ -91,40 +92,25 @@ def _bound_all(
     """What became of each weight: of its units, of those of one share. Of units that stay in the cache together first
     all factors are found, so that no sum waits for the root of another."""
     sizes, units, addresses = table[0], table[1], table[2]
-    found, factors = np.zeros(len(addresses), np.uint8), np.empty(_FEW_UNITS)
+    found, factors = np.zeros(len(addresses), np.uint8), np.empty(MOST_UNITS)
     for place in range(len(addresses)):
-        length = sizes[place] // max(1, units[place])
-        few = min(_FEW_UNITS, max(2, _FEW // max(1, length)))
+        length, few = units_of(sizes[place], units[place])
         first, last = share_of(units[place] if length else 0, share, shares)
         for start in range(first, last, few):
             end = min(last, start + few)
-            _find_norms(addresses[place], length, start, end, factors)
+            find_norms(addresses[place], length, start, end, factors, True)
             became, scaled = _find_factors(factors[: end - start], low, high, room, reach)
             found[place] |= became
             are_all_scaled = length < _SHORT and 4 * scaled > end - start  # by 1 too, which is faster than to ask
             for unit in range(start, end if scaled else start):
                 if are_all_scaled or factors[unit - start] != 1:
-                    row = values_at(addresses[place], unit * length, (unit + 1) * length)
+                    row = row_at(addresses[place], length, unit)
                     _scale(row, np.float32(factors[unit - start]))
     return found
 
 
-_FEW, _FEW_UNITS = 2**13, 2**6
-"""Values, and units, that stay in the cache from one time to the next."""
 _SHORT = 2**8
 """Values of a unit, below which a branch that the processor cannot foresee costs more than to scale them."""
-
-
-@_kernel
-def _find_norms(address: int, length: int, start: int, end: int, norms: Any) -> None:
-    """Those of the units from one up to another, two of them beside each other: from memory these come in four fifths
-    of the time. The last of an odd number goes beside one that was there, so that all are summed alike."""
-    half = (end - start + 1) // 2
-    for unit in range(start, start + half):
-        beside = min(unit + half, end - 1)
-        row = values_at(address, unit * length, (unit + 1) * length)
-        other = values_at(address, beside * length, (beside + 1) * length)
-        norms[unit - start], norms[beside - start] = _exact_norms(row, other)
 
 
 @_kernel
@@ -173,12 +159,16 @@ def _charge_all(table: Any, signs: float, values: float, with_values: bool, shar
     sizes, gradients, weights = table[0], table[2], table[3]
     for place in range(len(gradients)):
         first, last = share_of(sizes[place], share, shares)
-        for start in range(first, last, _FEW):
-            end = min(last, start + _FEW)
+        for start in range(first, last, _STRETCH):
+            end = min(last, start + _STRETCH)
             gradient, weight = values_at(gradients[place], start, end), values_at(weights[place], start, end)
             _add_signs(gradient, weight, np.float32(signs))
             if with_values:
                 _add(gradient, weight, np.float32(values))
+
+
+_STRETCH = 2**12
+"""Values that stay in the cache from one term to the next."""
 
 
 @_kernel
@@ -214,15 +204,20 @@ def charged_by_rows_(
 @_kernel
 def _charge_rows(table: Any, rate: float, share: int, shares: int) -> None:
     sizes, units, gradients, weights = table[0], table[1], table[2], table[3]
+    norms = np.empty(MOST_UNITS)
     for place in range(len(gradients)):
-        length = sizes[place] // max(1, units[place])
+        length, few = units_of(sizes[place], units[place])
         factor = np.float32(rate * np.sqrt(length))
-        for unit in range(*share_of(units[place], share, shares)):
-            first, last = unit * length, (unit + 1) * length
-            weight = values_at(weights[place], first, last)
-            size = np.float32(_norm(weight))
-            size = np.float32(1.0) if size == 0 else size
-            _add_direction(values_at(gradients[place], first, last), weight, size, factor)
+        first, last = share_of(units[place], share, shares)
+        for start in range(first, last, few):
+            end = min(last, start + few)
+            find_norms(weights[place], length, start, end, norms, False)
+            for unit in range(start, end):
+                size = np.float32(norms[unit - start])
+                size = np.float32(1.0) if size == 0 else size
+                gradient = row_at(gradients[place], length, unit)
+                weight = row_at(weights[place], length, unit)
+                _add_direction(gradient, weight, size, factor)
 
 
 @functools.partial(_kernel, fastmath={"contract"})
@@ -243,11 +238,16 @@ def clipped_(gradients: Sequence[Tensor], limit: float, *, by_rows: Sequence[obj
 @_kernel
 def _clip_all(table: Any, limit: float, share: int, shares: int) -> None:
     sizes, units, addresses = table[0], table[1], table[2]
+    norms = np.empty(MOST_UNITS)
     for place in range(len(addresses)):
-        length = sizes[place] // max(1, units[place])
-        for unit in range(*share_of(units[place], share, shares)):
-            row = values_at(addresses[place], unit * length, (unit + 1) * length)
-            _clip(row, _norm(row), limit)
+        length, few = units_of(sizes[place], units[place])
+        first, last = share_of(units[place], share, shares)
+        for start in range(first, last, few):
+            end = min(last, start + few)
+            find_norms(addresses[place], length, start, end, norms, False)
+            for unit in range(start, end):
+                row = row_at(addresses[place], length, unit)
+                _clip(row, norms[unit - start], limit)
 
 
 @_kernel
@@ -269,14 +269,17 @@ def clipped_adaptively_(
 @_kernel
 def _clip_adaptively_all(table: Any, ratio: float, least: float, share: int, shares: int) -> None:
     sizes, units, gradients, weights = table[0], table[1], table[2], table[3]
+    norms, others = np.empty(MOST_UNITS), np.empty(MOST_UNITS)
     for place in range(len(gradients)):
-        length = sizes[place] // max(1, units[place])
-        for unit in range(*share_of(units[place], share, shares)):
-            first, last = unit * length, (unit + 1) * length
-            gradient = values_at(gradients[place], first, last)
-            norm, size = _norms(gradient, values_at(weights[place], first, last))
-            size = least if size < least else size  # NaN stays
-            _clip(gradient, norm, ratio * size)
+        length, few = units_of(sizes[place], units[place])
+        first, last = share_of(units[place], share, shares)
+        for start in range(first, last, few):
+            end = min(last, start + few)
+            find_norms_of_both(gradients[place], weights[place], length, start, end, norms, others)
+            for unit in range(start, end):
+                gradient, size = row_at(gradients[place], length, unit), others[unit - start]
+                size = least if size < least else size  # NaN stays
+                _clip(gradient, norms[unit - start], ratio * size)
 
 
 def norm_of(gradients: Sequence[Tensor]) -> Tensor | None:
@@ -302,7 +305,7 @@ def _square_all(table: Any, share: int, shares: int) -> npt.NDArray[np.float64]:
         count = -(-sizes[place] // _PART)
         for part in range(*share_of(count, share, shares)):
             row = values_at(addresses[place], part * _PART, min(sizes[place], (part + 1) * _PART))
-            found[before + part] = _sum_of_squares(row)
+            found[before + part] = sum_of_squares(row)
         before += count
     return found
 
@@ -314,80 +317,6 @@ def _square_all(table: Any, share: int, shares: int) -> npt.NDArray[np.float64]:
 def _scale(row: Any, factor: Any) -> None:
     for place in range(len(row)):
         row[place] *= factor
-
-
-@functools.partial(_kernel, fastmath={"reassoc", "contract"})  # so that several values are added at once
-def _exact_norms(row: Any, other: Any) -> tuple[float, float]:
-    """Those of two rows of one length, with squares in float64."""
-    total = other_total = 0.0
-    for place in range(len(row)):
-        value, other_value = np.float64(row[place]), np.float64(other[place])
-        total += value * value
-        other_total += other_value * other_value
-    return np.sqrt(total), np.sqrt(other_total)
-
-
-@_kernel
-def _norm(row: Any) -> float:
-    """With squares in float32: those of up to 1,024 values may together leave the range of numbers (of torch's, those
-    of all), but not that of a single value."""
-    found: float = np.sqrt(_sum_of_squares(row)) if len(row) != 1 else np.float64(abs(row[0]))
-    return found
-
-
-@_kernel
-def _norms(row: Any, other: Any) -> tuple[float, float]:
-    """:func:`_norm` of each. Rows that are read beside each other come from memory in three quarters of the time."""
-    if len(row) == 1:
-        return np.float64(abs(row[0])), np.float64(abs(other[0]))
-    total = other_total = 0.0
-    for start in range(0, len(row), 1024):
-        squares, other_squares = _few_squares_of_both(row[start : start + 1024], other[start : start + 1024])
-        total += np.float64(squares)
-        other_total += np.float64(other_squares)
-    return np.sqrt(total), np.sqrt(other_total)
-
-
-@_kernel
-def _sum_of_squares(row: Any) -> float:
-    """Those of up to 1,024 values are added in float32, and these sums in float64. As :func:`_norms`, of what is read
-    beside each other."""
-    total, together = 0.0, len(row) // 4096 * 4096
-    for start in range(0, together, 4096):
-        first, second = row[start : start + 1024], row[start + 1024 : start + 2048]
-        third, fourth = row[start + 2048 : start + 3072], row[start + 3072 : start + 4096]
-        total += _few_squares_of_four(first, second, third, fourth)
-    for start in range(together, len(row), 1024):
-        total += np.float64(_few_squares(row[start : start + 1024]))
-    return total
-
-
-@functools.partial(_kernel, fastmath={"reassoc", "contract"})
-def _few_squares(row: Any) -> Any:
-    total = np.float32(0.0)
-    for place in range(len(row)):
-        total += row[place] * row[place]
-    return total
-
-
-@functools.partial(_kernel, fastmath={"reassoc", "contract"})
-def _few_squares_of_four(first: Any, second: Any, third: Any, fourth: Any) -> float:
-    total = second_total = third_total = fourth_total = np.float32(0.0)
-    for place in range(len(first)):
-        total += first[place] * first[place]
-        second_total += second[place] * second[place]
-        third_total += third[place] * third[place]
-        fourth_total += fourth[place] * fourth[place]
-    return (np.float64(total) + np.float64(second_total)) + (np.float64(third_total) + np.float64(fourth_total))
-
-
-@functools.partial(_kernel, fastmath={"reassoc", "contract"})
-def _few_squares_of_both(row: Any, other: Any) -> tuple[Any, Any]:
-    total, other_total = np.float32(0.0), np.float32(0.0)
-    for place in range(len(row)):
-        total += row[place] * row[place]
-        other_total += other[place] * other[place]
-    return total, other_total
 
 
 def refuse_trouble(name: str) -> None:

@@ -15,7 +15,7 @@ from numba.extending import intrinsic
 
 from weightsmith_plugins.compiling import compiled
 
-__all__ = ["bits_at", "fetch", "kept_at", "share_of", "values_at"]
+__all__ = ["bits_at", "fetch", "kept_at", "row_at", "share_of", "values_at"]
 
 _inlined = functools.partial(compiled, error_model="numpy")
 
@@ -56,6 +56,12 @@ def fetch(_: Any, address: Any) -> Any:
 def values_at(address: int, first: int, last: int) -> Any:
     """Of the float32 numbers from an address on, those from one place up to another."""
     return carray(_float32(address + 4 * first), (last - first,))
+
+
+@_inlined
+def row_at(address: int, length: int, row: int) -> Any:
+    """Of the float32 numbers from an address on, a row of so many."""
+    return carray(_float32(address + 4 * row * length), (length,))
 
 
 @_inlined
