@@ -76,9 +76,12 @@ def compiled_function(name: str, tensors: Sequence[Tensor]) -> Callable[..., Any
     """The function of :mod:`weightsmith_plugins.one_pass` or :mod:`weightsmith_plugins.sparsity.one_pass`, once it was
     tried; ``None`` where Numba is not installed or does not work, or is not asked for: no tensor is float32 and on a
     CPU, there are so few and small ones that torch is faster, or torch watches what is done to them."""
-    is_for_it = any(tensor.is_cpu and tensor.dtype is torch.float32 for tensor in tensors)
     is_worth_it = len(tensors) >= _LEAST.get(name, 1) or are_large(tensors)
-    return _tried(name) if is_for_it and is_worth_it and not is_watched() else None
+    return _tried(name) if is_worth_it and any(map(_may_be_for_it, tensors)) and not is_watched() else None
+
+
+def _may_be_for_it(tensor: Tensor) -> bool:
+    return tensor.dtype is torch.float32 and tensor.is_cpu
 
 
 _LEAST = {"charged_": 16, "norm_of": 16}

@@ -285,6 +285,45 @@ def test_a_norm_that_is_no_number_is_so_by_torch_as_well(value):
     torch.testing.assert_close(one_pass.norm_of(gradients), global_norm(gradients), equal_nan=True)
 
 
+ROW_BY_ROW = {
+    "bound_norms_": lambda g, x: one_pass.bound_norms_([x], 0.5, 2.0, 5e-7, 1e15, by_rows=[True]),
+    "charged_by_rows_": lambda g, x: one_pass.charged_by_rows_([g], [x], 0.1, by_rows=[True]),
+    "clipped_": lambda g, x: one_pass.clipped_([g], 1.0, by_rows=[True]),
+    "clipped_adaptively_": lambda g, x: one_pass.clipped_adaptively_([g], [x], 0.9, 1e-3, by_rows=[True]),
+}
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.sampled_from(sorted(ROW_BY_ROW)),
+    st.integers(1, 150),
+    st.one_of(st.integers(1, 40), st.sampled_from([255, 256, 1023, 1025, 2500])),
+    st.integers(0, 10**6),
+)
+def test_what_becomes_of_a_row_depends_on_no_other(name, rows, length, seed):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.rand(rows, 1, generator=generator) * 4 / length**0.5
+    gradient, weight = (torch.randn(rows, length, generator=generator) * sizes for _ in range(2))
+    alone = [(g.clone(), x.clone()) for g, x in zip(gradient.split(1), weight.split(1), strict=True)]
+    start = weight.clone()
+    assert not len(ROW_BY_ROW[name](gradient, weight))
+    for g, x in alone:
+        ROW_BY_ROW[name](g, x)
+    assert_same_bits([gradient, weight], [torch.cat(column) for column in zip(*alone, strict=True)])
+    is_written = (weight != start).any(dim=1) if name == "bound_norms_" else torch.zeros(rows, dtype=torch.bool)
+    inside = (start.double().norm(dim=1) - 1.25).abs() < 0.75
+    assert not (is_written & inside).any()
+
+
+def test_a_short_row_that_is_inside_keeps_its_bits_beside_those_that_are_not():
+    weight = torch.full((8, 4), 3.0)
+    inside = torch.tensor([-0.0, 1e-42, 0.5, -1e-38])
+    weight[::2] = inside
+    assert not len(one_pass.bound_norms_([weight], 0.0, 1.0, 0.0, 1e15, by_rows=[True]))
+    assert_same_bits([weight[::2]], [inside.expand(4, 4)])
+    torch.testing.assert_close(weight[1::2], torch.full((4, 4), 0.5))
+
+
 def test_editors_come_out_the_same_on_any_number_of_threads():
     threads, found = torch.get_num_threads(), []
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar
@@ -48,9 +49,8 @@ class UnitScaling(Constraint, abstract=True):
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         if not has_own(self, UnitScaling, "bounded"):
-            (low, high), room = self.ends, _room(torch.float32)
-            ends = {"low": low, "high": high, "room": room, "reach": MOST}
-            left = in_one_pass("bound_norms_", weights, **ends, by_rows=row_lengths(sites))
+            (low, high), room, by_rows = self.ends, _room(torch.float32), row_lengths(sites)
+            left = in_one_pass("bound_norms_", weights, low=low, high=high, room=room, reach=MOST, by_rows=by_rows)
             weights, sites = picked(weights, left), picked(sites, left)
         if weights:
             self._unitwise(self._scale_, as_it_is, weights, sites, weights)
@@ -195,6 +195,7 @@ def _in_range(norms: Tensor, careful: Tensor) -> Tensor:
     return torch.where((norms > LEAST) & (norms < MOST), norms, careful)
 
 
+@functools.cache
 def _room(dtype: torch.dtype) -> float:
     """How far, relative to it, the norm of a unit is off by the rounding of its values and of its own sum."""
     units = {torch.float32: 4.0, torch.float64: 16.0}.get(dtype, 0.75)
