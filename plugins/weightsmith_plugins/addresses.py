@@ -169,20 +169,19 @@ class _Form:
         shapes = [row[0].shape for row in chosen]
         sizes, units = [shape.numel() for shape in shapes], [shape[0] if len(shape) > 1 else 1 for shape in shapes]
         self._values, self._sizes_and_units = sum(sizes), [sizes, units]
-        self._last: tuple[list[int], Memory] | None = None
+        self._last: tuple[list[int], Memory] = [], Memory((), np.empty((0, 0), np.int64), 0)
 
     def was_at(self, addresses: list[int]) -> bool:
         """Whether the last that were of this form were at these addresses."""
-        return self._last is not None and self._last[0] == addresses
+        return self._last[0] == addresses
 
     def at(self, addresses: list[int]) -> Memory:
         """The suited, given the addresses of all, column after column: mostly those of the last update."""
-        last = self._last
-        if last is None or (last[0] is not addresses and last[0] != addresses):
+        if not self.was_at(addresses):
             columns = np.array(addresses, np.int64).reshape(self._columns, -1)[:, self.places]
             table = np.concatenate([np.array(self._sizes_and_units, np.int64), columns])
-            self._last = last = addresses, Memory(self.places, table, self._values)
-        return last[1]
+            self._last = addresses, Memory(self.places, table, self._values)
+        return self._last[1]
 
 
 def _have_one_shape(tensors: Sequence[Tensor]) -> bool:
