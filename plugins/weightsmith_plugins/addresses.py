@@ -98,11 +98,12 @@ def memory_of(
         here = [place for place, is_by_rows in enumerate(by_rows) if is_by_rows]
         memory = memory_of(*([column[place] for place in here] for column in columns), dtypes=dtypes)
         return None if memory is None else Memory([here[place] for place in memory.places], *memory[1:])
-    if any(len(column) != len(columns[0]) for column in columns):
+    if len(columns) > 1 and len(set(map(len, columns))) > 1:
         return None
-    tensors = list(chain(*columns))
+    tensors = columns[0] if len(columns) == 1 else list(chain(*columns))
+    dtypes = (torch.float32,) * len(columns) if dtypes is None else tuple(dtypes)
     addresses = _addresses(tensors)
-    form = _form(tensors, tuple(dtypes or [torch.float32] * len(columns)), addresses)
+    form = _form(tensors, dtypes, addresses)
     if not form.places or (form.asks_for_no_grad and torch.is_grad_enabled()):
         return None
     return form.at(addresses)
@@ -172,12 +173,16 @@ class _Form:
         self._last: tuple[list[int], Memory] = [], Memory((), np.empty((0, 0), np.int64), 0)
 
     def was_at(self, addresses: list[int]) -> bool:
-        """Whether the last that were of this form were at these addresses."""
-        return self._last[0] == addresses
+        """Whether the last that were of this form were at these addresses, which it then remembers in place of its
+        own, as that is found again without a look."""
+        if self._last[0] != addresses:
+            return False
+        self._last = addresses, self._last[1]
+        return True
 
     def at(self, addresses: list[int]) -> Memory:
         """The suited, given the addresses of all, column after column: mostly those of the last update."""
-        if not self.was_at(addresses):
+        if self._last[0] is not addresses and not self.was_at(addresses):
             columns = np.array(addresses, np.int64).reshape(self._columns, -1)[:, self.places]
             table = np.concatenate([np.array(self._sizes_and_units, np.int64), columns])
             self._last = addresses, Memory(self.places, table, self._values)
@@ -188,7 +193,7 @@ def _have_one_shape(tensors: Sequence[Tensor]) -> bool:
     return all(tensor.shape == tensors[0].shape for tensor in tensors)
 
 
-def _form(tensors: list[Tensor], dtypes: tuple[torch.dtype, ...], addresses: list[int]) -> _Form:
+def _form(tensors: Sequence[Tensor], dtypes: tuple[torch.dtype, ...], addresses: list[int]) -> _Form:
     """One that was made before, if it fits."""
     try:
         key = dtypes, len(tensors), tensors[0].shape, tensors[-1].shape
@@ -240,8 +245,8 @@ def on_threads(work: Callable[[int, int], T], values: int) -> list[T]:
     >>> on_threads(lambda share, shares: (share, shares), 10)
     [(0, 1)]
     """
-    shares = min(torch.get_num_threads(), values // _SHARE)
-    if shares <= 1:
+    shares = 1 if values < 2 * _SHARE else min(torch.get_num_threads(), values // _SHARE)
+    if shares == 1:
         return [work(0, 1)]
     elsewhere: list[Future[T]] = []
     with contextlib.suppress(RuntimeError):  # at the interpreter's end nothing is given to other threads
