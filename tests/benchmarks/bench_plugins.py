@@ -33,7 +33,7 @@ from networks import NETWORKS, ONE_BLOCK
 from weightsmith import Constraint, GradientEditor, Penalty, Site, Trainer, WeightEvents, linear, ranking
 from weightsmith.files import write_tensors
 from weightsmith.tensors import unit_norms
-from weightsmith_plugins.compiling import compiled_function
+from weightsmith_plugins.native.compiling import compiled_function
 
 THRESHOLD = "threshold alone"
 IN_PLACE = "added to `.grad`"

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 from weightsmith import ConfigurationError, Constraint, PluginContractError, Site, Trainer
 from weightsmith.rows import LEAST_TOGETHER
-from weightsmith_plugins import compiling
+from weightsmith_plugins.native import compiling
 
 HALF = torch.bfloat16
 

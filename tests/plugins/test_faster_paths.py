@@ -17,8 +17,9 @@ from weightsmith.ranking import in_blocks, keep_largest_, largest
 from weightsmith.schedules import Progress
 from weightsmith.tensors import accurate_dtype
 from weightsmith.testing.scenes import plural, singular
-from weightsmith_plugins import L1, L2, ElasticNet, GroupLasso, Intersection, Orthonormal, compiling
+from weightsmith_plugins import L1, L2, ElasticNet, GroupLasso, Intersection, Orthonormal
 from weightsmith_plugins.constraints import spectra
+from weightsmith_plugins.native import compiling
 from weightsmith_plugins.sparsity.one_pass import passes_over
 
 TABLE = Path(__file__).with_name("test_conformance.py")

@@ -13,7 +13,7 @@ from torch import nn
 from weightsmith import Site, Trainer, ranking
 from weightsmith.ranking import in_blocks, keep_largest_
 from weightsmith.tensors import keep_
-from weightsmith_plugins import compiling
+from weightsmith_plugins.native import compiling
 from weightsmith_plugins.sparsity import one_pass
 from weightsmith_plugins.sparsity.masks import mask_
 

@@ -15,8 +15,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 from weightsmith import ConfigurationError, Constraint, Penalty, Site, Trainer, WeightEvents
 from weightsmith.tensors import add_, add_signs_, global_norm
-from weightsmith_plugins import addresses, compiling, one_pass
 from weightsmith_plugins.constraints import norms
+from weightsmith_plugins.native import addresses, compiling, one_pass
 from weightsmith_plugins.sparsity import one_pass as masks_in_one_pass
 
 PLUGINS = [w.MaxNorm(0.7), w.UnitNorm(), w.MinMaxNorm(0.5, 1.3), w.MaxNorm(1e-20), w.MinMaxNorm(0.0, 1e25)]
@@ -635,7 +635,7 @@ def test_without_numba_torch_does_it(afresh, trouble, monkeypatch, caplog):
 
     if trouble == "missing":
         monkeypatch.setitem(sys.modules, "numba", None)
-        monkeypatch.delitem(sys.modules, "weightsmith_plugins.one_pass")
+        monkeypatch.delitem(sys.modules, "weightsmith_plugins.native.one_pass")
     elif trouble == "failing":
         monkeypatch.setattr(one_pass, "_bound_all", fail)
         monkeypatch.setattr(one_pass, "_clip_all", fail)

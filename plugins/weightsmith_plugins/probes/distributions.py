@@ -11,7 +11,7 @@ from torch import Tensor
 from weightsmith import Histogram, Site
 from weightsmith.tensors import accurate_dtype, keep_
 
-from weightsmith_plugins.compiling import working
+from weightsmith_plugins.native.compiling import working
 from weightsmith_plugins.probes.buckets import BITS, BLOCK, NEAR_ZERO, Summary, by_lookup, by_search, limits
 
 __all__ = ["histogram", "joint_histogram"]

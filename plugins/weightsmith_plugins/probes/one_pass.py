@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from weightsmith_plugins.compiling import compiled
-from weightsmith_plugins.pointers import fetch
+from weightsmith_plugins.native.compiling import compiled
+from weightsmith_plugins.native.pointers import fetch
 from weightsmith_plugins.probes.buckets import BITS, NEAR_ZERO, Summary, lookup
 
 __all__ = ["in_one_pass"]

@@ -16,7 +16,7 @@ from weightsmith.targets import Target, Targets
 from weightsmith.tensors import joined, keep_, parted
 from weightsmith.weights import Weight
 
-from weightsmith_plugins.compiling import in_one_pass
+from weightsmith_plugins.native.compiling import in_one_pass
 
 __all__ = ["KeepZeros", "Pruning", "count_kept", "mask_", "masked"]
 

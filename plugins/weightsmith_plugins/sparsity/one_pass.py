@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from weightsmith.ranking import Passes, Values
 
-from weightsmith_plugins.addresses import Memory, memory_of, on_threads, pass_over
-from weightsmith_plugins.compiling import compiled
-from weightsmith_plugins.pointers import bits_at, kept_at, share_of
+from weightsmith_plugins.native.addresses import Memory, memory_of, on_threads, pass_over
+from weightsmith_plugins.native.compiling import compiled
+from weightsmith_plugins.native.pointers import bits_at, kept_at, share_of
 
 __all__ = ["masked_", "passes_over", "refuse_trouble"]
 
@@ -40,7 +40,8 @@ def masked_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Sequence[int]
         masks: boolean, of the same shapes.
 
     Returns:
-        The places of those that are left to torch: what :func:`~weightsmith_plugins.addresses.memory_of` leaves out.
+        The places of those that are left to torch: what
+        :func:`~weightsmith_plugins.native.addresses.memory_of` leaves out.
     """
     return pass_over(_mask_all, weights, masks, settings=[], dtypes=_DTYPES)
 
@@ -64,7 +65,7 @@ def _mask(bits: Any, kept: Any) -> None:
 
 def passes_over(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Passes | None:
     """Passes for :func:`~weightsmith.ranking.keep_largest_`, as :func:`~weightsmith.ranking.in_blocks` makes them;
-    ``None`` if :func:`~weightsmith_plugins.addresses.memory_of` leaves one out."""
+    ``None`` if :func:`~weightsmith_plugins.native.addresses.memory_of` leaves one out."""
     memory = memory_of(weights, masks, dtypes=_DTYPES)
     return None if memory is None or len(memory.places) < len(weights) else _Compiled(memory, [*weights, *masks])
 

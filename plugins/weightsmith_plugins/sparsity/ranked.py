@@ -17,7 +17,7 @@ from weightsmith.site import Sharding
 from weightsmith.targets import Targets
 from weightsmith.tensors import copy_, from_unit_matrices, joined, keep_, parted, unit_matrices
 
-from weightsmith_plugins.compiling import compiled_function
+from weightsmith_plugins.native.compiling import compiled_function
 from weightsmith_plugins.shapes import no_equal_groups
 from weightsmith_plugins.sparsity.masks import Pruning, count_kept, mask_, masked
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from weightsmith.tensors import are_large
 
-from weightsmith_plugins.addresses import is_watched
+from weightsmith_plugins.native.addresses import is_watched
 
 __all__ = ["compiled", "compiled_function", "has_own", "in_one_pass", "picked", "working"]
 
@@ -73,9 +73,9 @@ def picked(column: Sequence[T], places: Sequence[int]) -> Sequence[T]:
 
 
 def compiled_function(name: str, tensors: Sequence[Tensor]) -> Callable[..., Any] | None:
-    """The function of :mod:`weightsmith_plugins.one_pass` or :mod:`weightsmith_plugins.sparsity.one_pass`, once it was
-    tried; ``None`` where Numba is not installed or does not work, or is not asked for: no tensor is float32 and on a
-    CPU, there are so few and small ones that torch is faster, or torch watches what is done to them."""
+    """The function of :mod:`weightsmith_plugins.native.one_pass` or :mod:`weightsmith_plugins.sparsity.one_pass`, once
+    it was tried; ``None`` where Numba is not installed or does not work, or is not asked for: no tensor is float32 and
+    on a CPU, there are so few and small ones that torch is faster, or torch watches what is done to them."""
     is_worth_it = len(tensors) >= _LEAST.get(name, 1) or are_large(tensors)
     return _tried(name) if is_worth_it and any(map(_may_be_for_it, tensors)) and not is_watched() else None
 
@@ -101,7 +101,7 @@ def _tried(name: str) -> Callable[..., Any] | None:
     return working(what, load)
 
 
-_ANY, _SPARSE = "weightsmith_plugins.one_pass", "weightsmith_plugins.sparsity.one_pass"
+_ANY, _SPARSE = "weightsmith_plugins.native.one_pass", "weightsmith_plugins.sparsity.one_pass"
 _USERS = {
     "bound_norms_": (_ANY, "MaxNorm, MinMaxNorm and UnitNorm work"),
     "charged_": (_ANY, "L1 and ElasticNet work"),

@@ -3,7 +3,7 @@
 From memory four rows that are read beside each other come in four fifths of the time that they take one after another.
 Where fewer are left, the last stands for those that are missing, so that each is summed alike wherever it stands.
 
-As of :mod:`weightsmith_plugins.pointers`, Numba does not see when these functions change.
+As of :mod:`weightsmith_plugins.native.pointers`, Numba does not see when these functions change.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from weightsmith_plugins.compiling import compiled
-from weightsmith_plugins.pointers import row_at
+from weightsmith_plugins.native.compiling import compiled
+from weightsmith_plugins.native.pointers import row_at
 
 __all__ = ["MOST_UNITS", "find_norms", "find_norms_of_both", "sum_of_squares", "units_of"]
 

@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from weightsmith_plugins.addresses import memory_of, on_threads, others, pass_over
-from weightsmith_plugins.compiling import compiled, picked
-from weightsmith_plugins.pointers import row_at, share_of, values_at
-from weightsmith_plugins.row_norms import MOST_UNITS, find_norms, find_norms_of_both, sum_of_squares, units_of
+from weightsmith_plugins.native.addresses import memory_of, on_threads, others, pass_over
+from weightsmith_plugins.native.compiling import compiled, picked
+from weightsmith_plugins.native.pointers import row_at, share_of, values_at
+from weightsmith_plugins.native.row_norms import MOST_UNITS, find_norms, find_norms_of_both, sum_of_squares, units_of
 
 __all__ = [
     "bound_norms_",
@@ -67,8 +67,9 @@ def bound_norms_(
         by_rows: of each, whether its units are its rows.
 
     Returns:
-        The places of those that are left to torch: what :func:`~weightsmith_plugins.addresses.memory_of` leaves out;
-        and those that have a unit that is zero and must become longer, or whose norm is not finite, or too far away.
+        The places of those that are left to torch: what
+        :func:`~weightsmith_plugins.native.addresses.memory_of` leaves out; and those that have a unit that is zero and
+        must become longer, or whose norm is not finite, or too far away.
     """
     memory = memory_of(weights, by_rows=by_rows)
     if memory is None:
@@ -147,7 +148,8 @@ def charged_(
         values: that of values; ``None`` for no such term.
 
     Returns:
-        The places of those that are left to torch: what :func:`~weightsmith_plugins.addresses.memory_of` leaves out.
+        The places of those that are left to torch: what
+        :func:`~weightsmith_plugins.native.addresses.memory_of` leaves out.
     """
     if _is_too_large(signs) or _is_too_large(values or 0.0):
         return range(len(gradients))
@@ -284,7 +286,7 @@ def _clip_adaptively_all(table: Any, ratio: float, least: float, share: int, sha
 
 def norm_of(gradients: Sequence[Tensor]) -> Tensor | None:
     """The L2 norm of all of them as one long vector; 0-d, the same on any number of threads. ``None`` if
-    :func:`~weightsmith_plugins.addresses.memory_of` leaves one out."""
+    :func:`~weightsmith_plugins.native.addresses.memory_of` leaves one out."""
     memory = memory_of(gradients)
     if memory is None or len(memory.places) < len(gradients):
         return None

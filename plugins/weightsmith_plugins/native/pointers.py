@@ -13,7 +13,7 @@ from llvmlite import ir
 from numba import carray, types
 from numba.extending import intrinsic
 
-from weightsmith_plugins.compiling import compiled
+from weightsmith_plugins.native.compiling import compiled
 
 __all__ = ["bits_at", "fetch", "kept_at", "row_at", "share_of", "values_at"]
 
