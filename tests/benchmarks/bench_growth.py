@@ -20,7 +20,7 @@ warnings.filterwarnings("ignore", category=DeprecationWarning, module="ignite")
 import weightsmith_plugins as w
 from ignite.engine import Events
 from measuring import alternate, keep
-from weightsmith import Plugin, Trainer, WeightEvents, linear
+from weightsmith import Constraint, Plugin, Trainer, WeightEvents, linear
 
 MILLIONS = (1, 3, 10, 30, 100, 300)
 TENSORS = (10, 30, 100, 300, 1_000, 3_000, 10_000)
@@ -50,7 +50,8 @@ class Weights(nn.Module):
 
 
 def seconds_of(name: str, model: nn.Module, least: float) -> float:
-    """The median time of one act of a plugin; of a histogram, with TensorBoard's file on the disk."""
+    """The median time of one act of a plugin; of a histogram, with TensorBoard's file on the disk. What it changes is
+    put back before each: to a constraint, weights that were inside, and moved as by an update."""
     plugin = PLUGINS[name]()
     with tempfile.TemporaryDirectory() as folder:
         sinks = [w.TensorBoard(folder)] if isinstance(plugin, w.WeightHistograms) else []
@@ -68,7 +69,18 @@ def seconds_of(name: str, model: nn.Module, least: float) -> float:
             trainer.state.epoch += 1
             trainer._fire_event(event)
 
-        return statistics.median(alternate({name: act}, seconds=least)[name])
+        changed = [p.detach() if isinstance(plugin, Constraint) else p.grad for p in model.parameters()]
+        if isinstance(plugin, Constraint):
+            act()
+            for weight in changed:
+                weight.add_(torch.randn_like(weight), alpha=0.01 * weight.std().item())
+        kept = [tensor.clone() for tensor in changed]
+
+        def put_back() -> None:
+            for tensor, values in zip(changed, kept, strict=True):
+                tensor.copy_(values)
+
+        return statistics.median(alternate({name: act}, seconds=least, prepare=put_back)[name])
 
 
 def line(sizes: tuple[int, ...], seconds: list[float]) -> tuple[float, float]:
@@ -88,9 +100,8 @@ def grow(what: str, sizes: tuple[int, ...], make: Callable[[int], nn.Module], un
     """Rows of plugins, with the seconds at each size."""
     seconds: dict[str, list[float]] = {name: [] for name in PLUGINS if only.lower() in name.lower()}
     for size in sizes:
-        model = make(size)
         for name, found in seconds.items():
-            found.append(seconds_of(name, model, least))
+            found.append(seconds_of(name, make(size), least))
     print(f"\n{'with ' + what:18s}" + "".join(f"{size:>10,}" for size in sizes) + "  (ms)   slope      at 0  exponent")
     for name, found in seconds.items():
         slope, rest = line(sizes, found)

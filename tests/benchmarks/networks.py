@@ -3,6 +3,10 @@
 from torch import nn
 
 
+def tiny() -> nn.Module:
+    return nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
 def small() -> nn.Module:
     return nn.Sequential(*(nn.Linear(64, 64) for _ in range(50)))
 
@@ -24,8 +28,9 @@ def large(blocks: int = 12) -> nn.Module:
     return nn.Sequential(*(nn.Sequential(nn.LayerNorm(768), *(nn.Linear(*s) for s in sides)) for _ in range(blocks)))
 
 
-NETWORKS = {"small": small, "medium": medium, "large": large}
+NETWORKS = {"tiny": tiny, "small": small, "medium": medium, "large": large}
 ONE_BLOCK = {
+    "tiny": tiny,
     "small": lambda: nn.Sequential(*(nn.Linear(64, 64) for _ in range(50))),
     "medium": lambda: nn.Sequential(*(nn.Conv2d(128, 128, 3, bias=False) for _ in range(3))),
     "large": lambda: large(1),

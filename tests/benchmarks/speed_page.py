@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from marked import put
 
 FOUND, PAGE, PICTURE = ROOT / "runs" / "benchmarks", ROOT / "docs" / "speed.md", ROOT / "docs" / "speed.png"
-SIZES, SETTINGS = ("small", "medium", "large"), ("small", "small, once", "medium", "large")
+SIZES, SETTINGS = ("small", "medium", "large"), ("tiny, once", "small", "small, once", "medium", "large")
 WITH, WITHOUT = "weightsmith[fast]", "weightsmith"
 
 
@@ -79,11 +79,11 @@ def watching() -> str:
 
     def line(row: dict[str, Any]) -> list[str]:
         theirs, ours = row.get("Ignite"), [row[WITH], row[WITHOUT]]
-        cells = [f"{seconds * 1e3:.0f} ms" for seconds in ours]
+        cells = [milliseconds(seconds) for seconds in ours]
         if theirs is None:
             return [row["network"], *cells, "–", "–"]
         faster = " and ".join(f"{theirs / seconds:.1f} ×" for seconds in ours)
-        return [row["network"], *cells, f"{theirs * 1e3:.0f} ms", faster]
+        return [row["network"], *cells, milliseconds(theirs), faster]
 
     return table(["", "with the extra `fast`", "without", "Ignite's handler", "as fast"], map(line, rows))
 
