@@ -119,28 +119,28 @@ class Targets(tuple[Target, ...]):
         Raises:
             UnsupportedWeightError: one is sparse.
         """
-        return self._look_for_gradients()[0]
+        return self._found_gradients()[0]
 
     def start_gradients(self) -> list[Tensor]:
         """Give a gradient of zeros to those that have none; then :attr:`gradients`."""
-        found, are_all = self._look_for_gradients()
-        if are_all:
+        found, are_all_given = self._found_gradients()
+        if are_all_given:
             return found
         for raw in self._raw:
             if raw.grad is None:
                 raw.grad = torch.zeros_like(raw)
         return self.gradients
 
-    def _look_for_gradients(self) -> tuple[list[Any], bool]:
-        """:attr:`gradients`, and whether there are all."""
-        found, are_all = list(map(_gradient, self._raw)), True
+    def _found_gradients(self) -> tuple[list[Any], bool]:
+        """:attr:`gradients`, raising alike, and whether there is one of every weight."""
+        found, are_all_given = list(map(_gradient, self._raw)), True
         try:
             are_dense = not any(map(_is_sparse, found))
         except AttributeError:  # of None, asked for only here, as that takes as long as all else
-            are_dense, are_all = not any(map(_is_sparse, filter(_is_given, found))), False
+            are_dense, are_all_given = not any(map(_is_sparse, filter(_is_given, found))), False
         if not are_dense:
             self._refuse_sparse()
-        return (found if self._are_raw else [target.gradient for target in self]), are_all
+        return (found if self._are_raw else [target.gradient for target in self]), are_all_given
 
     def _refuse_sparse(self) -> None:
         for target in self:
@@ -179,8 +179,8 @@ class Targets(tuple[Target, ...]):
 
     def with_gradients(self) -> tuple[Targets, list[Tensor]]:
         """Those that have a gradient, and their gradients, as :attr:`gradients`."""
-        found, are_all = self._look_for_gradients()
-        if are_all:
+        found, are_all_given = self._found_gradients()
+        if are_all_given:
             return self, found
         pairs = [(target, gradient) for target, gradient in zip(self, found, strict=True) if gradient is not None]
         return Targets(target for target, _ in pairs), [gradient for _, gradient in pairs]

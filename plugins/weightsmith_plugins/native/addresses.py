@@ -101,12 +101,12 @@ def memory_of(
     if len(columns) > 1 and len(set(map(len, columns))) > 1:
         return None
     tensors = columns[0] if len(columns) == 1 else list(chain(*columns))
-    dtypes = (torch.float32,) * len(columns) if dtypes is None else tuple(dtypes)
-    addresses = _addresses(tensors)
-    form = _form(tensors, dtypes, addresses)
+    form = _form(tensors, (torch.float32,) * len(columns) if dtypes is None else tuple(dtypes))
     if not form.places or (form.asks_for_no_grad and torch.is_grad_enabled()):
         return None
-    return form.at(addresses)
+    if len(form.places) < len(columns[0]):
+        tensors = [column[place] for column in columns for place in form.places]
+    return form.at(list(map(Tensor.data_ptr, tensors)))
 
 
 def is_watched() -> bool:
@@ -132,13 +132,12 @@ def _is_suited(tensor: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     return tensor.dtype is dtype and all(ask(tensor) == wanted for ask, wanted in _ASKS)
 
 
-def _addresses(tensors: Sequence[Tensor]) -> list[int]:
-    """Where the values of each begin; 0 for what has no memory of its own, as what stands for a tensor inside a
-    transformation of torch.func, and a parameter that is not initialized yet."""
+def _has_address(tensor: Tensor) -> bool:
+    """Whether it has memory of its own; what stands for it inside a transformation of torch.func has none."""
     try:
-        return list(map(Tensor.data_ptr, tensors))
-    except (RuntimeError, ValueError):
-        return [_addresses([tensor])[0] for tensor in tensors] if len(tensors) > 1 else [0]
+        return tensor.data_ptr() != 0 or not tensor.numel()
+    except RuntimeError:
+        return False
 
 
 _PLAIN: set[type] = {Tensor, nn.Parameter}
@@ -150,7 +149,7 @@ _ASKS: tuple[tuple[Callable[[Tensor], object], object], ...] = (
     (Tensor.is_contiguous, True),
     (Tensor.is_inference, False),
     (Tensor.is_neg, False),
-    (lambda tensor: _addresses([tensor]) != [0] or not tensor.numel(), True),
+    (_has_address, True),
 )
 
 
@@ -161,7 +160,7 @@ class _Form:
     """What several tensors are like, apart from their values and where these are: which are suited, and their sizes."""
 
     def __init__(self, tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> None:
-        count, self._columns = len(tensors) // len(dtypes), len(dtypes)
+        count = len(tensors) // len(dtypes)
         beside = [tensors[start::count] for start in range(count)]
         are_suited = [all(map(_is_suited, row, dtypes)) and _have_one_shape(row) for row in beside]
         self.places = [place for place, is_suited in enumerate(are_suited) if is_suited]
@@ -170,39 +169,31 @@ class _Form:
         shapes = [row[0].shape for row in chosen]
         sizes, units = [shape.numel() for shape in shapes], [shape[0] if len(shape) > 1 else 1 for shape in shapes]
         self._values, self._sizes_and_units = sum(sizes), [sizes, units]
-        self._last: tuple[list[int], Memory] = [], Memory((), np.empty((0, 0), np.int64), 0)
-
-    def was_at(self, addresses: list[int]) -> bool:
-        """Whether the last that were of this form were at these addresses, which it then remembers in place of its
-        own, as that is found again without a look."""
-        if self._last[0] != addresses:
-            return False
-        self._last = addresses, self._last[1]
-        return True
+        self._last: tuple[list[int], Memory] | None = None
 
     def at(self, addresses: list[int]) -> Memory:
-        """The suited, given the addresses of all, column after column: mostly those of the last update."""
-        if self._last[0] is not addresses and not self.was_at(addresses):
-            columns = np.array(addresses, np.int64).reshape(self._columns, -1)[:, self.places]
+        """The suited, given their addresses, column after column: mostly those of the last update."""
+        last = self._last
+        if last is None or last[0] != addresses:
+            columns = np.array(addresses, np.int64).reshape(-1, len(self.places))
             table = np.concatenate([np.array(self._sizes_and_units, np.int64), columns])
-            self._last = addresses, Memory(self.places, table, self._values)
-        return self._last[1]
+            self._last = last = addresses, Memory(self.places, table, self._values)
+        return last[1]
 
 
 def _have_one_shape(tensors: Sequence[Tensor]) -> bool:
     return all(tensor.shape == tensors[0].shape for tensor in tensors)
 
 
-def _form(tensors: Sequence[Tensor], dtypes: tuple[torch.dtype, ...], addresses: list[int]) -> _Form:
+def _form(tensors: Sequence[Tensor], dtypes: tuple[torch.dtype, ...]) -> _Form:
     """One that was made before, if it fits."""
+    if not tensors or any(map(_is_nested, tensors)):  # at which guards would end the process
+        return _Form(tensors, dtypes)
     try:
         key = dtypes, len(tensors), tensors[0].shape, tensors[-1].shape
-    except (IndexError, RuntimeError):  # of none, or of a parameter that is not initialized yet
+    except RuntimeError:  # of a parameter that is not initialized yet
         return _Form(tensors, dtypes)
     known = _FORMS.get(key, ())
-    # Of a nested tensor guards would end the process; but where dense ones were the last time, there is none.
-    if not any(form.was_at(addresses) for _, form in known) and any(map(_is_nested, tensors)):
-        return _Form(tensors, dtypes)
     for fits, form in known:
         if fits(*tensors):
             return form

@@ -22,7 +22,15 @@ from torch import Tensor
 from weightsmith_plugins.native.addresses import memory_of, on_threads, others, pass_over
 from weightsmith_plugins.native.compiling import compiled, picked
 from weightsmith_plugins.native.pointers import row_at, share_of, values_at
-from weightsmith_plugins.native.row_norms import MOST_UNITS, find_norms, find_norms_of_both, sum_of_squares, units_of
+from weightsmith_plugins.native.row_norms import (
+    IN_FLOAT32,
+    IN_FLOAT64,
+    MOST_UNITS,
+    find_norms,
+    find_norms_of_both,
+    sum_of_squares,
+    units_of,
+)
 
 __all__ = [
     "bound_norms_",
@@ -90,43 +98,46 @@ _SCALED, _LEFT = 1, 2
 def _bound_all(
     table: Any, low: float, high: float, room: float, reach: float, share: int, shares: int
 ) -> npt.NDArray[np.uint8]:
-    """What became of each weight: of its units, of those of one share. Of units that stay in the cache together first
-    all factors are found, so that no sum waits for the root of another."""
+    """What became of each weight: of its units, of those of one share. Of a few units first all factors are found, so
+    that no sum waits for the root of another. Where many of them are short and scaled, those that stay are scaled by 1,
+    which is faster than to ask; not where the processor takes subnormal numbers for 0, as these would not stay."""
     sizes, units, addresses = table[0], table[1], table[2]
-    found, factors = np.zeros(len(addresses), np.uint8), np.empty(MOST_UNITS)
+    found, norms, factors = np.zeros(len(addresses), np.uint8), np.empty(MOST_UNITS), np.empty(MOST_UNITS)
+    are_ones_harmless = np.float32(room * 0.0 + _SUBNORMAL) != 0
     for place in range(len(addresses)):
         length, few = units_of(sizes[place], units[place])
         first, last = share_of(units[place] if length else 0, share, shares)
         for start in range(first, last, few):
             end = min(last, start + few)
-            find_norms(addresses[place], length, start, end, factors, True)
-            became, scaled = _find_factors(factors[: end - start], low, high, room, reach)
+            find_norms(addresses[place], length, start, end, norms, IN_FLOAT64)
+            became, scaled = _find_factors(norms[: end - start], factors, low, high, room, reach)
             found[place] |= became
-            are_all_scaled = length < _SHORT and 4 * scaled > end - start  # by 1 too, which is faster than to ask
+            are_all_scaled = are_ones_harmless and length < _SHORT and 4 * scaled > end - start
             for unit in range(start, end if scaled else start):
                 if are_all_scaled or factors[unit - start] != 1:
-                    row = row_at(addresses[place], length, unit)
-                    _scale(row, np.float32(factors[unit - start]))
+                    _scale(row_at(addresses[place], length, unit), np.float32(factors[unit - start]))
     return found
 
 
 _SHORT = 2**8
 """Values of a unit, below which a branch that the processor cannot foresee costs more than to scale them."""
+_SUBNORMAL = 1e-42
+"""In float32."""
 
 
 @_kernel
-def _find_factors(norms: Any, low: float, high: float, room: float, reach: float) -> tuple[int, int]:
-    """What units are to be scaled by in the place of their norms, 1 if they stay as they are; what becomes of any of
-    them; and how many are scaled."""
+def _find_factors(norms: Any, factors: Any, low: float, high: float, room: float, reach: float) -> tuple[int, int]:
+    """What units of these norms are to be scaled by, 1 if they stay as they are; what becomes of any of them; and how
+    many are scaled."""
     became = scaled = 0
     for unit in range(len(norms)):
         size = norms[unit]
         wanted = min(max(size, low), high)
-        norms[unit] = 1.0
+        factors[unit] = 1.0
         if not abs(size - wanted) <= room * wanted:
             factor = wanted / size
             if 1 / reach < factor < reach:
-                norms[unit], became, scaled = factor, became | _SCALED, scaled + 1
+                factors[unit], became, scaled = factor, became | _SCALED, scaled + 1
             else:
                 became |= _LEFT
     return became, scaled
@@ -213,7 +224,7 @@ def _charge_rows(table: Any, rate: float, share: int, shares: int) -> None:
         first, last = share_of(units[place], share, shares)
         for start in range(first, last, few):
             end = min(last, start + few)
-            find_norms(weights[place], length, start, end, norms, False)
+            find_norms(weights[place], length, start, end, norms, IN_FLOAT32)
             for unit in range(start, end):
                 size = np.float32(norms[unit - start])
                 size = np.float32(1.0) if size == 0 else size
@@ -246,7 +257,7 @@ def _clip_all(table: Any, limit: float, share: int, shares: int) -> None:
         first, last = share_of(units[place], share, shares)
         for start in range(first, last, few):
             end = min(last, start + few)
-            find_norms(addresses[place], length, start, end, norms, False)
+            find_norms(addresses[place], length, start, end, norms, IN_FLOAT32)
             for unit in range(start, end):
                 row = row_at(addresses[place], length, unit)
                 _clip(row, norms[unit - start], limit)
@@ -271,17 +282,17 @@ def clipped_adaptively_(
 @_kernel
 def _clip_adaptively_all(table: Any, ratio: float, least: float, share: int, shares: int) -> None:
     sizes, units, gradients, weights = table[0], table[1], table[2], table[3]
-    norms, others = np.empty(MOST_UNITS), np.empty(MOST_UNITS)
+    norms, sizes_of_units = np.empty(MOST_UNITS), np.empty(MOST_UNITS)
     for place in range(len(gradients)):
         length, few = units_of(sizes[place], units[place])
         first, last = share_of(units[place], share, shares)
         for start in range(first, last, few):
             end = min(last, start + few)
-            find_norms_of_both(gradients[place], weights[place], length, start, end, norms, others)
+            find_norms_of_both(gradients[place], weights[place], length, start, end, norms, sizes_of_units, IN_FLOAT32)
             for unit in range(start, end):
-                gradient, size = row_at(gradients[place], length, unit), others[unit - start]
+                size = sizes_of_units[unit - start]
                 size = least if size < least else size  # NaN stays
-                _clip(gradient, norms[unit - start], ratio * size)
+                _clip(row_at(gradients[place], length, unit), norms[unit - start], ratio * size)
 
 
 def norm_of(gradients: Sequence[Tensor]) -> Tensor | None:
@@ -307,7 +318,7 @@ def _square_all(table: Any, share: int, shares: int) -> npt.NDArray[np.float64]:
         count = -(-sizes[place] // _PART)
         for part in range(*share_of(count, share, shares)):
             row = values_at(addresses[place], part * _PART, min(sizes[place], (part + 1) * _PART))
-            found[before + part] = sum_of_squares(row)
+            found[before + part] = sum_of_squares(row, IN_FLOAT32)
         before += count
     return found
 
