@@ -120,6 +120,12 @@ class Kept(torch.Tensor):
     """A tensor that is more than its memory."""
 
 
+def test_a_weight_without_values_is_done():
+    weights = [torch.empty(5, 0), torch.empty(0, 8), torch.full((2, 2), 3.0)]
+    assert list(one_pass.bound_norms_(weights, 1.0, 1.0, 0.0, 1e15, by_rows=[True] * 3)) == []
+    torch.testing.assert_close(weights[2].norm(dim=1), torch.ones(2))
+
+
 def test_what_it_cannot_treat_is_left_as_it_is():
     rows = torch.full((2, 8), 3.0)
     columns, half, double = rows.clone().T, rows.clone().bfloat16(), rows.clone().double()
@@ -324,6 +330,19 @@ def test_a_short_row_that_is_inside_keeps_its_bits_beside_those_that_are_not():
     torch.testing.assert_close(weight[1::2], torch.full((4, 4), 0.5))
 
 
+def test_what_is_inside_keeps_its_bits_where_subnormal_numbers_are_flushed():
+    weight = torch.full((8, 4), 3.0)
+    inside = torch.tensor([-0.0, 1e-42, 0.5, -1e-38])
+    weight[::2] = inside
+    assert torch.set_flush_denormal(True)
+    try:
+        left = one_pass.bound_norms_([weight], 0.0, 1.0, 0.0, 1e15, by_rows=[True])
+    finally:
+        torch.set_flush_denormal(False)
+    assert not len(left)
+    assert_same_bits([weight[::2]], [inside.expand(4, 4)])
+
+
 def test_editors_come_out_the_same_on_any_number_of_threads():
     threads, found = torch.get_num_threads(), []
     generator = torch.Generator().manual_seed(0)
@@ -467,6 +486,21 @@ def rows():
     return torch.full((2, 8), 3.0)
 
 
+class _Hidden(torch.Tensor):
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if function is torch.Tensor.data_ptr:
+            raise TypeError("it is none of yours")
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def _parts_of_a_nested_one():
+    sizes = torch.tensor([[8], [8]])
+    return BUFFER.view(-1), sizes, torch.ones_like(sizes), torch.tensor([0, 8])
+
+
+BUFFER = torch.full((2, 8), 3.0)
+
 UNUSUAL = {
     "columns": lambda: torch.full((8, 2), 3.0).T,
     "half": lambda: rows().bfloat16(),
@@ -481,6 +515,8 @@ UNUSUAL = {
     "nested": lambda: torch.nested.nested_tensor([torch.ones(8), torch.ones(4)]),
     "not initialized": nn.UninitializedParameter,
     "negated view": lambda: torch._neg_view(rows()),
+    "nested in the memory of another": lambda: torch._nested_view_from_buffer(*_parts_of_a_nested_one()),
+    "that says not where it is": lambda: rows().as_subclass(_Hidden),
 }
 """Of each kind of tensor that is left to torch, one."""
 
@@ -496,6 +532,8 @@ def test_one_that_is_unusual_is_left_to_torch(kind, with_guards, monkeypatch):
     assert addresses.memory_of([plain, plain.clone()]) is not None
     for _ in range(2):
         assert addresses.memory_of([plain, odd]).places == [0]
+        assert addresses.memory_of([plain, BUFFER, plain.clone()]) is not None
+        assert addresses.memory_of([plain, odd, plain.clone()]).places == [0, 2]
         assert addresses.memory_of([plain], [odd]) is None
         assert addresses.memory_of([odd]) is None
         with torch.no_grad():

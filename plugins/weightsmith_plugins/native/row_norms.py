@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from weightsmith_plugins.native.compiling import compiled
-from weightsmith_plugins.native.pointers import row_at, values_at
+from weightsmith_plugins.native.pointers import values_at
 
 __all__ = ["IN_FLOAT32", "IN_FLOAT64", "MOST_UNITS", "find_norms", "find_norms_of_both", "sum_of_squares", "units_of"]
 
@@ -44,22 +44,22 @@ def units_of(size: int, units: int) -> tuple[int, int]:
 
 @_kernel
 def find_norms(address: int, length: int, start: int, end: int, norms: Any, precision: Any) -> None:
-    """Those of the units from one up to another."""
+    """Those of the units from one up to another, of a tensor that begins at an address."""
+    row = 4 * length
     if length == 1:
         values = values_at(address, start, end)
         for unit in range(end - start):
             norms[unit] = abs(values[unit])
     elif length >= _LONG:
         for unit in range(start, end):
-            norms[unit - start] = np.sqrt(sum_of_squares(row_at(address, length, unit), precision))
+            norms[unit - start] = np.sqrt(sum_of_squares(address + unit * row, length, precision))
     else:
         quarter, last = (end - start + 3) // 4, end - 1
         for first in range(start, start + quarter):
             second, third = min(first + quarter, last), min(first + 2 * quarter, last)
             fourth = min(first + 3 * quarter, last)
-            rows = row_at(address, length, first), row_at(address, length, second)
-            more = row_at(address, length, third), row_at(address, length, fourth)
-            sums = _sums_of_squares(rows[0], rows[1], more[0], more[1], precision)
+            addresses = address + first * row, address + second * row, address + third * row, address + fourth * row
+            sums = _sums_of_squares(*addresses, length, precision)
             norms[first - start], norms[second - start] = np.sqrt(sums[0]), np.sqrt(sums[1])
             norms[third - start], norms[fourth - start] = np.sqrt(sums[2]), np.sqrt(sums[3])
 
@@ -73,44 +73,37 @@ def find_norms_of_both(
         find_norms(address, length, start, end, norms, precision)
         find_norms(other, length, start, end, other_norms, precision)
         return
-    half, last = (end - start + 1) // 2, end - 1
+    row, half, last = 4 * length, (end - start + 1) // 2, end - 1
     for first in range(start, start + half):
         second = min(first + half, last)
-        rows = row_at(address, length, first), row_at(address, length, second)
-        more = row_at(other, length, first), row_at(other, length, second)
-        sums = _sums_of_squares(rows[0], rows[1], more[0], more[1], precision)
+        addresses = address + first * row, address + second * row, other + first * row, other + second * row
+        sums = _sums_of_squares(*addresses, length, precision)
         norms[first - start], norms[second - start] = np.sqrt(sums[0]), np.sqrt(sums[1])
         other_norms[first - start], other_norms[second - start] = np.sqrt(sums[2]), np.sqrt(sums[3])
 
 
 @_kernel
-def sum_of_squares(row: Any, precision: Any) -> float:
-    """That of a long row, by its quarters and what is left."""
-    quarter = len(row) // 4
-    sums = _sums_of_squares(
-        row[:quarter],
-        row[quarter : 2 * quarter],
-        row[2 * quarter : 3 * quarter],
-        row[3 * quarter : 4 * quarter],
-        precision,
-    )
-    total = (sums[0] + sums[1]) + (sums[2] + sums[3])
-    as_precise = precision.dtype.type
-    for place in range(4 * quarter, len(row)):
-        value = as_precise(row[place])
+def sum_of_squares(address: int, length: int, precision: Any) -> float:
+    """That of a row, by its quarters and what is left."""
+    quarter, as_precise = length // 4, precision.dtype.type
+    addresses = address, address + 4 * quarter, address + 8 * quarter, address + 12 * quarter
+    sums = _sums_of_squares(*addresses, quarter, precision)
+    total: float = (sums[0] + sums[1]) + (sums[2] + sums[3])
+    for number in values_at(address, 4 * quarter, length):
+        value = as_precise(number)
         total += np.float64(value * value)
     return total
 
 
 @_kernel
 def _sums_of_squares(
-    first: Any, second: Any, third: Any, fourth: Any, precision: Any
+    first: int, second: int, third: int, fourth: int, length: int, precision: Any
 ) -> tuple[float, float, float, float]:
-    """Those of rows of one length."""
+    """Those of four rows of one length."""
     a = b = c = d = 0.0
-    for start in range(0, len(first), _AT_ONCE):
-        end = start + _AT_ONCE
-        sums = _of_few(first[start:end], second[start:end], third[start:end], fourth[start:end], precision)
+    for start in range(0, length, _AT_ONCE):
+        few, skipped = min(_AT_ONCE, length - start), 4 * start
+        sums = _of_few(first + skipped, second + skipped, third + skipped, fourth + skipped, few, precision)
         a += sums[0]
         b += sums[1]
         c += sums[2]
@@ -122,12 +115,19 @@ _AT_ONCE = 2**10
 
 
 @functools.partial(_kernel, fastmath={"reassoc", "contract"})  # so that several values are added at once
-def _of_few(first: Any, second: Any, third: Any, fourth: Any, precision: Any) -> tuple[float, float, float, float]:
+def _of_few(
+    first: int, second: int, third: int, fourth: int, few: int, precision: Any
+) -> tuple[float, float, float, float]:
+    """As :func:`_sums_of_squares`. It takes addresses, as a call costs more than its work where it takes arrays."""
+    rows, more = (
+        (values_at(first, 0, few), values_at(second, 0, few)),
+        (values_at(third, 0, few), values_at(fourth, 0, few)),
+    )
     as_precise = precision.dtype.type
     a = b = c = d = as_precise(0.0)
-    for place in range(len(first)):
-        of_first, of_second = as_precise(first[place]), as_precise(second[place])
-        of_third, of_fourth = as_precise(third[place]), as_precise(fourth[place])
+    for place in range(few):
+        of_first, of_second = as_precise(rows[0][place]), as_precise(rows[1][place])
+        of_third, of_fourth = as_precise(more[0][place]), as_precise(more[1][place])
         a += of_first * of_first
         b += of_second * of_second
         c += of_third * of_third
