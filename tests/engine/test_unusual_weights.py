@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.parametrizations import weight_norm
-from weightsmith import ConfigurationError, ConflictError, Trainer, UnsupportedWeightError
+from weightsmith import ConfigurationError, ConflictError, GradientEditor, Trainer, UnsupportedWeightError
 from weightsmith_plugins import (
     EMA,
     L2,
@@ -158,6 +158,32 @@ def test_sparse_gradients_that_no_module_announces_are_refused_by_name():
     with pytest.raises(UnsupportedWeightError) as caught:
         make_trainer(model, ClipNorm(1.0), loss=loss).run([0], max_epochs=1)
     assert "weight" in str(caught.value)
+
+
+def test_a_sparse_gradient_is_refused_beside_a_weight_that_has_none():
+    model, lookup = nn.ModuleList([Holder(torch.randn(4, 3)), Holder(torch.randn(4, 3))]), torch.tensor([1, 2])
+
+    def loss(m):
+        return nn.functional.embedding(lookup, m[1].weight, sparse=True).sum()
+
+    for plugin in (ClipNorm(1.0), L2(0.1)):
+        with pytest.raises(UnsupportedWeightError, match=r"1\.weight.*sparse"):
+            make_trainer(model, plugin, loss=loss).run([0], max_epochs=1)
+
+
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_gradients_of_grouped_transposed_convolutions_are_seen_as_their_weights(is_alone):
+    seen = {}
+
+    class Looks(GradientEditor):
+        def edit(self, gradient, weight, site):
+            seen[site.name] = tuple(gradient.shape), tuple(weight.shape)
+            return gradient
+
+    model = nn.ModuleList([nn.ConvTranspose2d(4, 6, 3, groups=2, bias=False), Holder(torch.randn(4, 3))])
+    make_trainer(model, Looks(), loss=lambda m: half_square(m[:1] if is_alone else m)).run([0], max_epochs=1)
+    others = {} if is_alone else {"1.weight": ((4, 3), (4, 3))}
+    assert seen == {"0.weight": ((2, 2, 3, 3, 3), (2, 2, 3, 3, 3)), **others}
 
 
 # ---------------------------------------------------------------- optimizers that do not fit
