@@ -180,6 +180,10 @@ CONTENDERS: dict[str, Callable[[], Contender]] = {
 PEERS = {"Lightning": ("lightning", lightning), "Keras on torch": ("keras", keras)}
 
 
+def _same_by_hand(name: str) -> str:
+    return "hand-written, fused" if "fused" in name else HAND
+
+
 def main(iterations: int, rounds: int, threads: int, output: str | None) -> None:
     torch.set_num_threads(threads)
     batches = [(torch.randn(32, 64), torch.randint(0, 10, (32,)))] * iterations
@@ -193,7 +197,7 @@ def main(iterations: int, rounds: int, threads: int, output: str | None) -> None
             times[name].append(run(batches) / iterations)
     print(f"64-64-10 network, batch 32, {threads} thread(s); median of {rounds} alternating rounds of {iterations}")
     for name, found in times.items():
-        hand = "hand-written, fused" if "fused" in name else HAND
+        hand = _same_by_hand(name)
         print(
             f"{name:28s} {statistics.median(found) * 1e6:7.1f} µs/iteration   "
             f"{ratio(times, name, hand):5.2f} × {hand}   {ratio(times, name, 'Ignite'):5.2f} × Ignite"
@@ -203,6 +207,7 @@ def main(iterations: int, rounds: int, threads: int, output: str | None) -> None
             "name": name,
             "seconds": statistics.median(found),
             "ratio": ratio(times, name, HAND),
+            "to the same by hand": ratio(times, name, _same_by_hand(name)),
             "to Ignite": ratio(times, name, "Ignite"),
         }
         for name, found in times.items()

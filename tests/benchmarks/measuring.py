@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import platform
 import statistics
@@ -83,7 +84,7 @@ def keep(output: str | None, *, threads: object, **found: Any) -> None:
         return
     path = Path(output)
     path.parent.mkdir(parents=True, exist_ok=True)
-    machine = {"processor": _processor(), "torch": torch.__version__}
+    machine = {"processor": _processor(), "torch": torch.__version__, "date": f"{datetime.date.today():%B %Y}"}
     path.write_text(json.dumps({**machine, "threads": threads, **found}, indent=1) + "\n", encoding="utf-8")
 
 
