@@ -74,9 +74,9 @@ def keep_largest_(passes: Passes, count: int) -> bool:
         count: how many to keep of all together.
 
     Returns:
-        Whether it was done. Not where the least to keep is 0 or infinite, where the weights are few, or where a sample
-        misleads; then nothing was changed, but that what was not kept may be 0 already. Where so many are kept and none
-        of them is 0, that is all there is to do.
+        Whether it was done. Not where the least to keep is 0 or infinite, or where a sample misleads; then nothing was
+        changed, but that what was not kept may be 0 already. Where so many are kept and none of them is 0, that is all
+        there is to do.
 
     >>> weight, mask = torch.arange(-50_000.0, 50_000.0), torch.ones(100_000, dtype=torch.bool)
     >>> keep_largest_(in_blocks([weight], [mask]), 1000)
@@ -86,7 +86,7 @@ def keep_largest_(passes: Passes, count: int) -> bool:
     """
     if passes.settle(count):
         return True
-    if not (passes.total > _LONG and 0 < count < passes.total):
+    if not 0 < count < passes.total:
         return False
     for step in _steps(passes.total):
         least, ties = _least_kept(passes, count, step)
@@ -121,8 +121,8 @@ class Passes(Protocol):
 
 
 def _steps(total: int) -> Sequence[int]:
-    """How far apart the values of a sample are: two tries. No step has a factor with what is usual in shapes, lest a
-    sample see but one place of every kernel, or some of the columns."""
+    """How far apart the values of a sample are: two tries; of few values the sample is all. No step has a factor with
+    what is usual in shapes, lest a sample see but one place of every kernel, or some of the columns."""
     if total < 2 * _SAMPLE:
         return [1]
     first = _coprime(max(17, total // _SAMPLE))

@@ -176,7 +176,12 @@ def test_large_weights_come_out_as_by_the_plain_formula(way, name, flavour):
 
 
 BY = {"NumPy": in_blocks, "Numba": passes_over}
-SIZES = {"large": LARGE, "small": [(64, 64), (30,)] * 30, "both": [(40, 40), (1400, 400), (7,), (64, 64), (3, 70_000)]}
+SIZES = {
+    "few": [(10, 16), (7,), (30,)],
+    "small": [(64, 64), (30,)] * 30,
+    "large": LARGE,
+    "both": [(40, 40), (1400, 400), (7,), (64, 64), (3, 70_000)],
+}
 
 
 @pytest.mark.parametrize("flavour", FLAVOURS)
