@@ -67,7 +67,7 @@ def largest_of_groups(values: Tensor, axis: int, count: int, size: int) -> Tenso
 def keep_largest_(passes: Passes, count: int) -> bool:
     """Of what is kept of several weights, keep the ``count`` largest magnitudes, the first of equal ones: put the
     others to 0, and out of the masks, in place. As :func:`largest` of all magnitudes in one row, in which what is not
-    kept is 0, but by a sample and two passes, without such a row.
+    kept is 0, but without such a row where there are many: by a sample and two passes.
 
     Args:
         passes: over the weights and their masks: :func:`in_blocks`.

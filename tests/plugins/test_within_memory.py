@@ -1,5 +1,5 @@
-"""That compiled passes read and write what they are given and nothing beside it: memory that must not be touched is
-taken away, in a process of its own, which ends if it is touched."""
+"""That compiled passes over weights, gradients and masks read and write what they are given and nothing beside it:
+memory that must not be touched is taken away, in a process of its own, which ends if it is touched."""
 
 import subprocess
 import sys
@@ -11,7 +11,9 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows takes m
 MEMORY = """
 import ctypes, math, mmap
 import torch
+from weightsmith.ranking import keep_largest_
 from weightsmith_plugins.native import one_pass
+from weightsmith_plugins.sparsity.one_pass import masked_, passes_over
 
 system, page = ctypes.CDLL(None, use_errno=True), mmap.PAGESIZE
 system.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
@@ -22,9 +24,9 @@ def forbid(address, pages, allowed):
     assert system.mprotect(address, pages * page, allowed) == 0, ctypes.get_errno()
 
 
-def tensor_at(address, shape):
-    values = (ctypes.c_float * math.prod(shape)).from_address(address)
-    return torch.frombuffer(values, dtype=torch.float32).view(shape)
+def tensor_at(address, shape, dtype=torch.float32):
+    values = (ctypes.c_uint8 * (dtype.itemsize * math.prod(shape))).from_address(address)
+    return torch.frombuffer(values, dtype=dtype).view(shape)
 
 
 def pages_of(count):
@@ -33,14 +35,14 @@ def pages_of(count):
 """
 
 BETWEEN_PAGES = """
-def between(shape, at_start):
-    size = 4 * math.prod(shape)
+def between(shape, at_start, dtype=torch.float32):
+    size = dtype.itemsize * math.prod(shape)
     inner = -(-size // page)
     memory, start = pages_of(inner + 2)
     forbid(start, 1, NONE)
     forbid(start + (inner + 1) * page, 1, NONE)
-    tensor = tensor_at(start + page + (0 if at_start else inner * page - size), shape)
-    return memory, tensor.copy_(torch.randn(shape))
+    tensor = tensor_at(start + page + (0 if at_start else inner * page - size), shape, dtype)
+    return memory, tensor.copy_(torch.randn(shape) > 0 if dtype is torch.bool else torch.randn(shape))
 
 
 shapes = [(rows, length) for rows in (1, 2, 3, 5, 6, 7, 65) for length in (1, 3, 64, 255, 1025, 4097)]
@@ -54,6 +56,10 @@ for shape in [*shapes, (1,), (7,), (4099,), (70_001,)]:
         assert not len(one_pass.charged_by_rows_([gradient], [weight], 0.1, by_rows=[True]))
         assert not len(one_pass.charged_([gradient], [weight], 0.1, 0.1))
         assert one_pass.norm_of([gradient]) > 0
+        mask_held, mask = between(shape, at_start, torch.bool)
+        mask.view(-1)[0] = True
+        assert not len(masked_([weight], [mask]))
+        keep_largest_(passes_over([weight], [mask]), max(1, int(mask.sum()) // 2))
 print("untouched")
 """
 

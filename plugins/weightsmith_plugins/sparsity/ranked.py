@@ -136,7 +136,7 @@ class MagnitudePruning(RankedPruning):
             super().prune(binding, targets)
 
     def _take_out_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> bool:
-        """Take the least out by the faster way, where weights are many and none comes back; whether that was done."""
+        """Take the least out by the faster way, where none comes back; whether that was done."""
         together = self.scope == "global" and len({site.optimizer for site in sites}) == 1
         if not together or not all(site.is_whole for site in sites):
             return False
