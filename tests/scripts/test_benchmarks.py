@@ -36,12 +36,14 @@ def test_the_command_prints_a_table_and_writes_the_same(command, tmp_path):
 def test_the_page_of_speed_is_written_from_what_was_found(monkeypatch, tmp_path):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     speed = importlib.import_module("speed_page")
-    machine = {"torch": "2", "threads": 1, "processor": "x"}
+    machine = {"torch": "2", "threads": 1, "processor": "x", "date": "June 1995"}
     row = {"plugin": "Clamp", "sizes": [1, 3], "seconds": [0.001, 0.003], "slope": 2e-3, "rest": 0.0, "exponent": 1.0}
     ratios = {"by hand": 0.5, "one pass": 0.02}
     watched = {"network": "small", "threads": 1, "weightsmith[fast]": 0.001, "weightsmith": 0.002, "Ignite": 0.01}
     for name, content in {
-        "loop": {"rows": [{"name": "Trainer", "seconds": 1e-4, "ratio": 1.03, "to Ignite": 0.9}]},
+        "loop": {
+            "rows": [{"name": "Trainer", "seconds": 1e-4, "ratio": 1.03, "to the same by hand": 0.97, "to Ignite": 0.9}]
+        },
         "plugins": {"rows": [{"plugin": "Clamp", "network": "large", "ratios": ratios}]},
         "watching": {"rows": [watched]},
         "growth": {"weights": [row], "tensors": [row]},
@@ -53,8 +55,9 @@ def test_the_page_of_speed_is_written_from_what_was_found(monkeypatch, tmp_path)
         monkeypatch.setattr(speed, name, place)
     speed.main()
     text = page.read_text(encoding="utf-8")
-    assert "| Trainer | 100 | 1.03 | 0.90 |" in text
-    assert "| `Clamp` | – | – | – | 2 × | one pass: 50 × (large) |" in text
+    assert "Measured in June 1995 with torch 2, 1 thread, on x." in text
+    assert "| Trainer | 100 | 1.03 | 0.97 | 0.90 |" in text
+    assert "| `Clamp` | – | – | – | – | 2 × | one pass: 50 × (large) |" in text
     assert "| small | 1 ms | 2 ms | 10 ms | 10.0 × and 5.0 × |" in text
     assert "| `Clamp` | 2.00 | 1.00 | 2000.0 |" in text
     assert (tmp_path / "speed.png").stat().st_size > 10_000
