@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -29,9 +30,9 @@ def alternate(
     most: int = 200,
     in_a_row: int = 1,
 ) -> Times:
-    """Time contenders in turn, after one round that does not count.
+    """Time contenders in turn, in an order drawn for each round, after one round that does not count.
 
-    The first call after other work finds neither its code nor its data in the processor's cache: of few and small
+    What a contender leaves behind, such as weights in new memory, so meets each of the others alike. The first call after other work finds neither its code nor its data in the processor's cache: of few and small
     weights that is most of what it takes.
 
     Args:
@@ -43,6 +44,7 @@ def alternate(
         in_a_row: calls of each in a round, of which the median counts; fewer of what takes long.
     """
     times: Times = {name: [] for name in contenders}
+    order, drawn = list(contenders.items()), random.Random(0)
 
     def one_call(act: Act) -> float:
         prepare()
@@ -52,7 +54,8 @@ def alternate(
 
     def one_round() -> dict[str, float]:
         found = {}
-        for name, act in contenders.items():
+        drawn.shuffle(order)
+        for name, act in order:
             calls = [one_call(act)]
             while len(calls) < in_a_row and sum(calls) < _LONG:
                 calls.append(one_call(act))

@@ -86,3 +86,16 @@ def test_every_telling_figure_is_measured(monkeypatch):
         study = measuring.STUDIES[name]
         assert {pairs[0], pairs[2]} <= study.variants.keys()
         assert {pairs[1], pairs[3]} <= study.figures.keys()
+
+
+def test_each_contender_comes_after_each_other_one(monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    measuring = importlib.import_module("measuring")
+    called = []
+    contenders = {name: lambda name=name: called.append(name) for name in "abc"}
+    times = measuring.alternate(contenders, seconds=0.0, least=50)
+    assert all(len(taken) == 50 for taken in times.values())
+    assert all(set(called[start : start + 3]) == set("abc") for start in range(0, len(called), 3))
+    assert {(mine, other) for mine, other in zip(called, called[1:]) if mine != other} == {
+        (mine, other) for mine in "abc" for other in "abc" if mine != other
+    }
