@@ -1,10 +1,13 @@
-"""A plugin's handler of one event: blamed for what it raises, and announced to whoever wants to know what it did."""
+"""A plugin's handler of one event: blamed for what it raises, announced to whoever wants to know what it did, and named
+to torch's profiler."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from torch.autograd import profiler
 
 from weightsmith.events import WeightEvents
 from weightsmith.faults import blame
@@ -59,8 +62,9 @@ class PluginHandler:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         try:
-            if self._trainer._announces and not self._is_told:
-                return self._announced(*args, **kwargs)
+            is_announced = self._trainer._announces and not self._is_told
+            if is_announced or profiler._is_profiler_enabled:
+                return self._watched(is_announced, *args, **kwargs)
             return self._handler(*args, **kwargs)
         except StopIteration as error:  # Ignite's loop is a generator, in which Python lets none pass
             raise self._blamed(RuntimeError("the plugin raised StopIteration")) from error
@@ -68,9 +72,13 @@ class PluginHandler:
             self._blamed(error)
             raise
 
-    def _announced(self, *args: Any, **kwargs: Any) -> Any:
+    def _watched(self, is_announced: bool, *args: Any, **kwargs: Any) -> Any:
         if self.binding is not None and self._handler == self.binding.run and not self.binding.acts_now():
             return None
+        with profiler.record_function(f"{self.event}#{self.name}"):  # as torch's "Optimizer.step#Adam.step"
+            return self._announced(*args, **kwargs) if is_announced else self._handler(*args, **kwargs)
+
+    def _announced(self, *args: Any, **kwargs: Any) -> Any:
         if self.binding is not None and self._handler == self.binding.begin:
             return self._handler(*args, **kwargs)  # begins to remember, and does nothing
         state = self._trainer.state

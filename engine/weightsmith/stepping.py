@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch._C._autograd import _profiler_enabled
 from torch.autograd import profiler
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -51,9 +51,16 @@ def _unrecorded(optimizer: Optimizer) -> Callable[[Optimizer], object] | None:
 def _code_around_steps() -> tuple[object, object]:
     """Of what torch puts around the step of every class of optimizers, a record for profilers and calls of hooks; and
     of what its schedulers put around that of an optimizer, to note that there was a step."""
-    optimizer = SGD([torch.zeros((), device="cpu")], lr=0.0)
+    optimizer = _Still([torch.zeros((), device="cpu")], {"lr": 0.0})
     LambdaLR(optimizer, lambda _: 1.0)
     return _code_of(Optimizer.profile_hook_step(lambda: None), Optimizer), _code_of(optimizer.step, LambdaLR)
+
+
+class _Still(Optimizer):
+    """An optimizer that does nothing."""
+
+    def step(self, closure: Any = None) -> Any:
+        return None
 
 
 def _code_of(function: object, neighbour: type) -> object:

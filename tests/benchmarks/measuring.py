@@ -32,8 +32,9 @@ def alternate(
 ) -> Times:
     """Time contenders in turn, in an order drawn for each round, after one round that does not count.
 
-    What a contender leaves behind, such as weights in new memory, so meets each of the others alike. The first call after other work finds neither its code nor its data in the processor's cache: of few and small
-    weights that is most of what it takes.
+    What a contender leaves behind, such as weights in new memory, so meets each of the others alike. The first call
+    after other work finds neither its code nor its data in the processor's cache: of few and small weights that is most
+    of what it takes.
 
     Args:
         contenders: what to time, by name.

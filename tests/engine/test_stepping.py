@@ -1,6 +1,9 @@
 """An optimizer's step without torch's record of it: the same weights, and whoever wants to know of steps does."""
 
 import functools
+import subprocess
+import sys
+import textwrap
 import warnings
 from types import MethodType
 
@@ -260,3 +263,22 @@ def test_what_another_library_puts_around_all_steps_is_called(monkeypatch, wrap)
     finally:
         stepping._code_around_steps.cache_clear()
     assert len(steps) == 2
+
+
+def test_an_optimizer_that_another_library_put_in_place_of_torchs_before_the_import_is_let_be():
+    code = """
+        import torch
+
+        class Refusing(torch.optim.SGD):
+            def __init__(self, *_, **__):
+                raise AssertionError("made for no training")
+
+        torch.optim.SGD = Refusing
+        from weightsmith import Trainer
+
+        model = torch.nn.Linear(3, 1)
+        trainer = Trainer(model, torch.optim.Adam(model.parameters()), torch.nn.MSELoss())
+        trainer.run([(torch.ones(2, 3), torch.ones(2, 1))], max_epochs=1)
+    """
+    script = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
+    subprocess.run(script, timeout=120, check=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import itertools
 import json
 import subprocess
 import sys
@@ -96,6 +97,6 @@ def test_each_contender_comes_after_each_other_one(monkeypatch):
     times = measuring.alternate(contenders, seconds=0.0, least=50)
     assert all(len(taken) == 50 for taken in times.values())
     assert all(set(called[start : start + 3]) == set("abc") for start in range(0, len(called), 3))
-    assert {(mine, other) for mine, other in zip(called, called[1:]) if mine != other} == {
+    assert {(mine, other) for mine, other in itertools.pairwise(called) if mine != other} == {
         (mine, other) for mine in "abc" for other in "abc" if mine != other
     }
