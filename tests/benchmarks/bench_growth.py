@@ -77,7 +77,7 @@ def seconds_of(name: str, model: nn.Module, least: float) -> float:
         kept = [tensor.clone() for tensor in changed]
         act()
         if not isinstance(plugin, (w.EMA, w.WeightHistograms)) and all(map(torch.equal, changed, kept)):
-            raise SystemExit(f"{plugin!r} had nothing to do")
+            raise SystemExit(f"{plugin!r} has nothing to do at {len(kept)} tensors: give it a tighter bound in PLUGINS")
 
         def put_back() -> None:
             for tensor, values in zip(changed, kept, strict=True):

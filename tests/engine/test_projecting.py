@@ -59,10 +59,10 @@ class NearlyTheBall(Constraint):
         return torch.where(norms > 1, normalize(weight, dim=site.unit_dims), weight * (1 + 2e-7))
 
 
-def projected_to(kind, weight, result):
+def projected_to(kind, weight, result, site=None):
     """The weight after it was told where it is to be."""
     plugin = type(kind.__name__, (kind,), {"result": result, "__annotations__": {}})()
-    found, site = weight.clone(), Site.alone(weight)
+    found, site = weight.clone(), site or Site.alone(weight)
     plugin.project_all_([found], [site])
     within = ((result.double() - weight.double()).abs() <= plugin.tolerance(result, site)).all()
     return found, weight if within else result
@@ -92,6 +92,46 @@ def test_a_weight_moves_where_a_value_moves_by_more_than_the_tolerance(shape, dt
     result.view(-1)[place] += off.reshape(-1)[place]
     found, wanted = projected_to(kind, weight, result)
     assert_same_bits(found, wanted)
+
+
+@given(
+    layout=st.sampled_from(["rows", "long rows", "blocks of rows", "columns", "one unit"]),
+    steps=st.sampled_from([0.0, 0.5, 2.0, 1e3]),
+    place=st.integers(0, 4_000) | st.integers(0, 599_999),
+    grows=st.booleans(),
+    seed=st.integers(0, 100),
+)
+@settings(deadline=None, max_examples=200)
+def test_of_a_large_weight_a_value_is_asked_by_its_own_units_tolerance(layout, steps, place, grows, seed):
+    """Units are of many sizes; the largest value of one may be anywhere in memory."""
+    shape = {
+        "rows": (600, 100),
+        "long rows": (4, 15_000),
+        "blocks of rows": (40, 15_000),
+        "columns": (600, 4, 5, 5),
+        "one unit": (60_000,),
+    }[layout]
+    site = Site.alone(torch.empty(shape), torch.nn.ConvTranspose2d(600, 4, 5) if layout == "columns" else None)
+    sizes = torch.logspace(-4, 4, shape[0]).view(-1, *[1] * (len(shape) - 1))
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    weight = drawn * (sizes if grows else sizes.flip(0))
+    off = steps * Given().tolerance(weight, site).expand_as(weight)
+    result, place = weight.clone(), place % weight.numel()
+    result.view(-1)[place] += off.reshape(-1)[place]
+    found, wanted = projected_to(Given, weight, result, site)
+    assert_same_bits(found, wanted)
+
+
+@pytest.mark.parametrize("largest", [0, -1])
+def test_a_row_that_is_longer_than_a_block_is_asked_by_its_largest_value_wherever_that_is(largest):
+    weight = torch.ones(3, 200_000)
+    weight[:, largest] = 1e4
+    for steps in (0.5, 2.0):
+        result = weight.clone()
+        result[1, 100_000] += steps * Given().tolerance(weight, Site.alone(weight))[1, 0]
+        found, wanted = projected_to(Given, weight, result)
+        assert_same_bits(found, wanted)
+        assert torch.equal(wanted, weight) == (steps < 1)
 
 
 @pytest.mark.parametrize("scale", [0.6, 0.4])

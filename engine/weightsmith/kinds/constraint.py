@@ -86,8 +86,8 @@ class Constraint(WeightPlugin, abstract=True):
         projected unit. A projection that gives units inside the set back bit for bit, such as clamping, says 0.0, and
         is written without a look at what it moved.
         """
-        limits = torch.finfo(projected.dtype)
-        return unit_peaks(projected, site.unit_dims).clamp(min=limits.tiny) * _rounding(projected.dtype)
+        tiny, rounding, _ = _limits(projected.dtype)
+        return unit_peaks(projected, site.unit_dims).clamp(min=tiny) * rounding
 
     def tangent(self, velocity: Tensor, weight: Tensor, site: Site) -> Tensor:
         """``velocity``, in which the weight of the set would move, without the part that leaves the set; same shape.
@@ -126,15 +126,12 @@ class Constraint(WeightPlugin, abstract=True):
 
     def _is_moved(self, weight: Tensor, projected: Tensor, site: Site) -> bool:
         """Whether a value moves by more than the default tolerance: mostly told by few of them."""
-        if not weight.numel():
-            return False
-        limits = torch.finfo(projected.dtype)
-        largest_tolerance = max(_peak(projected), limits.tiny) * _rounding(projected.dtype)
-        largest_tolerance += limits.tiny * limits.eps  # as it is rounded, where it is subnormal
+        are_rows = site.unit_dims == tuple(range(1, weight.ndim))  # of which a block tells the largest tolerance
+        of_all = None if are_rows or not weight.numel() else _largest_tolerance(projected)
         is_same = True
-        for new, old in blocks(projected, weight):
+        for new, old in _first_few(projected, weight, by_rows=are_rows):
             off = _peak(new - old)
-            if off > largest_tolerance:
+            if off and off > (_largest_tolerance(new) if of_all is None else of_all):
                 return True
             is_same = is_same and off == 0
         if is_same:
@@ -259,17 +256,40 @@ def _padded(weights: Sequence[Weight]) -> list[Weight]:
     return [w for w in weights if isinstance(w.module, nn.Embedding) and w.module.padding_idx is not None]
 
 
-def _rounding(dtype: torch.dtype) -> float:
-    """That of a projection, relative to the largest value of a unit."""
-    return (1 if accurate_dtype(dtype) != dtype else 4) * torch.finfo(dtype).eps
+@functools.cache
+def _limits(dtype: torch.dtype) -> tuple[float, float, float]:
+    """The smallest normal number, the rounding of a projection relative to the largest value of a unit, and the
+    smallest number of all."""
+    limits = torch.finfo(dtype)
+    return limits.tiny, (1 if accurate_dtype(dtype) != dtype else 4) * limits.eps, limits.tiny * limits.eps
+
+
+def _largest_tolerance(projected: Tensor) -> float:
+    """Of the default ones of its units."""
+    tiny, rounding, least = _limits(projected.dtype)
+    return max(_peak(projected), tiny) * rounding + least  # as it is rounded, where it is subnormal
 
 
 def _peak(values: Tensor) -> float:
     """The largest magnitude; NaN if there is one."""
     if values.is_complex():
         return float(values.abs().amax().item())
-    least, most = (end.item() for end in torch.aminmax(values))
-    return float(max(-least, most))
+    least, most = torch.aminmax(values)
+    return float(max(-least.item(), most.item()))
+
+
+def _first_few(*tensors: Tensor, by_rows: bool) -> Iterator[tuple[Tensor, ...]]:
+    """As :func:`~weightsmith.tensors.blocks`, and before these a few values, which mostly tell enough; whole rows, if
+    asked for."""
+    size = tensors[0].numel()
+    if size > 2 * _FEW:
+        rows = max(1, _FEW // (size // len(tensors[0])))
+        yield tuple(tensor[:rows] for tensor in tensors)
+    if size:
+        yield from blocks(*tensors, by_rows=by_rows)
+
+
+_FEW = 2**12
 
 
 def _are_within(weight: Tensor, projected: Tensor, tolerance: Tensor | float, dims: tuple[int, ...]) -> Tensor:
