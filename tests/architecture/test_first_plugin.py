@@ -15,16 +15,18 @@ PAGE = (Path(__file__).parents[2] / "docs" / "first_plugin.md").read_text(encodi
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 
 
-LARGE_ONE = """
+SMALL_AND_LARGE = """
 torch.manual_seed(0)
-weight = torch.randn(300, 200) * torch.linspace(0, 3, 300).unsqueeze(1)
-wanted, site = UnitBall(1.0)(weight), Site.alone(weight)
-InPlace(1.0).project_all_([weight], [site])
-torch.testing.assert_close(weight, wanted)
-once = weight.clone()
-InPlace(1.0).project_all_([weight], [site])
-assert torch.equal(weight, once)
-assert weight.norm(dim=1).amax() < 200**0.5 * 1.0001 < 30
+for shape in [(3, 4), (300, 200)]:
+    weight = torch.randn(shape) * torch.linspace(0, 3, shape[0]).unsqueeze(1)
+    wanted, site = UnitBall(1.0)(weight), Site.alone(weight)
+    assert not torch.equal(weight, wanted)
+    InPlace(1.0).project_all_([weight], [site])
+    torch.testing.assert_close(weight, wanted)
+    once = weight.clone()
+    InPlace(1.0).project_all_([weight], [site])
+    assert torch.equal(weight, once)
+    assert weight.norm(dim=1).amax() < shape[1]**0.5 * 1.0001
 """
 """Comes out as by the formula, and stays."""
 
@@ -106,7 +108,7 @@ def test_the_page_can_be_followed(tmp_path, monkeypatch):
     for language, text in found:
         printed = follow(language, text, printed)
     (in_place,) = [text for _, text in found if "class InPlace(" in text]
-    python("-c", in_place + LARGE_ONE)
+    python("-c", in_place + SMALL_AND_LARGE)
     (events,) = Path("runs/first").glob("events.out.tfevents.*")
     logged = EventAccumulator(str(events)).Reload().Tags()
     assert "weights/head/weight" in logged["histograms"]

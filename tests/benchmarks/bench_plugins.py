@@ -310,9 +310,19 @@ class UnitBall(Constraint):
 
 
 class UnitBallUnitwise(UnitBall):
-    """As that page makes it fast."""
+    """As that page makes it faster for many small weights."""
 
     unitwise: ClassVar[bool] = True
+
+
+class UnitBallInPlace(UnitBall):
+    """As that page makes it fast."""
+
+    def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        for weight, site in zip(weights, sites, strict=True):
+            norms = unit_norms(weight, site.unit_dims)
+            if norms.amax() > self.radius * (1 + 4 * torch.finfo(weight.dtype).eps):
+                weight.mul_((self.radius / norms.clamp(min=self.radius)).to(weight.dtype))
 
 
 @dataclass
@@ -366,6 +376,7 @@ def constraints() -> list[Row]:
         Row(w.KeepZeros(), keep_zeros),
         Row(UnitBall(), each(max_norm)),
         Row(UnitBallUnitwise(), each(max_norm)),
+        Row(UnitBallInPlace(), each(max_norm)),
     ]
 
 
