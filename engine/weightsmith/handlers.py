@@ -75,23 +75,28 @@ class PluginHandler:
     def _watched(self, is_announced: bool, *args: Any, **kwargs: Any) -> Any:
         if self.binding is not None and self._handler == self.binding.run and not self.binding.acts_now():
             return None
-        with profiler.record_function(f"{self.event}#{self.name}"):  # as torch's "Optimizer.step#Adam.step"
-            return self._announced(*args, **kwargs) if is_announced else self._handler(*args, **kwargs)
-
-    def _announced(self, *args: Any, **kwargs: Any) -> Any:
         if self.binding is not None and self._handler == self.binding.begin:
             return self._handler(*args, **kwargs)  # begins to remember, and does nothing
+        return self._announced(*args, **kwargs) if is_announced else self._recorded(*args, **kwargs)
+
+    def _announced(self, *args: Any, **kwargs: Any) -> Any:
         state = self._trainer.state
         outer = state.acting
         self.outer, state.acting = outer, self
         try:
             self._trainer._announce(WeightEvents.PLUGIN_STARTED)
-            result = self._handler(*args, **kwargs)
+            result = self._recorded(*args, **kwargs)
             self.outer = outer  # one that evaluates the update again runs inside itself
             self._trainer._announce(WeightEvents.PLUGIN_COMPLETED)
             return result
         finally:
             self.outer, state.acting = None, outer
+
+    def _recorded(self, *args: Any, **kwargs: Any) -> Any:
+        if not profiler._is_profiler_enabled:
+            return self._handler(*args, **kwargs)
+        with profiler.record_function(f"{self.event}#{self.name}"):  # as torch's "Optimizer.step#Adam.step"
+            return self._handler(*args, **kwargs)
 
     def _blamed(self, error: Exception) -> Exception:
         state = self._trainer.state

@@ -32,7 +32,7 @@ def alternate(
 ) -> Times:
     """Time contenders in turn, in an order drawn for each round, after one round that does not count.
 
-    What a contender leaves behind, such as weights in new memory, so meets each of the others alike. The first call
+    What a contender leaves behind, such as weights in new memory, so meets now one and now another. The first call
     after other work finds neither its code nor its data in the processor's cache: of few and small weights that is most
     of what it takes.
 
@@ -45,7 +45,7 @@ def alternate(
         in_a_row: calls of each in a round, of which the median counts; fewer of what takes long.
     """
     times: Times = {name: [] for name in contenders}
-    order, drawn = list(contenders.items()), random.Random(0)
+    order = list(contenders.items())
 
     def one_call(act: Act) -> float:
         prepare()
@@ -55,7 +55,7 @@ def alternate(
 
     def one_round() -> dict[str, float]:
         found = {}
-        drawn.shuffle(order)
+        draw(order)
         for name, act in order:
             calls = [one_call(act)]
             while len(calls) < in_a_row and sum(calls) < _LONG:
@@ -75,6 +75,17 @@ def alternate(
 
 _LONG = 0.02
 """Seconds, after which no more calls follow in a row."""
+
+
+def draw(order: list[Any]) -> None:
+    """Another order, in which none comes after itself."""
+    last = order[-1]
+    _drawn.shuffle(order)
+    while len(order) > 1 and order[0] == last:
+        _drawn.shuffle(order)
+
+
+_drawn = random.Random(0)
 
 
 def ratio(times: Times, of: str, to: str) -> float:

@@ -131,13 +131,15 @@ def all_counted(folder, how, chosen, widths):
             special = case is not None and case.layer is not None
             model = network(case, "suite") if special else wide(width)
             inputs = (8, *case.inputs[1:]) if special else (8, width)
-            run_dir = Path(folder) / f"sent-{how}-{world_size()}-{number}-{width}"
+            # Of one length for all, as it is sent.
+            run_dir = Path(folder) / f"sent-{how}-{world_size()}-{number:03}-{width}"
             plugins = [] if case is None else [case.plugin]
             try:
                 name = f"{'' if case is None else case}|{'own' if special else width}"
                 found[name] = counted(plugins, model, inputs, how, run_dir)
                 if special:
-                    found[f"|{case}"] = counted([], network(case, "suite"), inputs, how, run_dir.with_suffix(".none"))
+                    without = run_dir.with_name(f"none{run_dir.name[4:]}")
+                    found[f"|{case}"] = counted([], network(case, "suite"), inputs, how, without)
             except ConfigurationError:
                 continue
     return found

@@ -5,8 +5,9 @@ import torch
 from ignite.engine import Events
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
 from weightsmith import Constraint, Trainer, WeightEvents
-from weightsmith_plugins import L2, WeightHistograms
+from weightsmith_plugins import EMA, L2, WeightHistograms
 
 BATCHES = [(torch.ones(2, 3), torch.ones(2, 1))] * 4
 
@@ -49,6 +50,40 @@ def test_what_torch_does_for_a_plugin_is_inside_its_range():
         trainer.run(BATCHES, max_epochs=1)
     clamps = [event for event in profiler.events() if event.name == "aten::clamp"]
     assert {event.cpu_parent.name for event in clamps} == {"WEIGHTS_EDITED#Bounded"}
+
+
+def test_what_watchers_do_is_outside_a_plugins_range():
+    trainer = make_trainer(Bounded())
+    for event in (WeightEvents.PLUGIN_STARTED, WeightEvents.PLUGIN_COMPLETED):
+        trainer.add_event_handler(event, lambda: torch.ones(2).erfinv())
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        trainer.run(BATCHES, max_epochs=1)
+    watched = [event for event in profiler.events() if event.name == "aten::erfinv"]
+    assert len(watched) == 2 * len(listed(profiler)) > 0
+    assert {event.cpu_parent for event in watched} == {None}
+
+
+@pytest.mark.parametrize("is_announced", [False, True])
+def test_nothing_is_recorded_where_no_profiler_runs(is_announced):
+    class Calls(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            calls.append(str(function))
+            return function(*args, **(kwargs or {}))
+
+    calls, trainer = [], make_trainer(Bounded())
+    if is_announced:
+        trainer.add_event_handler(WeightEvents.PLUGIN_STARTED, lambda: None)
+    with Calls():
+        trainer.run(BATCHES, max_epochs=1)
+    assert calls
+    assert not [call for call in calls if "record_function" in call]
+
+
+def test_beginning_to_remember_is_no_act():
+    trainer = make_trainer(EMA(0.9))
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        trainer.run(BATCHES, max_epochs=1)
+    assert listed(profiler) == 4 * ["UPDATE_COMPLETED#EMA"]
 
 
 def test_the_names_come_and_go_with_the_profiler():

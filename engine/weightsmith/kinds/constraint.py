@@ -21,7 +21,7 @@ from weightsmith.rows import SiteOfRows
 from weightsmith.selection import Selector, matrices
 from weightsmith.site import Site
 from weightsmith.targets import Target, Targets
-from weightsmith.tensors import accurate_dtype, blocks, unit_peaks
+from weightsmith.tensors import accurate_dtype, blocks, row_length, unit_peaks
 from weightsmith.weights import Weight
 
 if TYPE_CHECKING:
@@ -126,10 +126,13 @@ class Constraint(WeightPlugin, abstract=True):
 
     def _is_moved(self, weight: Tensor, projected: Tensor, site: Site) -> bool:
         """Whether a value moves by more than the default tolerance: mostly told by few of them."""
-        are_rows = site.unit_dims == tuple(range(1, weight.ndim))  # of which a block tells the largest tolerance
-        of_all = None if are_rows or not weight.numel() else _largest_tolerance(projected)
+        if not weight.numel():
+            return False
+        length = row_length(weight, site.unit_dims) if weight.numel() > _MANY and weight.ndim > 1 else 0
+        are_rows = 0 < length <= _MANY  # of which a block tells the largest tolerance
+        of_all = None if are_rows else _largest_tolerance(projected)
         is_same = True
-        for new, old in _first_few(projected, weight, by_rows=are_rows):
+        for new, old in _blocks_of_rows(projected, weight, length) if are_rows else blocks(projected, weight):
             off = _peak(new - old)
             if off and off > (_largest_tolerance(new) if of_all is None else of_all):
                 return True
@@ -278,18 +281,15 @@ def _peak(values: Tensor) -> float:
     return float(max(-least.item(), most.item()))
 
 
-def _first_few(*tensors: Tensor, by_rows: bool) -> Iterator[tuple[Tensor, ...]]:
-    """As :func:`~weightsmith.tensors.blocks`, and before these a few values, which mostly tell enough; whole rows, if
-    asked for."""
-    size = tensors[0].numel()
-    if size > 2 * _FEW:
-        rows = max(1, _FEW // (size // len(tensors[0])))
-        yield tuple(tensor[:rows] for tensor in tensors)
-    if size:
-        yield from blocks(*tensors, by_rows=by_rows)
+def _blocks_of_rows(projected: Tensor, weight: Tensor, length: int) -> Iterator[tuple[Tensor, ...]]:
+    """As :func:`~weightsmith.tensors.blocks`, whole rows of so many values: first a few, which mostly tell enough."""
+    few = min(len(weight) - 1, max(8, _FEW // length))
+    yield projected[:few], weight[:few]
+    yield from blocks(projected[few:], weight[few:], by_rows=True)
 
 
-_FEW = 2**12
+_FEW, _MANY = 2**12, 2**15
+"""Values; and those of a weight, from which on to look at a few apart saves more than it costs."""
 
 
 def _are_within(weight: Tensor, projected: Tensor, tolerance: Tensor | float, dims: tuple[int, ...]) -> Tensor:
