@@ -138,6 +138,19 @@ def test_a_row_that_is_longer_than_a_block_is_asked_by_its_largest_value_whereve
         assert torch.equal(wanted, weight) == (steps < 1)
 
 
+@pytest.mark.parametrize(("largest", "place"), [(0, -1), (-1, 0)])
+def test_a_row_is_in_one_block(largest, place):
+    """Blocks have 2¹⁸ values, which would end within the 17th row."""
+    weight = torch.full((20, 30_000), 1e-3)
+    weight[16, largest] = 1.0
+    for steps in (0.5, 2.0):
+        result = weight.clone()
+        result[16, place] += steps * Given().tolerance(weight, Site.alone(weight))[16, 0]
+        found, wanted = projected_to(Given, weight, result)
+        assert_same_bits(found, wanted)
+        assert torch.equal(wanted, weight) == (steps < 1)
+
+
 @pytest.mark.parametrize("row", [0, 1, 50, 200, 399])
 def test_a_unit_that_is_small_among_large_ones_counts_in_whichever_block_it_is(row):
     weight = torch.ones(400, 1500)
