@@ -60,7 +60,7 @@ def test_the_page_of_speed_is_written_from_what_was_found(monkeypatch, tmp_path)
     assert "| Trainer | 100 | 1.03 | 0.97 | 0.90 |" in text
     assert "| `Clamp` | – | – | – | – | 2 × | one pass: 50 × (large) |" in text
     assert "| small | 1 ms | 2 ms | 10 ms | 10.0 × and 5.0 × |" in text
-    assert "| `Clamp` | 2.00 | 1.00 | 2000.0 |" in text
+    assert "| `Clamp` | 2.00 | 1.00 | 1.00 | 2000.0 |" in text
     assert (tmp_path / "speed.png").stat().st_size > 10_000
 
 
