@@ -42,7 +42,9 @@ class Pass(Iterator[Any]):
 
     def __next__(self) -> Any:
         if self._iterator is None:
-            self._beginning = {"random": random_states(), **self._sources(), "warm": _has_workers(self._data)}
+            is_in_order = type(self._data) in (list, tuple)  # whatever is drawn
+            drawn = None if is_in_order else random_states()
+            self._beginning = {"random": drawn, **self._sources(), "warm": _has_workers(self._data)}
             self._iterator = iter(self._data)
             self._is_once = self._iterator is self._data
         batch = self._ahead.pop() if self._ahead else next(self._iterator)
@@ -95,7 +97,8 @@ class Pass(Iterator[Any]):
         is_told = "loader" in state and _is_stateful(self._data)
         if self._beginning["warm"] and not is_told:
             self._wake_workers()
-        restore_random_states(self._beginning["random"])
+        if self._beginning["random"] is not None:
+            restore_random_states(self._beginning["random"])
         self._restore(self._beginning)
         if is_told:
             stateful: Any = self._data

@@ -75,6 +75,44 @@ def test_what_an_optimizer_remembers_is_looked_at():
     assert found == "'exp_avg', which the optimizer 'optimizer' remembers of its parameter 1,"
 
 
+def put(tensor, value):
+    with torch.no_grad():
+        tensor.view(-1)[-1] = value
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (lambda model, state: None, None),
+        (lambda model, state: put(model[1].weight, torch.finfo(model[1].weight.dtype).max), None),
+        (lambda model, state: put(model[0].weight, math.nan), "the weight '0.weight'"),
+        (lambda model, state: put(model[2].bias, -math.inf), "the weight '2.bias'"),
+        (lambda model, state: put(model[2].frozen, math.nan), None),
+        (lambda model, state: put(model[1].running_var, math.nan), "the buffer '1.running_var'"),
+        (lambda model, state: put(model[1].running_var, math.inf), None),
+        (
+            lambda model, state: put(state["exp_avg_sq"], math.inf),
+            "'exp_avg_sq', which the optimizer 'optimizer' remembers of its parameter 0,",
+        ),
+    ],
+)
+def test_what_is_not_finite_is_found_among_what_is(dtype, spoil, found):
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2)).to(dtype)
+    model[2].frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+    model[2].nothing = nn.Parameter(torch.ones(0))
+    model[2].register_buffer("mask", torch.tensor([0.0, -math.inf]))
+    optimizer = torch.optim.Adam(model.parameters(), eps=1e-3)  # as half precision needs
+    model[0].weight.grad = torch.zeros_like(model[0].weight)
+    optimizer.step()
+    spoil(model, optimizer.state[model[0].weight])
+    assert first_nonfinite({"": model}, {"optimizer": optimizer}) == found
+
+
+def test_there_may_be_nothing_to_look_at():
+    assert first_nonfinite({"": nn.ReLU()}, {}) is None
+
+
 def test_skipping_leaves_everything_out_and_uses_the_number_again(caplog):
     trainer, numbers = trainer_of([EMA(0.5)], nonfinite="skip")
     with caplog.at_level(logging.WARNING):
