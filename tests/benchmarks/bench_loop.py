@@ -83,9 +83,13 @@ def with_handlers(engine: Engine, events: tuple[Any, ...]) -> Engine:
     return engine
 
 
-def ignite(*, handlers: bool = False) -> Contender:
+def ignites() -> Engine:
     model, optimizer, loss_fn = network()
-    engine = create_supervised_trainer(model, optimizer, loss_fn, output_transform=lambda x, y, y_pred, loss: loss)
+    return create_supervised_trainer(model, optimizer, loss_fn, output_transform=lambda x, y, y_pred, loss: loss)
+
+
+def ignite(*, handlers: bool = False) -> Contender:
+    engine = ignites()
     if handlers:
         with_handlers(engine, (Events.ITERATION_STARTED, Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED))
     return timed(lambda batches: engine.run(batches, max_epochs=1))
@@ -104,6 +108,16 @@ def hooked() -> Contender:
     optimizer.register_step_post_hook(lambda *_: None)
     trainer = Trainer(model, optimizer, loss_fn)
     return timed(lambda batches: trainer.run(batches, max_epochs=1))
+
+
+def an_epoch_each(engine: Engine) -> Contender:
+    """As of data that are one batch: an epoch for every iteration."""
+
+    def run(batches: Batches) -> None:
+        engine.state.max_epochs = None  # it begins anew
+        engine.run(batches[:1], max_epochs=len(batches))
+
+    return timed(run)
 
 
 def lightning() -> Contender:
@@ -174,8 +188,10 @@ CONTENDERS: dict[str, Callable[[], Contender]] = {
     "hand-written, fused": lambda: by_hand(fused=True),
     "Trainer, fused": lambda: weightsmith(fused=True),
     "Trainer, fused, 22 handlers": lambda: weightsmith(fused=True, handlers=True),
+    "Trainer, an epoch each": lambda: an_epoch_each(Trainer(*network())),
     "Ignite": ignite,
     "Ignite, 22 handlers": lambda: ignite(handlers=True),
+    "Ignite, an epoch each": lambda: an_epoch_each(ignites()),
 }
 PEERS = {"Lightning": ("lightning", lightning), "Keras on torch": ("keras", keras)}
 
