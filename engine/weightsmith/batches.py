@@ -42,9 +42,8 @@ class Pass(Iterator[Any]):
 
     def __next__(self) -> Any:
         if self._iterator is None:
-            is_in_order = type(self._data) in (list, tuple)  # whatever is drawn
-            drawn = None if is_in_order else random_states()
-            self._beginning = {"random": drawn, **self._sources(), "warm": _has_workers(self._data)}
+            drawn_from = None if self._lies_in_order() else random_states()
+            self._beginning = {"random": drawn_from, **self._sources(), "warm": _has_workers(self._data)}
             self._iterator = iter(self._data)
             self._is_once = self._iterator is self._data
         batch = self._ahead.pop() if self._ahead else next(self._iterator)
@@ -99,6 +98,8 @@ class Pass(Iterator[Any]):
             self._wake_workers()
         if self._beginning["random"] is not None:
             restore_random_states(self._beginning["random"])
+        elif not self._lies_in_order():  # other data than those of the saved run
+            self._beginning["random"] = random_states()
         self._restore(self._beginning)
         if is_told:
             stateful: Any = self._data
@@ -109,6 +110,10 @@ class Pass(Iterator[Any]):
         self._skip(state["taken"])
         if state["ahead"]:
             self._ahead.append(next(self._iterator))
+
+    def _lies_in_order(self) -> bool:
+        """Whether the batches are in one order whatever is drawn."""
+        return type(self._data) in (list, tuple)
 
     def _wake_workers(self) -> None:
         """Workers that live on draw their seed before the first pass, and never again."""

@@ -7,7 +7,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from weightsmith import Constraint, Trainer, WeightEvents
-from weightsmith_plugins import EMA, L2, WeightHistograms
+from weightsmith_plugins import L2, L2SP, WeightHistograms
 
 BATCHES = [(torch.ones(2, 3), torch.ones(2, 1))] * 4
 
@@ -80,10 +80,10 @@ def test_nothing_is_recorded_where_no_profiler_runs(is_announced):
 
 
 def test_beginning_to_remember_is_no_act():
-    trainer = make_trainer(EMA(0.9))
+    trainer = make_trainer(L2SP(0.1))
     with profile(activities=[ProfilerActivity.CPU]) as profiler:
         trainer.run(BATCHES, max_epochs=1)
-    assert listed(profiler) == 4 * ["UPDATE_COMPLETED#EMA"]
+    assert listed(profiler) == 4 * ["GRADIENTS_COMPUTED#L2SP"]
 
 
 def test_the_names_come_and_go_with_the_profiler():

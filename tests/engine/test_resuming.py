@@ -2,6 +2,7 @@
 
 import functools
 import os
+import random
 import signal
 
 import pytest
@@ -178,6 +179,36 @@ def test_a_loader_with_a_generator_after_an_epoch_cut_short(tmp_path):
     second.resume(tmp_path / "a")
     second.run(loader(5), max_epochs=3)
     assert equal(second, whole)
+
+
+class Shuffled(list):
+    """Batches in an order that is drawn for each pass."""
+
+    def __iter__(self):
+        return iter(random.sample(list(super().__iter__()), len(self)))
+
+
+@pytest.mark.parametrize("kind", [list, tuple, Shuffled])
+def test_in_the_middle_of_batches_that_lie_in_an_order_or_in_one_that_is_drawn(tmp_path, kind):
+    whole, second = trainer_of(), trainer_of()
+    saving_at(whole, 8, tmp_path / "a")
+    whole.run(kind(DATA), max_epochs=3)
+    random.seed(5)
+    second.resume(tmp_path / "a")
+    second.run(kind(DATA), max_epochs=3)
+    assert equal(second, whole)
+
+
+def test_other_data_that_draw_an_order_keep_it_when_they_are_saved_in_turn(tmp_path):
+    first, second, third = trainer_of(), trainer_of(), trainer_of()
+    saving_at(first, 7, tmp_path / "a")
+    first.run(DATA, max_epochs=3)
+    second.resume(tmp_path / "a")
+    saving_at(second, 8, tmp_path / "b")
+    second.run(loader(), max_epochs=3)
+    third.resume(tmp_path / "b")
+    third.run(loader(), max_epochs=3)
+    assert equal(third, second)
 
 
 def endless(count=1000):

@@ -44,8 +44,8 @@ def rank() -> int:
 
 
 def is_distributed() -> bool:
-    """Whether there are others. Ignite takes ten times as long to say that there are none."""
-    return dist.is_available() and dist.is_initialized() and world_size() > 1
+    """Whether there are others."""
+    return world_size() > 1
 
 
 def is_first() -> bool:

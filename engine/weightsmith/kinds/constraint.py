@@ -128,8 +128,8 @@ class Constraint(WeightPlugin, abstract=True):
         """Whether a value moves by more than the default tolerance: mostly told by few of them."""
         if not weight.numel():
             return False
-        length = row_length(weight, site.unit_dims) if weight.numel() > _MANY and weight.ndim > 1 else 0
-        are_rows = 0 < length <= _MANY  # of which a block tells the largest tolerance
+        length = row_length(weight, site.unit_dims) if weight.numel() > _FEW and weight.ndim > 1 else 0
+        are_rows = 0 < length <= _FEW  # of which a block tells the largest tolerance
         of_all = None if are_rows else _largest_tolerance(projected)
         is_same = True
         for new, old in _blocks_of_rows(projected, weight, length) if are_rows else blocks(projected, weight):
@@ -283,13 +283,13 @@ def _peak(values: Tensor) -> float:
 
 def _blocks_of_rows(projected: Tensor, weight: Tensor, length: int) -> Iterator[tuple[Tensor, ...]]:
     """As :func:`~weightsmith.tensors.blocks`, whole rows of so many values: first a few, which mostly tell enough."""
-    few = min(len(weight) - 1, max(8, _FEW // length))
+    few = min(len(weight) - 1, _FEW // length)
     yield projected[:few], weight[:few]
     yield from blocks(projected[few:], weight[few:], by_rows=True)
 
 
-_FEW, _MANY = 2**12, 2**15
-"""Values; and those of a weight, from which on to look at a few apart saves more than it costs."""
+_FEW = 2**15
+"""Values: of a weight that has more, to look at so many of them first saves more than it costs."""
 
 
 def _are_within(weight: Tensor, projected: Tensor, tolerance: Tensor | float, dims: tuple[int, ...]) -> Tensor:
