@@ -86,6 +86,8 @@ def chosen(where, model=None):
         (norms | "fc1", ["norm.weight", "norm.bias", "fc1.weight", "fc1.bias"]),
         (~matrices & ~biases, ["norm.weight"]),
         (of_type(nn.Conv2d, nn.BatchNorm2d) & biases, ["conv.bias", "norm.bias"]),
+        (nn.Conv2d, ["conv.weight", "conv.bias"]),
+        (matrices & of_type(nn.Conv2d), ["conv.weight"]),
         (named("fc1", "fc10") & ~biases, ["fc1.weight", "fc10.weight"]),
     ],
 )
