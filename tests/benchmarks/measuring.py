@@ -55,7 +55,7 @@ def alternate(
 
     def one_round() -> dict[str, float]:
         found = {}
-        draw(order)
+        _draw(order)
         for name, act in order:
             calls = [one_call(act)]
             while len(calls) < in_a_row and sum(calls) < _LONG:
@@ -77,7 +77,7 @@ _LONG = 0.02
 """Seconds, after which no more calls follow in a row."""
 
 
-def draw(order: list[Any]) -> None:
+def _draw(order: list[Any]) -> None:
     """Another order, in which none comes after itself."""
     last = order[-1]
     _drawn.shuffle(order)
