@@ -172,29 +172,29 @@ def _charge_all(table: Any, signs: float, values: float, with_values: bool, shar
     sizes, gradients, weights = table[0], table[2], table[3]
     for place in range(len(gradients)):
         first, last = share_of(sizes[place], share, shares)
-        for start in range(first, last, _STRETCH):
-            end = min(last, start + _STRETCH)
-            gradient, weight = values_at(gradients[place], start, end), values_at(weights[place], start, end)
+        gradient, weight = values_at(gradients[place], first, last), values_at(weights[place], first, last)
+        if with_values:
+            _add_both(gradient, weight, np.float32(signs), np.float32(values))
+        else:
             _add_signs(gradient, weight, np.float32(signs))
-            if with_values:
-                _add(gradient, weight, np.float32(values))
-
-
-_STRETCH = 2**12
-"""Values that stay in the cache from one term to the next."""
 
 
 @_kernel
 def _add_signs(gradient: Any, weight: Any, factor: Any) -> None:
     for place in range(len(gradient)):
-        sign = np.float32(weight[place] > 0) - np.float32(weight[place] < 0)
-        gradient[place] += factor * sign
+        gradient[place] += _signed(factor, weight[place])
 
 
 @functools.partial(_kernel, fastmath={"contract"})  # so that product and sum are rounded once
-def _add(gradient: Any, weight: Any, factor: Any) -> None:
+def _add_both(gradient: Any, weight: Any, of_signs: Any, of_values: Any) -> None:
     for place in range(len(gradient)):
-        gradient[place] += factor * weight[place]
+        gradient[place] = (gradient[place] + _signed(of_signs, weight[place])) + of_values * weight[place]
+
+
+@_kernel
+def _signed(factor: Any, number: Any) -> Any:
+    """factor · sign(number), without the product."""
+    return factor if number > 0 else -factor if number < 0 else factor * np.float32(0)
 
 
 def charged_by_rows_(
