@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from weightsmith import ConfigurationError, Constraint, Penalty, Site, Trainer, WeightEvents
 from weightsmith.tensors import add_, add_signs_, global_norm
 from weightsmith_plugins.constraints import norms
-from weightsmith_plugins.native import addresses, compiling, one_pass
+from weightsmith_plugins.native import addresses, compiling, one_pass, simplices
 from weightsmith_plugins.sparsity import one_pass as masks_in_one_pass
 
 PLUGINS = [w.MaxNorm(0.7), w.UnitNorm(), w.MinMaxNorm(0.5, 1.3), w.MaxNorm(1e-20), w.MinMaxNorm(0.0, 1e25)]
@@ -389,21 +389,22 @@ PLUGINS_OF = {
     "clipped_": [w.ClipUnitNorm(0.5)],
     "clipped_adaptively_": [w.AdaptiveClip(0.1)],
     "norm_of": [w.ClipNorm(0.5)],
+    "onto_simplices_": [w.L1Ball(0.5), w.Simplex()],
 }
 THEIRS = [(name, plugin) for name, plugins in PLUGINS_OF.items() for plugin in plugins]
 
 
 @pytest.mark.parametrize(("name", "plugin"), THEIRS)
 def test_a_plugin_leaves_nothing_to_torch_where_all_are_suited(name, plugin, monkeypatch):
-    answers, function = [], getattr(one_pass, name)
+    answers, function = [], getattr(simplices if name == "onto_simplices_" else one_pass, name)
 
     def watched(*columns, **settings):
         answers.append(function(*columns, **settings))
         return answers[-1]
 
     monkeypatch.setattr(compiling, "_tried", lambda asked: watched if asked == name else None)
-    assert set(PLUGINS_OF) == set(one_pass._TRIALS)
-    assert set(compiling._USERS) == {*one_pass._TRIALS, *masks_in_one_pass._TRIALS}
+    assert set(PLUGINS_OF) == {*one_pass._TRIALS, "onto_simplices_"}
+    assert set(compiling._USERS) == {*PLUGINS_OF, *masks_in_one_pass._TRIALS}
     shapes, generator = [(5, 64), (7,), (4, 3, 2, 2)], torch.Generator().manual_seed(0)
     change(plugin, *([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2)))
     (left,) = answers

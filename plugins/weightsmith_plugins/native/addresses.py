@@ -7,7 +7,7 @@ import functools
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import chain
+from itertools import chain, compress
 from operator import attrgetter
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,7 +24,18 @@ TensorGuards: Any = None
 with contextlib.suppress(ImportError):  # it is no public part of torch
     from torch._C._dynamo.guards import TensorGuards
 
-__all__ = ["Memory", "are_suited", "is_watched", "memory_of", "on_threads", "others", "pass_over"]
+__all__ = [
+    "LEFT",
+    "WRITTEN",
+    "Memory",
+    "are_suited",
+    "is_watched",
+    "memory_of",
+    "on_threads",
+    "others",
+    "pass_over",
+    "pass_that_tells",
+]
 
 T = TypeVar("T")
 Numbers = npt.NDArray[np.int64]
@@ -70,6 +81,35 @@ def pass_over(
     written = [columns[0][place] for place in memory.places] if left else columns[0]
     torch.autograd.graph.increment_version(written)
     return left
+
+
+def pass_that_tells(
+    kernel: Callable[..., npt.NDArray[np.uint8]],
+    weights: Sequence[Tensor],
+    *,
+    settings: Sequence[object],
+    by_rows: Sequence[object],
+) -> Sequence[int]:
+    """As :func:`pass_over`, with a kernel that tells of each weight what became of its units: nothing, ``WRITTEN``,
+    ``LEFT`` to others, or both.
+
+    Returns:
+        The places of the others, and of those that have a unit that is left.
+    """
+    memory = memory_of(weights, by_rows=by_rows)
+    if memory is None:
+        return range(len(weights))
+    told = on_threads(functools.partial(kernel, memory.table, *settings), memory.values)
+    became = functools.reduce(np.bitwise_or, told).tolist()
+    are_done = max(became) < LEFT
+    written = became if are_done else [each & WRITTEN for each in became]
+    held = weights if len(memory.places) == len(weights) else [weights[place] for place in memory.places]
+    torch.autograd.graph.increment_version(list(compress(held, written)))
+    done = memory.places if are_done else [memory.places[i] for i, each in enumerate(became) if each < LEFT]
+    return others(done, len(weights))
+
+
+WRITTEN, LEFT = 1, 2
 
 
 def others(places: Sequence[int], count: int) -> Sequence[int]:

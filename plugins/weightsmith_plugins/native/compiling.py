@@ -73,9 +73,9 @@ def picked(column: Sequence[T], places: Sequence[int]) -> Sequence[T]:
 
 
 def compiled_function(name: str, tensors: Sequence[Tensor]) -> Callable[..., Any] | None:
-    """The function of :mod:`weightsmith_plugins.native.one_pass` or :mod:`weightsmith_plugins.sparsity.one_pass`, once
-    it was tried; ``None`` where Numba is not installed or does not work, or is not asked for: no tensor is float32 and
-    on a CPU, there are so few and small ones that torch is faster, or torch watches what is done to them."""
+    """The function of that name in a module that Numba compiles, once it was tried; ``None`` where Numba is not
+    installed or does not work, or is not asked for: no tensor is float32 and on a CPU, there are so few and small ones
+    that torch is faster, or torch watches what is done to them."""
     is_worth_it = len(tensors) >= _LEAST.get(name, 1) or are_large(tensors)
     return _tried(name) if is_worth_it and any(map(_may_be_for_it, tensors)) and not is_watched() else None
 
@@ -101,7 +101,8 @@ def _tried(name: str) -> Callable[..., Any] | None:
     return working(what, load)
 
 
-_ANY, _SPARSE = "weightsmith_plugins.native.one_pass", "weightsmith_plugins.sparsity.one_pass"
+_ANY, _SIMPLICES = "weightsmith_plugins.native.one_pass", "weightsmith_plugins.native.simplices"
+_SPARSE = "weightsmith_plugins.sparsity.one_pass"
 _USERS = {
     "bound_norms_": (_ANY, "MaxNorm, MinMaxNorm and UnitNorm work"),
     "charged_": (_ANY, "L1 and ElasticNet work"),
@@ -110,6 +111,7 @@ _USERS = {
     "clipped_adaptively_": (_ANY, "AdaptiveClip works"),
     "norm_of": (_ANY, "ClipNorm works"),
     "masked_": (_SPARSE, "masks are applied"),
+    "onto_simplices_": (_SIMPLICES, "L1Ball and Simplex work"),
     "passes_over": (_SPARSE, "MagnitudePruning works"),
 }
 """In which module a function is, and whose work it does, for the log."""

@@ -9,7 +9,6 @@ one whose functions it calls.
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,8 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from weightsmith_plugins.native.addresses import memory_of, on_threads, others, pass_over
-from weightsmith_plugins.native.compiling import compiled, picked
+from weightsmith_plugins.native.addresses import LEFT, WRITTEN, memory_of, on_threads, pass_over, pass_that_tells
+from weightsmith_plugins.native.compiling import compiled
 from weightsmith_plugins.native.pointers import row_at, share_of, values_at
 from weightsmith_plugins.native.row_norms import (
     IN_FLOAT32,
@@ -79,19 +78,8 @@ def bound_norms_(
         :func:`~weightsmith_plugins.native.addresses.memory_of` leaves out; and those that have a unit that is zero and
         must become longer, or whose norm is not finite, or too far away.
     """
-    memory = memory_of(weights, by_rows=by_rows)
-    if memory is None:
-        return range(len(weights))
-    work = functools.partial(_bound_all, memory.table, float(low), float(high), float(room), float(reach))
-    found = functools.reduce(np.bitwise_or, on_threads(work, memory.values)).tolist()
-    are_done = max(found) < _LEFT
-    scaled = found if are_done else [became & _SCALED for became in found]
-    torch.autograd.graph.increment_version(list(itertools.compress(picked(weights, memory.places), scaled)))
-    done = memory.places if are_done else [memory.places[i] for i, became in enumerate(found) if became < _LEFT]
-    return others(done, len(weights))
-
-
-_SCALED, _LEFT = 1, 2
+    settings = [float(low), float(high), float(room), float(reach)]
+    return pass_that_tells(_bound_all, weights, settings=settings, by_rows=by_rows)
 
 
 @_kernel
@@ -137,9 +125,9 @@ def _find_factors(norms: Any, factors: Any, low: float, high: float, room: float
         if not abs(size - wanted) <= room * wanted:
             factor = wanted / size
             if 1 / reach < factor < reach:
-                factors[unit], became, scaled = factor, became | _SCALED, scaled + 1
+                factors[unit], became, scaled = factor, became | WRITTEN, scaled + 1
             else:
-                became |= _LEFT
+                became |= LEFT
     return became, scaled
 
 

@@ -1,0 +1,193 @@
+"""L1Ball and Simplex, in torch's way and as Numba compiles it, against θ found by bisection in float64."""
+
+import math
+
+import pytest
+import torch
+import weightsmith_plugins as w
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from weightsmith import Site
+from weightsmith.tensors import unit_view
+from weightsmith_plugins.constraints import sums
+from weightsmith_plugins.native import addresses, simplices
+
+ROOM = 4 * torch.finfo(torch.float32).eps
+KINDS = {
+    "ordinary": lambda x: x,
+    "whole numbers, of which many are alike": torch.round,
+    "nothing": torch.zeros_like,
+    "all alike": torch.ones_like,
+    "far apart": lambda x: x.mul(8).exp(),
+    "half as large, one after another": lambda x: 2.0 ** -torch.arange(x.shape[1]).clamp(max=120).expand_as(x) * 10,
+    "on the edge": lambda x: x.abs() / x.abs().sum(dim=1, keepdim=True),
+}
+rows = st.tuples(
+    st.integers(1, 5),
+    st.sampled_from([1, 2, 3, 8, 64, 65, 1000, 5000]),
+    st.sampled_from(list(KINDS)),
+    st.sampled_from([1.0, 1e-3, 1e-12, 1e12, 1e-38, 1e30]),
+    st.integers(0, 10**6),
+)
+
+
+def drawn(units, length, kind, scale, seed):
+    values = torch.randn(units, length, generator=torch.Generator().manual_seed(seed))
+    return (KINDS[kind](values) * scale).clamp(-3e38, 3e38).contiguous()
+
+
+def nearest(weight, plugin):
+    """By bisection: the sum of max(w − θ, 0) falls with θ."""
+    values = weight.double().abs() if plugin.of_magnitudes else weight.double()
+    peaks = values.amax(dim=1, keepdim=True)
+    values, low, high = values - peaks, torch.full_like(peaks, -plugin.bound), torch.zeros_like(peaks)
+    for _ in range(200):
+        middle = (low + high) / 2
+        is_too_much = (values - middle).clamp(min=0).sum(dim=1, keepdim=True) > plugin.bound
+        low, high = torch.where(is_too_much, middle, low), torch.where(is_too_much, high, middle)
+    found = (values - high).clamp(min=0)
+    if not plugin.of_magnitudes:
+        return found
+    is_inside = weight.double().abs().sum(dim=1, keepdim=True) <= plugin.bound
+    return torch.where(is_inside, weight.double(), weight.sign() * found)
+
+
+def compiled(weight, plugin):
+    found = weight.clone()
+    left = simplices.onto_simplices_(
+        [found], plugin.bound, ROOM, of_magnitudes=plugin.of_magnitudes, by_rows=[found.ndim > 1]
+    )
+    return None if len(left) else found
+
+
+def in_torch(weight, plugin):
+    found = weight.clone()
+    plugin._unitwise(plugin._project_, sums.as_it_is, [found], [Site.alone(found)], [found])
+    return found
+
+
+PLUGINS = [w.L1Ball(1.0), w.Simplex(), w.L1Ball(30.0), w.Simplex(30.0), w.L1Ball(1e-3), w.Simplex(1e4)]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(PLUGINS), rows)
+def test_the_nearest_point_is_found(plugin, of):
+    start = drawn(*of)
+    wanted = nearest(start, plugin)
+    rounding = 1e-6 * plugin.bound
+    torch.testing.assert_close(in_torch(start, plugin).double(), wanted, rtol=1e-6, atol=rounding)
+    found = compiled(start, plugin)
+    assert found is not None
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=rounding)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.sampled_from(PLUGINS), rows)
+def test_what_is_compiled_is_in_the_set_and_stays(plugin, of):
+    found = compiled(drawn(*of), plugin)
+    total = (found.double().abs() if plugin.of_magnitudes else found.double()).sum(dim=1)
+    off = (total - plugin.bound).clamp(min=0) if plugin.of_magnitudes else (total - plugin.bound).abs()
+    assert (off <= ROOM * plugin.bound).all()
+    assert plugin.of_magnitudes or (found >= 0).all()
+    assert plugin.holds(found, Site.alone(found))
+    assert torch.equal(compiled(found, plugin), found)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(PLUGINS), rows)
+def test_sorting_finds_the_same(monkeypatch, plugin, of):
+    """As on a GPU; and where Newton's steps are too many."""
+    start = drawn(*of)
+    found = in_torch(start, plugin)
+    with monkeypatch.context() as patched:
+        patched.setattr(sums, "_MOST_STEPS", 0)
+        torch.testing.assert_close(in_torch(start, plugin), found, rtol=1e-4, atol=1e-5 * plugin.bound)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("plugin", [w.L1Ball(1.0), w.Simplex()], ids=repr)
+def test_a_unit_that_is_not_finite_is_left_to_the_plain_formula(monkeypatch, plugin, value):
+    start = torch.randn(3, 70, generator=torch.Generator().manual_seed(0))
+    start[1, 3] = value
+    assert compiled(start, plugin) is None
+    found = start.clone()
+    plugin.project_all_([found], [Site.alone(found)])
+    monkeypatch.setattr(sums, "_MOST_STEPS", 0)
+    torch.testing.assert_close(found, plugin.project(start, Site.alone(start)), equal_nan=True)
+    torch.testing.assert_close(found[[0, 2]].double(), nearest(start[[0, 2]], plugin), rtol=1e-6, atol=1e-6)
+
+
+def test_what_is_beyond_float32_is_left():
+    rows = torch.full((2, 8), 3e38)
+    found = compiled(rows, w.L1Ball(1e38))
+    assert found is None or torch.isfinite(found).all()
+    assert list(simplices.onto_simplices_([rows], 1e300, 0.0, of_magnitudes=False, by_rows=[True])) == [0]
+
+
+def test_versions_count_what_is_written_alone_and_what_is_inside_keeps_its_bits():
+    inside = torch.tensor([[0.25, -0.0, -0.25, 1e-42]])
+    weights = [torch.full((2, 4), 3.0), inside.clone(), torch.full((4,), 3.0)]
+    versions = [weight._version for weight in weights]
+    assert not len(simplices.onto_simplices_(weights, 1.0, ROOM, of_magnitudes=True, by_rows=[True] * 3))
+    assert [weight._version - version for weight, version in zip(weights, versions, strict=True)] == [1, 0, 1]
+    assert torch.equal(weights[1].view(torch.int32), inside.view(torch.int32))
+    assert torch.equal(weights[0], torch.full((2, 4), 0.25))
+    assert torch.equal(weights[2], torch.full((4,), 0.25))
+
+
+def test_nothing_else_is_written():
+    memory = torch.full((1000,), 3.0)
+    assert not len(
+        simplices.onto_simplices_([memory[100:228].view(2, 64)], 1.0, ROOM, of_magnitudes=False, by_rows=[True])
+    )
+    assert (memory[100:228] == 1 / 64).all()
+    assert (memory[:100] == 3).all()
+    assert (memory[228:] == 3).all()
+
+
+def test_it_comes_out_the_same_on_any_number_of_threads():
+    threads, found = torch.get_num_threads(), []
+    start = torch.randn(7000, 900, generator=torch.Generator().manual_seed(0))
+    assert start.numel() > 2 * addresses._SHARE
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            found.append(compiled(start, w.Simplex()))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+@pytest.mark.parametrize("plugin", [w.L1Ball(0.7), w.Simplex(0.7)], ids=repr)
+def test_all_layouts_and_dtypes_are_projected(plugin):
+    generator = torch.Generator().manual_seed(0)
+    grouped = nn.ConvTranspose1d(4, 6, 3, groups=2)
+    several = [
+        (torch.randn(5, 7, generator=generator), None),
+        (torch.randn(7, 5, generator=generator).T, None),
+        (torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=torch.channels_last), None),
+        (torch.randn(40, 9000, generator=generator), None),
+        (torch.randn(5, 7, generator=generator, dtype=torch.float64), None),
+        (torch.randn(5, 7, generator=generator).bfloat16(), None),
+        (unit_view(torch.randn(4, 3, 3, generator=generator), grouped), grouped),
+        (torch.randn(9, generator=generator), None),
+        (torch.randn(5, 7, generator=generator), None),
+    ]
+    weights = [weight.clone(memory_format=torch.preserve_format) for weight, _ in several]
+    sites = [Site.alone(torch.randn(4, 3, 3) if module else weight, module) for weight, module in several]
+    plugin.project_all_(weights, sites)
+    for found, site, (start, _) in zip(weights, sites, several, strict=True):
+        values = (found.double().abs() if plugin.of_magnitudes else found.double()).sum(dim=site.unit_dims)
+        rounding = 0.01 if found.dtype is torch.bfloat16 else 1e-5
+        torch.testing.assert_close(values, torch.full_like(values, 0.7), rtol=rounding, atol=0)
+        wanted = plugin.project(start, site)
+        torch.testing.assert_close(found, wanted, rtol=rounding, atol=rounding)
+
+
+@pytest.mark.parametrize("plugin", [w.L1Ball(0.7), w.Simplex(0.7)], ids=repr)
+def test_gradients_flow_to_what_is_above_the_threshold(plugin):
+    """Away from where one value enters: that of w − θ, θ being the mean of those above less a constant."""
+    start = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    start[2] /= 100  # inside the ball
+    assert torch.autograd.gradcheck(plugin, start.requires_grad_())
