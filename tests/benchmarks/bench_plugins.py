@@ -513,7 +513,7 @@ IN_ONE_PASS = (
     *(w.MaxNorm, w.MinMaxNorm, w.UnitNorm),
     *(w.L1, w.ElasticNet, w.GroupLasso),
     *(w.ClipNorm, w.ClipUnitNorm, w.AdaptiveClip),
-    *(w.L1Ball, w.Simplex),
+    *(w.L1Ball, w.Simplex, w.NofM),
     *(w.MagnitudePruning, w.KeepZeros),
 )
 """What the extra ``fast`` compiles."""

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from weightsmith import Site, Trainer, ranking
-from weightsmith.ranking import in_blocks, keep_largest_
+from weightsmith.ranking import in_blocks, keep_largest_, largest_of_groups
 from weightsmith.tensors import keep_
 from weightsmith_plugins.native import compiling
 from weightsmith_plugins.sparsity import one_pass
@@ -48,6 +48,34 @@ def bits(tensor):
 shapes = st.lists(
     st.sampled_from([(1,), (7,), (33, 5), (64, 64), (3, 2, 2, 2), (5000,), (0, 3)]), min_size=1, max_size=6
 )
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 9),
+    st.integers(1, 40),
+    st.sampled_from([(), (1,), (3,), (3, 3)]),
+    st.booleans(),
+    st.integers(0, 10**6),
+)
+def test_of_four_inputs_those_stay_that_torch_lets_stay(count, units, groups, kernel, are_few_numbers, seed):
+    generator = torch.Generator().manual_seed(seed)
+    start = drawn((units, 4 * groups, *kernel), generator)
+    if are_few_numbers:  # so that many are alike
+        start = SPECIAL[torch.randint(0, len(SPECIAL), start.shape, generator=generator)]
+    wanted = start.clone()
+    keep_(wanted, largest_of_groups(start.abs(), 1, count, 4))
+    if not kernel:
+        found = start.clone()
+        assert not one_pass.keep_of_fours_([found], count, by_rows=[True])
+        assert torch.equal(bits(found), bits(wanted))
+    turned = start.transpose(0, 1).contiguous().transpose(0, 1)
+    several = [start.clone(), turned.clone(), start.double(), torch.ones(3, 4), start.clone()]
+    w.NofM(count, 4).project_all_(several, [Site.alone(weight) for weight in several])
+    for weight in (*several[:3], several[4]):
+        assert torch.equal(bits(weight.float()), bits(wanted))
+    assert several[3].count_nonzero() == 3 * count
 
 
 @settings(max_examples=100, deadline=None)

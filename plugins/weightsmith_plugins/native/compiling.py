@@ -110,6 +110,7 @@ _USERS = {
     "clipped_": (_ANY, "ClipUnitNorm works"),
     "clipped_adaptively_": (_ANY, "AdaptiveClip works"),
     "norm_of": (_ANY, "ClipNorm works"),
+    "keep_of_fours_": (_SPARSE, "NofM works"),
     "masked_": (_SPARSE, "masks are applied"),
     "onto_simplices_": (_SIMPLICES, "L1Ball and Simplex work"),
     "passes_over": (_SPARSE, "MagnitudePruning works"),

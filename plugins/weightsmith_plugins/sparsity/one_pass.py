@@ -19,7 +19,7 @@ from weightsmith_plugins.native.addresses import Memory, memory_of, on_threads, 
 from weightsmith_plugins.native.compiling import compiled
 from weightsmith_plugins.native.pointers import bits_at, kept_at, share_of
 
-__all__ = ["masked_", "passes_over", "refuse_trouble"]
+__all__ = ["keep_of_fours_", "masked_", "passes_over", "refuse_trouble"]
 
 _kernel = functools.partial(compiled, error_model="numpy")
 """Options stand in this file, as Numba does not look at others. What these kernels add up in a loop over values is made
@@ -60,7 +60,60 @@ def _mask(bits: Any, kept: Any) -> None:
         bits[place] = bits[place] if kept[place] else np.int32(0)
 
 
-# -------------------------------------------------------------------- the largest
+# -------------------------------------------------------------------- the largest of four
+
+
+def keep_of_fours_(weights: Sequence[Tensor], count: int, *, by_rows: Sequence[object]) -> Sequence[int]:
+    """Of every four values after one another keep so many of the largest magnitudes, the first of equal ones, and put 0
+    for the others: as :func:`~weightsmith.ranking.largest_of_groups` tells them, for which NaN is an infinity.
+
+    Args:
+        weights: with a number of values that four divides.
+        count: how many.
+        by_rows: of each, whether it is for this.
+
+    Returns:
+        As :func:`masked_`.
+    """
+    return pass_over(_keep_of_all_fours, weights, settings=[int(count)], by_rows=by_rows)
+
+
+@_kernel
+def _keep_of_all_fours(table: Any, count: int, share: int, shares: int) -> None:
+    sizes, addresses = table[0], table[2]
+    for place in range(len(addresses)):
+        first, last = share_of(sizes[place] // 4, share, shares)
+        _keep_of_fours(bits_at(addresses[place], 4 * first, 4 * last), count)
+
+
+@_kernel
+def _keep_of_fours(bits: Any, count: int) -> None:
+    """Each is compared with the three others: one stays that fewer come before than are kept. LLVM makes no vectors of
+    a loop that skips places."""
+    for four in range(len(bits) // 4):
+        place = 4 * four
+        a, b = _magnitude(bits[place]), _magnitude(bits[place + 1])
+        c, d = _magnitude(bits[place + 2]), _magnitude(bits[place + 3])
+        before_a = np.int32(b > a) + np.int32(c > a) + np.int32(d > a)
+        before_b = np.int32(a >= b) + np.int32(c > b) + np.int32(d > b)
+        before_c = np.int32(a >= c) + np.int32(b >= c) + np.int32(d > c)
+        before_d = np.int32(a >= d) + np.int32(b >= d) + np.int32(c >= d)
+        bits[place] = bits[place] if before_a < count else np.int32(0)
+        bits[place + 1] = bits[place + 1] if before_b < count else np.int32(0)
+        bits[place + 2] = bits[place + 2] if before_c < count else np.int32(0)
+        bits[place + 3] = bits[place + 3] if before_d < count else np.int32(0)
+
+
+@_kernel
+def _magnitude(bits: Any) -> Any:
+    magnitude = bits & _MAGNITUDE
+    return _INFINITY if magnitude > _INFINITY else magnitude
+
+
+_INFINITY = np.int32(0x7F800000)
+
+
+# -------------------------------------------------------------------- the largest of all
 
 
 def passes_over(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Passes | None:
@@ -292,6 +345,12 @@ def _try_masks(weight: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     return mask, places % 3 == 0
 
 
+def _try_fours(weight: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """The last of each four stays."""
+    keep_of_fours_([weight.view(5, 4)], 1, by_rows=[True])
+    return places % 4 == 3, places % 4 == 3
+
+
 def _try_passes(weight: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """All but the third are kept, of which 8 to 20 stay. Every kernel is compiled, lest one fail in a training."""
     mask = places != 2
@@ -306,6 +365,7 @@ def _try_passes(weight: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
 
 
 _TRIALS: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {
+    "keep_of_fours_": _try_fours,
     "masked_": _try_masks,
     "passes_over": _try_passes,
 }
