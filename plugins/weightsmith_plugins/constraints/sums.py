@@ -89,13 +89,13 @@ class SumBound(Constraint, abstract=True):
         """Of the sum; above 0."""
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
-        values = weight.to(accurate_dtype(weight.dtype))
+        values = weight.to(_precision(weight))
         magnitudes = values.abs() if self.of_magnitudes else values
         nearest = _to_simplex(magnitudes, self.bound, site)
         nearest = (values.sign() * nearest if self.of_magnitudes else nearest).to(weight.dtype)
         if torch.is_grad_enabled() and weight.requires_grad and not self.of_magnitudes:
             return nearest  # the set has no inside, in which a gradient reaches the raw weight as it is
-        return torch.where(self._is_inside(magnitudes, site, _sum_rounding(weight.dtype)), weight, nearest)
+        return torch.where(self._is_inside(magnitudes, site, _sum_rounding(weight)), weight, nearest)
 
     def _is_inside(self, values: Tensor, site: Site, rounding: float) -> Tensor:
         """Of every unit, with the axes inside it kept."""
@@ -107,7 +107,7 @@ class SumBound(Constraint, abstract=True):
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
         which = {"of_magnitudes": self.of_magnitudes, "by_rows": row_lengths(sites)}
-        room = _sum_rounding(torch.float32) / 2  # so that what is let stay is inside, however it is summed
+        room = 0.999 * _ROUNDING * torch.finfo(torch.float32).eps  # so that what is let stay is inside
         left = in_one_pass("onto_simplices_", weights, total=self.bound, room=room, **which)
         if left:
             weights, sites = picked(weights, left), picked(sites, left)
@@ -127,7 +127,8 @@ class SumBound(Constraint, abstract=True):
 class L1Ball(SumBound):
     """Σ|w| ≤ radius for every unit; the nearest point is sign(w) · max(|w| − θ, 0), with θ such that the sum is radius.
 
-    Duchi et al. (2008), "Efficient projections onto the l1-ball for learning in high dimensions": sparse units.
+    Duchi et al. (2008), "Efficient projections onto the l1-ball for learning in high dimensions": sparse units. What
+    changes a unit's sum by no more than its rounding stays, so that tiny updates may leave tiny values for its zeros.
 
     Args:
         radius: the largest sum of magnitudes, above 0.
@@ -158,7 +159,8 @@ class Simplex(SumBound):
     """w ≥ 0 and Σw = total for every unit: mixing weights. The nearest point is max(w − θ, 0), with θ such that the sum
     is total.
 
-    Duchi et al. (2008), "Efficient projections onto the l1-ball for learning in high dimensions", figure 1.
+    Duchi et al. (2008), "Efficient projections onto the l1-ball for learning in high dimensions", figure 1. What
+    changes a unit's sum by no more than its rounding stays, as of :class:`L1Ball`.
 
     Args:
         total: the sum of every unit, above 0. Default 1.
@@ -172,8 +174,8 @@ class Simplex(SumBound):
     total: float = 1.0
 
     def validate(self) -> None:
-        if not self.total > 0:
-            raise ConfigurationError(f"{self!r}: total must be above 0")
+        if not 0 < self.total < math.inf:
+            raise ConfigurationError(f"{self!r}: total must be above 0, and finite")
 
     @property
     def bound(self) -> float:
@@ -183,7 +185,7 @@ class Simplex(SumBound):
 def _to_simplex(values: Tensor, total: float, site: Site) -> Tensor:
     """max(values − θ, 0) for every unit, with θ such that the sum is ``total``."""
     rows = unit_matrices(values, site.unit_dims)[0]
-    rows = rows - rows.amax(dim=1, keepdim=True)  # so that huge values do not swamp the total
+    rows = rows - rows.detach().amax(dim=1, keepdim=True)  # so that huge values do not swamp the total
     return from_unit_matrices((rows - _thresholds(rows, total)).clamp(min=0), values, site.unit_dims)
 
 
@@ -192,10 +194,11 @@ def _thresholds(rows: Tensor, total: float) -> Tensor:
     found = _thresholds_by_newton(rows.detach(), total) if rows.is_cpu else None
     if found is None:
         return _thresholds_by_sorting(rows, total)
-    if not (torch.is_grad_enabled() and rows.requires_grad):
-        return found
-    above = rows > found
-    return (torch.where(above, rows, 0.0).sum(dim=1, keepdim=True) - total) / above.sum(dim=1, keepdim=True)
+    if torch.is_grad_enabled() and rows.requires_grad:
+        above = rows > found
+        means = torch.where(above, rows, 0.0).sum(dim=1, keepdim=True) / above.sum(dim=1, keepdim=True)
+        found = found + (means - means.detach())  # θ is the mean of those above it, less a constant
+    return found
 
 
 def _thresholds_by_sorting(rows: Tensor, total: float) -> Tensor:
@@ -211,26 +214,43 @@ def _thresholds_by_sorting(rows: Tensor, total: float) -> Tensor:
 def _thresholds_by_newton(rows: Tensor, total: float) -> Tensor | None:
     """The sum falls with θ and is convex, so that Newton's steps from below stay below, and mostly 4 to 10 reach θ:
     several times as fast as sorting. Condat (2016), "Fast projection onto the simplex and the l1 ball", section 3.1.
-    ``None`` if they do not, or a number is not finite.
+    Most of them are taken in float32; a step leads to below θ, wherever rounding led before.
+    ``None`` if they do not reach it, or a number is not finite.
     """
-    thetas = ((rows.sum(dim=1, keepdim=True) - total) / rows.shape[1]).clamp(min=-total)
-    over, counted = torch.empty_like(rows), torch.empty_like(rows)
-    for _ in range(_MOST_STEPS):
+    rough = rows.float()
+    found = _climbed(((rough.sum(dim=1, keepdim=True) - total) / rows.shape[1]).clamp(min=-total), rough, total)
+    found = None if found is None else _climbed(found.to(rows.dtype), rows, total)
+    return found if found is not None and found.isfinite().all() else None
+
+
+def _climbed(thetas: Tensor, rows: Tensor, total: float) -> Tensor | None:
+    """Where Newton's steps lead, of which the first may lead down."""
+    over = torch.empty_like(rows)  # once: to get new memory takes longer than to fill it
+    for step in range(_MOST_STEPS):
         torch.sub(rows, thetas, out=over).clamp_(min=0)
-        above = torch.sign(over, out=counted).sum(dim=1, keepdim=True)
-        further = thetas + (over.sum(dim=1, keepdim=True) - total) / above
-        if not (further > thetas).any():
-            return thetas if thetas.isfinite().all() else None
-        thetas = torch.maximum(thetas, further)
+        further = over.sum(dim=1, keepdim=True).sub_(total)
+        further = further.div_(over.sign_().sum(dim=1, keepdim=True)).add_(thetas)
+        if step and not (further > thetas).any():
+            return thetas
+        thetas = torch.maximum(thetas, further) if step else further
     return None
 
 
 _MOST_STEPS = 64
 
 
-def _sum_rounding(dtype: torch.dtype) -> float:
-    """How far a sum of magnitudes may be off, relative to it, by the rounding of its terms and of adding them up."""
-    return (0.75 if accurate_dtype(dtype) != dtype else 8.0) * torch.finfo(dtype).eps
+def _precision(weight: Tensor) -> torch.dtype:
+    """In what a sum is found. Where a few values are much larger than the many others, float32 is too coarse."""
+    return torch.float64 if weight.is_cpu else accurate_dtype(weight.dtype)
+
+
+def _sum_rounding(weight: Tensor) -> float:
+    """How far a sum may be off, relative to it, by the rounding of its terms, and of adding them up where that is done
+    in their own precision."""
+    return (8.0 if _precision(weight) == weight.dtype else _ROUNDING) * torch.finfo(weight.dtype).eps
+
+
+_ROUNDING = 0.75
 
 
 def _mean_rounding(weight: Tensor, site: Site) -> Tensor:

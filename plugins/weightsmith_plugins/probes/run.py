@@ -113,7 +113,7 @@ class PenaltyCosts(RunProbe):
 
 class Violations(RunProbe):
     """How far outside its set each constrained weight is at every epoch's end: ``violations/<constraint>/<weight>``,
-    in units of the weight. 0 is inside."""
+    by default the most by which the projection moves one of its values. 0 is inside."""
 
     def measured(self, trainer: Trainer) -> dict[str, Measurement]:
         found = trainer.violations()
