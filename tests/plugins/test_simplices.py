@@ -8,6 +8,8 @@ import weightsmith_plugins as w
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from weightsmith import Site
 from weightsmith.tensors import unit_view
 from weightsmith_plugins.constraints import sums
@@ -20,6 +22,8 @@ KINDS = {
     "nothing": torch.zeros_like,
     "all alike": torch.ones_like,
     "far apart": lambda x: x.mul(8).exp(),
+    "alike but for zeros": lambda x: torch.ones_like(x) * (torch.arange(x.shape[1]) % 2),
+    "alike but for one far below": lambda x: torch.cat([x[:, :1] * 0 - 1e6, 1 + x[:, 1:] * 1e-5], dim=1),
     "half as large, one after another": lambda x: 2.0 ** -torch.arange(x.shape[1]).clamp(max=120).expand_as(x) * 10,
     "one large among many small": lambda x: torch.cat([x[:, :1] * 0 + 0.5, x[:, 1:] * 0 + 0.6 / x.shape[1]], dim=1),
     "on the edge": lambda x: x.abs() / x.abs().sum(dim=1, keepdim=True),
@@ -40,24 +44,24 @@ def drawn(units, length, kind, scale, seed):
 
 def nearest(weight, plugin):
     """By bisection: the sum of max(w − θ, 0) falls with θ."""
-    values = weight.double().abs() if plugin.of_magnitudes else weight.double()
+    values = weight.double().abs() if plugin._of_magnitudes else weight.double()
     peaks = values.amax(dim=1, keepdim=True)
-    values, low, high = values - peaks, torch.full_like(peaks, -plugin.bound), torch.zeros_like(peaks)
+    values, low, high = values - peaks, torch.full_like(peaks, -plugin._bound), torch.zeros_like(peaks)
     for _ in range(200):
         middle = (low + high) / 2
-        is_too_much = (values - middle).clamp(min=0).sum(dim=1, keepdim=True) > plugin.bound
+        is_too_much = (values - middle).clamp(min=0).sum(dim=1, keepdim=True) > plugin._bound
         low, high = torch.where(is_too_much, middle, low), torch.where(is_too_much, high, middle)
     found = (values - high).clamp(min=0)
-    if not plugin.of_magnitudes:
+    if not plugin._of_magnitudes:
         return found
-    is_inside = weight.double().abs().sum(dim=1, keepdim=True) <= plugin.bound
+    is_inside = weight.double().abs().sum(dim=1, keepdim=True) <= plugin._bound
     return torch.where(is_inside, weight.double(), weight.sign() * found)
 
 
 def compiled(weight, plugin):
     found = weight.clone()
     left = simplices.onto_simplices_(
-        [found], plugin.bound, ROOM, of_magnitudes=plugin.of_magnitudes, by_rows=[found.ndim > 1]
+        [found], plugin._bound, ROOM, of_magnitudes=plugin._of_magnitudes, by_rows=[found.ndim > 1]
     )
     return None if len(left) else found
 
@@ -76,7 +80,7 @@ PLUGINS = [w.L1Ball(1.0), w.Simplex(), w.L1Ball(30.0), w.Simplex(30.0), w.L1Ball
 def test_the_nearest_point_is_found(plugin, of):
     start = drawn(*of)
     wanted = nearest(start, plugin)
-    rounding = 1e-6 * plugin.bound
+    rounding = 1e-6 * plugin._bound
     torch.testing.assert_close(in_torch(start, plugin).double(), wanted, rtol=1e-6, atol=rounding)
     found = compiled(start, plugin)
     assert found is not None
@@ -88,10 +92,10 @@ def test_the_nearest_point_is_found(plugin, of):
 @given(plugin=st.sampled_from(PLUGINS), of=rows)
 def test_what_is_found_is_in_the_set_and_stays(way, plugin, of):
     found = way(drawn(*of), plugin)
-    total = (found.double().abs() if plugin.of_magnitudes else found.double()).sum(dim=1)
-    off = (total - plugin.bound).clamp(min=0) if plugin.of_magnitudes else (total - plugin.bound).abs()
-    assert (off <= ROOM * plugin.bound).all()
-    assert plugin.of_magnitudes or (found >= 0).all()
+    total = (found.double().abs() if plugin._of_magnitudes else found.double()).sum(dim=1)
+    off = (total - plugin._bound).clamp(min=0) if plugin._of_magnitudes else (total - plugin._bound).abs()
+    assert (off <= ROOM * plugin._bound).all()
+    assert plugin._of_magnitudes or (found >= 0).all()
     assert plugin.holds(found, Site.alone(found))
     assert torch.equal(compiled(found, plugin), found)
     assert torch.equal(in_torch(found, plugin), found)
@@ -105,7 +109,7 @@ def test_sorting_finds_the_same(monkeypatch, plugin, of):
     found = in_torch(start, plugin)
     with monkeypatch.context() as patched:
         patched.setattr(sums, "_MOST_STEPS", 0)
-        torch.testing.assert_close(in_torch(start, plugin), found, rtol=1e-4, atol=1e-5 * plugin.bound)
+        torch.testing.assert_close(in_torch(start, plugin), found, rtol=1e-4, atol=1e-5 * plugin._bound)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
@@ -121,11 +125,71 @@ def test_a_unit_that_is_not_finite_is_left_to_the_plain_formula(monkeypatch, plu
     torch.testing.assert_close(found[[0, 2]].double(), nearest(start[[0, 2]], plugin), rtol=1e-6, atol=1e-6)
 
 
-def test_what_is_beyond_float32_is_left():
-    rows = torch.full((2, 8), 3e38)
-    found = compiled(rows, w.L1Ball(1e38))
-    assert found is None or torch.isfinite(found).all()
-    assert list(simplices.onto_simplices_([rows], 1e300, 0.0, of_magnitudes=False, by_rows=[True])) == [0]
+@pytest.mark.parametrize("length", [1, 7, 3000])
+@pytest.mark.parametrize("bound", [1e37, 3e38, 1e39])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_bounds_near_the_largest_number_are_kept(dtype, bound, length):
+    start = torch.randn(3, length, generator=torch.Generator().manual_seed(0)).mul(1e36).to(dtype)
+    for plugin in (w.L1Ball(bound), w.Simplex(bound)):
+        found = start.clone()
+        plugin.project_all_([found], [Site.alone(found)])
+        wanted = nearest(start, plugin).to(dtype)
+        torch.testing.assert_close(found, wanted, rtol=0.01 if dtype is torch.bfloat16 else 1e-5, atol=bound * 1e-6)
+
+
+@pytest.mark.parametrize("way", [compiled, in_torch])
+def test_what_has_the_right_sum_but_is_negative_or_hardly_off_is_moved(way):
+    assert torch.equal(way(torch.tensor([[2.0, -1.0]]), w.Simplex()), torch.tensor([[1.0, 0.0]]))
+    off = torch.full((1, 64), (1 + 20 * torch.finfo(torch.float32).eps) / 64)
+    for plugin in (w.Simplex(), w.L1Ball(1.0)):
+        assert torch.equal(way(off, plugin), torch.full((1, 64), 1 / 64))
+
+
+@pytest.mark.parametrize("way", [compiled, in_torch])
+@pytest.mark.parametrize("kind", list(KINDS))
+@pytest.mark.parametrize("plugin", PLUGINS, ids=repr)
+def test_steps_are_few_even_of_long_rows(way, kind, plugin, monkeypatch):
+    def refuse(*_):
+        raise AssertionError("sorted")
+
+    monkeypatch.setattr(sums, "_thresholds_by_sorting", refuse)
+    assert way(drawn(2, 300_000, kind, 1.0, 0), plugin) is not None
+
+
+DIFFERENTIATED = [w.L1Ball(0.7, mode="forward"), w.Simplex(0.7, mode="forward")]
+
+
+@pytest.mark.parametrize("plugin", DIFFERENTIATED, ids=repr)
+def test_it_is_differentiated_forwards_too_and_over_batches(plugin):
+    start = torch.randn(3, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    along = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    _, tangent = torch.func.jvp(plugin, (start,), (along,))
+    torch.testing.assert_close(tangent, (plugin(start + 1e-6 * along) - plugin(start - 1e-6 * along)) / 2e-6)
+    assert torch.autograd.gradcheck(plugin, start.requires_grad_(), check_forward_ad=True)
+    assert torch.autograd.gradgradcheck(plugin, start)
+    site = Site.alone(start[0])
+    each = torch.vmap(lambda row: plugin.project(row, site))(start.detach())
+    torch.testing.assert_close(each, torch.stack([plugin.project(row, site) for row in start.detach()]))
+
+
+@pytest.mark.parametrize("plugin", DIFFERENTIATED, ids=repr)
+def test_it_is_traced_as_one_formula(plugin):
+    start = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    other = torch.randn(3, 6, generator=torch.Generator().manual_seed(1)) * 10
+    site = Site.alone(start)
+
+    class Layer(nn.Module):
+        def forward(self, weight):
+            return plugin.project(weight, site)
+
+    for traced in (
+        make_fx(Layer())(start),
+        torch.export.export(Layer(), (start,)).module(),
+        torch.compile(Layer(), backend="eager"),
+    ):
+        torch.testing.assert_close(traced(other), plugin.project(other, site))
+    with FakeTensorMode() as mode:
+        assert plugin.project(mode.from_tensor(start), site).shape == start.shape
 
 
 def test_versions_count_what_is_written_alone_and_what_is_inside_keeps_its_bits():
@@ -171,6 +235,7 @@ def test_all_layouts_and_dtypes_are_projected(plugin):
         (torch.randn(7, 5, generator=generator).T, None),
         (torch.randn(2, 3, 4, 5, generator=generator).to(memory_format=torch.channels_last), None),
         (torch.randn(40, 9000, generator=generator), None),
+        (torch.randn(300, 200, 3, 3, generator=generator), nn.ConvTranspose2d(300, 200, 3)),
         (torch.randn(5, 7, generator=generator, dtype=torch.float64), None),
         (torch.randn(5, 7, generator=generator).bfloat16(), None),
         (unit_view(torch.randn(4, 3, 3, generator=generator), grouped), grouped),
@@ -181,7 +246,7 @@ def test_all_layouts_and_dtypes_are_projected(plugin):
     sites = [Site.alone(torch.randn(4, 3, 3) if module else weight, module) for weight, module in several]
     plugin.project_all_(weights, sites)
     for found, site, (start, _) in zip(weights, sites, several, strict=True):
-        values = (found.double().abs() if plugin.of_magnitudes else found.double()).sum(dim=site.unit_dims)
+        values = (found.double().abs() if plugin._of_magnitudes else found.double()).sum(dim=site.unit_dims)
         rounding = 0.01 if found.dtype is torch.bfloat16 else 1e-5
         torch.testing.assert_close(values, torch.full_like(values, 0.7), rtol=rounding, atol=0)
         wanted = plugin.project(start, site)

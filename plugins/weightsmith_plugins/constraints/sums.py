@@ -22,6 +22,7 @@ from weightsmith.tensors import (
     unit_norms,
 )
 
+from weightsmith_plugins.native.addresses import is_watched
 from weightsmith_plugins.native.compiling import in_one_pass, picked
 
 __all__ = ["L1Ball", "Simplex", "ZeroMean"]
@@ -80,37 +81,37 @@ class SumBound(Constraint, abstract=True):
 
     convex: ClassVar[bool] = True
     unitwise: ClassVar[bool] = True
-    of_magnitudes: ClassVar[bool]
+    _of_magnitudes: ClassVar[bool]
     """Whether it is the sum of magnitudes, which may be less; else that of values, of which none is below 0."""
 
     @property
     @abstractmethod
-    def bound(self) -> float:
+    def _bound(self) -> float:
         """Of the sum; above 0."""
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         values = weight.to(_precision(weight))
-        magnitudes = values.abs() if self.of_magnitudes else values
-        nearest = _to_simplex(magnitudes, self.bound, site)
-        nearest = (values.sign() * nearest if self.of_magnitudes else nearest).to(weight.dtype)
-        if torch.is_grad_enabled() and weight.requires_grad and not self.of_magnitudes:
+        magnitudes = values.abs() if self._of_magnitudes else values
+        nearest = _to_simplex(magnitudes, self._bound, site, _accuracy(weight))
+        nearest = (values.sign() * nearest if self._of_magnitudes else nearest).to(weight.dtype)
+        if torch.is_grad_enabled() and weight.requires_grad and not self._of_magnitudes:
             return nearest  # the set has no inside, in which a gradient reaches the raw weight as it is
         return torch.where(self._is_inside(magnitudes, site, _sum_rounding(weight)), weight, nearest)
 
     def _is_inside(self, values: Tensor, site: Site, rounding: float) -> Tensor:
         """Of every unit, with the axes inside it kept."""
         sums = values.sum(dim=site.unit_dims, keepdim=True)
-        if self.of_magnitudes:
-            return sums <= self.bound * (1 + rounding)
+        if self._of_magnitudes:
+            return sums <= self._bound * (1 + rounding)
         is_positive = values.amin(dim=site.unit_dims, keepdim=True) >= 0
-        return ((sums - self.bound).abs() <= self.bound * rounding) & is_positive
+        return ((sums - self._bound).abs() <= self._bound * rounding) & is_positive
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        which = {"of_magnitudes": self.of_magnitudes, "by_rows": row_lengths(sites)}
+        which = {"of_magnitudes": self._of_magnitudes, "by_rows": row_lengths(sites)}
         room = 0.999 * _ROUNDING * torch.finfo(torch.float32).eps  # so that what is let stay is inside
-        left = in_one_pass("onto_simplices_", weights, total=self.bound, room=room, **which)
-        if left:
-            weights, sites = picked(weights, left), picked(sites, left)
+        left = in_one_pass("onto_simplices_", weights, total=self._bound, room=room, **which)
+        weights, sites = picked(weights, left), picked(sites, left)
+        if weights:
             self._unitwise(self._project_, as_it_is, weights, sites, weights)
 
     def _project_(self, weight: Tensor, site: Site) -> Tensor:
@@ -138,7 +139,7 @@ class L1Ball(SumBound):
             [ 0.3000,  0.4000]])
     """
 
-    of_magnitudes: ClassVar[bool] = True
+    _of_magnitudes: ClassVar[bool] = True
 
     radius: float
 
@@ -147,7 +148,7 @@ class L1Ball(SumBound):
             raise ConfigurationError(f"{self!r}: radius must be above 0")
 
     @property
-    def bound(self) -> float:
+    def _bound(self) -> float:
         return self.radius
 
     @property
@@ -169,7 +170,7 @@ class Simplex(SumBound):
     tensor([[0., 1., 0.]])
     """
 
-    of_magnitudes: ClassVar[bool] = False
+    _of_magnitudes: ClassVar[bool] = False
 
     total: float = 1.0
 
@@ -178,20 +179,20 @@ class Simplex(SumBound):
             raise ConfigurationError(f"{self!r}: total must be above 0, and finite")
 
     @property
-    def bound(self) -> float:
+    def _bound(self) -> float:
         return self.total
 
 
-def _to_simplex(values: Tensor, total: float, site: Site) -> Tensor:
-    """max(values − θ, 0) for every unit, with θ such that the sum is ``total``."""
+def _to_simplex(values: Tensor, total: float, site: Site, accuracy: float) -> Tensor:
+    """max(values − θ, 0) for every unit, with θ such that the sum is ``total``, to so much of it."""
     rows = unit_matrices(values, site.unit_dims)[0]
-    rows = rows - rows.detach().amax(dim=1, keepdim=True)  # so that huge values do not swamp the total
-    return from_unit_matrices((rows - _thresholds(rows, total)).clamp(min=0), values, site.unit_dims)
+    rows = rows - rows.amax(dim=1, keepdim=True)  # so that huge values do not swamp the total
+    return from_unit_matrices((rows - _thresholds(rows, total, accuracy)).clamp(min=0), values, site.unit_dims)
 
 
-def _thresholds(rows: Tensor, total: float) -> Tensor:
+def _thresholds(rows: Tensor, total: float, accuracy: float) -> Tensor:
     """θ of every row, with Σ max(row − θ, 0) = total, of rows whose largest value is 0; shape ``(rows, 1)``."""
-    found = _thresholds_by_newton(rows.detach(), total) if rows.is_cpu else None
+    found = _thresholds_by_newton(rows.detach(), total, accuracy) if rows.is_cpu and not is_watched() else None
     if found is None:
         return _thresholds_by_sorting(rows, total)
     if torch.is_grad_enabled() and rows.requires_grad:
@@ -203,7 +204,8 @@ def _thresholds(rows: Tensor, total: float) -> Tensor:
 
 def _thresholds_by_sorting(rows: Tensor, total: float) -> Tensor:
     """Duchi et al. (2008), figure 1. On a GPU nothing waits for it."""
-    ordered = rows.clamp(min=-total).sort(dim=1, descending=True).values  # no θ is below −total: no sum overflows
+    least = -min(total, torch.finfo(rows.dtype).max)  # no θ is below it, and sums of what is might overflow
+    ordered = rows.clamp(min=least).sort(dim=1, descending=True).values
     counts = torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device)
     thetas = (ordered.cumsum(dim=1) - total) / counts
     last = ((ordered > thetas).sum(dim=1, keepdim=True) - 1).clamp(min=0)
@@ -211,37 +213,46 @@ def _thresholds_by_sorting(rows: Tensor, total: float) -> Tensor:
 
 
 @torch.no_grad()
-def _thresholds_by_newton(rows: Tensor, total: float) -> Tensor | None:
-    """The sum falls with θ and is convex, so that Newton's steps from below stay below, and mostly 4 to 10 reach θ:
-    several times as fast as sorting. Condat (2016), "Fast projection onto the simplex and the l1 ball", section 3.1.
-    Most of them are taken in float32; a step leads to below θ, wherever rounding led before.
-    ``None`` if they do not reach it, or a number is not finite.
+def _thresholds_by_newton(rows: Tensor, total: float, accuracy: float) -> Tensor | None:
+    """The sum falls with θ, and its tangents are below it, as it is convex: so each of Newton's steps leads to θ or
+    below it, and mostly 4 to 10 are enough, several times as fast as sorting. Condat (2016), "Fast projection onto the
+    simplex and the l1 ball", section 3.1. Most are taken in float32. ``None`` if they lead nowhere, or a number is not
+    finite.
     """
-    rough = rows.float()
-    found = _climbed(((rough.sum(dim=1, keepdim=True) - total) / rows.shape[1]).clamp(min=-total), rough, total)
-    found = None if found is None else _climbed(found.to(rows.dtype), rows, total)
-    return found if found is not None and found.isfinite().all() else None
+    thetas = least = ((rows.sum(dim=1, keepdim=True) - total) / rows.shape[1]).clamp(min=-total)
+    if total * rows.shape[1] < torch.finfo(torch.float32).max:
+        thetas, _ = _climbed(least.float(), least.float(), rows.float(), total, _ROUGHLY)
+    thetas, is_there = _climbed(thetas.to(rows.dtype), least, rows, total, accuracy)
+    return thetas if is_there else None
 
 
-def _climbed(thetas: Tensor, rows: Tensor, total: float) -> Tensor | None:
-    """Where Newton's steps lead, of which the first may lead down."""
+_ROUGHLY = 1e-4
+
+
+def _climbed(thetas: Tensor, least: Tensor, rows: Tensor, total: float, accuracy: float) -> tuple[Tensor, bool]:
+    """Where Newton's steps lead, none of them below the least, and whether the sums are right there."""
     over = torch.empty_like(rows)  # once: to get new memory takes longer than to fill it
-    for step in range(_MOST_STEPS):
+    for _ in range(_MOST_STEPS):
         torch.sub(rows, thetas, out=over).clamp_(min=0)
-        further = over.sum(dim=1, keepdim=True).sub_(total)
-        further = further.div_(over.sign_().sum(dim=1, keepdim=True)).add_(thetas)
-        if step and not (further > thetas).any():
-            return thetas
-        thetas = torch.maximum(thetas, further) if step else further
-    return None
+        excess = over.sum(dim=1, keepdim=True).sub_(total)
+        if (excess.abs() <= accuracy * total).all():
+            return thetas, True
+        above = over.sign_().sum(dim=1, keepdim=True)
+        thetas = torch.maximum(thetas + excess / above, least)
+    return thetas, False
 
 
-_MOST_STEPS = 64
+_MOST_STEPS = 32
 
 
 def _precision(weight: Tensor) -> torch.dtype:
     """In what a sum is found. Where a few values are much larger than the many others, float32 is too coarse."""
     return torch.float64 if weight.is_cpu else accurate_dtype(weight.dtype)
+
+
+def _accuracy(weight: Tensor) -> float:
+    """To what part of a sum θ is found."""
+    return (4 if _precision(weight) == weight.dtype else 1 / 64) * torch.finfo(weight.dtype).eps
 
 
 def _sum_rounding(weight: Tensor) -> float:

@@ -83,6 +83,10 @@ def pass_over(
     return left
 
 
+WRITTEN, LEFT = 1, 2
+"""What may become of a unit. As of :mod:`~weightsmith_plugins.native.pointers`, Numba does not see when they change."""
+
+
 def pass_that_tells(
     kernel: Callable[..., npt.NDArray[np.uint8]],
     weights: Sequence[Tensor],
@@ -91,10 +95,11 @@ def pass_that_tells(
     by_rows: Sequence[object],
 ) -> Sequence[int]:
     """As :func:`pass_over`, with a kernel that tells of each weight what became of its units: nothing, ``WRITTEN``,
-    ``LEFT`` to others, or both.
+    ``LEFT`` to others, or, of several, both.
 
     Returns:
-        The places of the others, and of those that have a unit that is left.
+        The places of the others, and of those that have a unit that is left; their other units may be written, which
+        must not matter to who does them again.
     """
     memory = memory_of(weights, by_rows=by_rows)
     if memory is None:
@@ -107,9 +112,6 @@ def pass_that_tells(
     torch.autograd.graph.increment_version(list(compress(held, written)))
     done = memory.places if are_done else [memory.places[i] for i, each in enumerate(became) if each < LEFT]
     return others(done, len(weights))
-
-
-WRITTEN, LEFT = 1, 2
 
 
 def others(places: Sequence[int], count: int) -> Sequence[int]:

@@ -19,7 +19,6 @@ __all__ = ["onto_simplices_", "refuse_trouble"]
 
 _kernel = functools.partial(compiled, error_model="numpy")
 _reordered = functools.partial(_kernel, fastmath={"reassoc", "contract"})  # so that several values are added at once
-_ordered = functools.partial(_kernel, fastmath={"nnan", "nsz"})  # so that several are compared at once
 
 
 def onto_simplices_(
@@ -56,152 +55,123 @@ def _project_all(
         length = sizes[place] // max(1, units[place])
         first, last = share_of(units[place] if length else 0, share, shares)
         for unit in range(first, last):
-            row = row_at(addresses[place], length, unit)
-            if of_magnitudes:
-                became[place] |= _onto_ball(row, total, room)
-            else:
-                became[place] |= _onto_simplex(row, total, room)
+            became[place] |= _project(row_at(addresses[place], length, unit), total, room, of_magnitudes)
     return became
 
 
 @_kernel
-def _onto_ball(row: Any, total: float, room: float) -> int:
-    size = _size(row)
-    if size <= total * (1 + room):
-        return 0
+def _project(row: Any, total: float, room: float, of_magnitudes: bool) -> int:
+    """What becomes of a unit."""
+    size = _sum(row, True)
     if not size < np.inf:
         return LEFT
-    peak = np.float64(_largest_magnitude(row))
-    theta = _threshold(row, peak, size / len(row) - peak, total, True)
-    if not theta < 0:
-        return LEFT
-    for place in range(len(row)):
-        over = (np.float64(np.abs(row[place])) - peak) - theta
-        row[place] = np.copysign(np.float32(over if over > 0 else 0.0), row[place])
-    return WRITTEN
-
-
-@_kernel
-def _onto_simplex(row: Any, total: float, room: float) -> int:
-    size, magnitudes = _sum(row), _size(row)
-    if not magnitudes < np.inf:
-        return LEFT
-    if abs(size - total) <= total * room and _smallest(row) >= 0:
+    signed = size if of_magnitudes else _sum(row, False)
+    is_inside = size <= total * (1 + room) if of_magnitudes else abs(signed - total) <= total * room
+    if is_inside and (of_magnitudes or not _has_negative(row)):
         return 0
-    peak = np.float64(_largest(row))
-    theta = _threshold(row, peak, size / len(row) - peak, total, False)
+    peak = np.float64(_largest(row, of_magnitudes))
+    theta = _threshold(row, peak, signed / len(row) - peak, total, of_magnitudes)
     if not theta < 0:
         return LEFT
     for place in range(len(row)):
-        over = (np.float64(row[place]) - peak) - theta
-        row[place] = np.float32(over if over > 0 else 0.0)
+        over = (np.float64(_seen(row[place], of_magnitudes)) - peak) - theta
+        nearest = np.float32(over if over > 0 else 0.0)
+        row[place] = np.copysign(nearest, row[place]) if of_magnitudes else nearest
     return WRITTEN
 
 
 @_kernel
 def _threshold(row: Any, peak: float, mean: float, total: float, of_magnitudes: bool) -> float:
-    """θ, of values less the largest of them, of which it takes the mean; 0 where none is found. The last steps are
-    taken in float64: the first of them leads to below θ again, wherever rounding led before."""
-    rough, highest = np.float32(max(mean - total / len(row), -total)), np.float32(peak)
-    while True:
-        over, above = _over_magnitudes(row, highest, rough) if of_magnitudes else _over(row, highest, rough)
-        further = rough + np.float32((np.float64(over) - total) / above)
-        if not further > rough:
-            break
-        rough = further
-    theta, is_below = np.float64(rough), False
-    while True:
-        exact, many = _over_exactly(row, peak, theta, of_magnitudes)
-        if not many > 0:
-            return 0.0
-        next_ = theta + (exact - total) / many
-        if is_below and not next_ > theta:
+    """θ, of values less the largest of them, of which it takes the mean; 0 where none is found. The first steps are
+    taken in float32, in which rounding may lead above θ; the tangent from there leads below it again."""
+    theta = least = max(mean - total / len(row), -total)
+    if total * len(row) < _LARGEST:
+        rough, highest = np.float32(theta), np.float32(peak)
+        for _ in range(_MOST_STEPS):
+            over, above = _over(row, highest, rough, of_magnitudes)
+            further = rough + np.float32((np.float64(over) - total) / above)
+            if not further > rough or over - total <= _ROUGHLY * total:
+                break
+            rough = further
+        theta = np.float64(rough)
+    for _ in range(_MOST_STEPS):
+        over, above = _over(row, peak, theta, of_magnitudes)
+        if abs(over - total) <= _ACCURATELY * total:
             return theta
-        theta, is_below = next_, True
+        theta = max(theta + (over - total) / above, least) if above else least
+    return 0.0
+
+
+_MOST_STEPS, _ROUGHLY, _ACCURATELY = 100, 1e-4, 2.0**-30
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 @_reordered
-def _over_exactly(row: Any, peak: float, theta: float, of_magnitudes: bool) -> tuple[float, float]:
-    over = above = 0.0
+def _over(row: Any, peak: Any, theta: Any, of_magnitudes: bool) -> tuple[Any, Any]:
+    """By how much the values above a threshold are above it, together, in the threshold's precision; and how many there
+    are."""
+    nothing = theta - theta
+    over, above = nothing, np.int32(0)
     for place in range(len(row)):
-        value = (np.float64(np.abs(row[place]) if of_magnitudes else row[place]) - peak) - theta
-        over += value if value > 0 else 0.0
-        above += 1.0 if value > 0 else 0.0
-    return over, above
-
-
-@_reordered
-def _over(row: Any, peak: Any, theta: Any) -> tuple[Any, Any]:
-    """By how much the values above a threshold are above it, together; and how many there are."""
-    over, above = np.float32(0), np.int32(0)
-    for place in range(len(row)):
-        value = (row[place] - peak) - theta
-        over += value if value > 0 else np.float32(0)
+        value = _above(_seen(row[place], of_magnitudes), peak, theta)
+        over += value if value > 0 else nothing
         above = np.int32(above + np.int32(value > 0))
     return over, above
 
 
-@_reordered
-def _over_magnitudes(row: Any, peak: Any, theta: Any) -> tuple[Any, Any]:
-    over, above = np.float32(0), np.int32(0)
-    for place in range(len(row)):
-        value = (np.abs(row[place]) - peak) - theta
-        over += value if value > 0 else np.float32(0)
-        above = np.int32(above + np.int32(value > 0))
-    return over, above
+@_kernel
+def _above(value: Any, peak: Any, theta: Any) -> Any:
+    """In this order, in which the largest value does not swamp the threshold."""
+    return (value - peak) - theta
+
+
+@_kernel
+def _seen(value: Any, of_magnitudes: bool) -> Any:
+    return np.abs(value) if of_magnitudes else value
 
 
 @_reordered
-def _sum(row: Any) -> float:
+def _sum(row: Any, of_magnitudes: bool) -> float:
     total = 0.0
     for place in range(len(row)):
-        total += np.float64(row[place])
+        total += np.float64(_seen(row[place], of_magnitudes))
     return total
 
 
-@_reordered
-def _size(row: Any) -> float:
-    """The sum of magnitudes."""
-    total = 0.0
+@_kernel
+def _largest(row: Any, of_magnitudes: bool) -> Any:
+    """By their bits as signed integers, which are in the order of the numbers once those of negative ones are turned
+    over, but for the sign. LLVM makes no vectors of floats' largest."""
+    bits, largest = row.view(np.int32), _LEAST
+    for place in range(len(bits)):
+        number = bits[place]
+        turned = np.int32(number & _MAGNITUDE) if of_magnitudes else np.int32(number ^ ((number >> 31) & _MAGNITUDE))
+        largest = max(largest, turned)
+    return np.int32(largest ^ ((largest >> 31) & _MAGNITUDE)).view(np.float32)
+
+
+_LEAST, _MAGNITUDE = np.int32(-(2**31)), np.int32(2**31 - 1)
+
+
+@_kernel
+def _has_negative(row: Any) -> bool:
+    negative = np.int32(0)
     for place in range(len(row)):
-        total += np.float64(np.abs(row[place]))
-    return total
-
-
-@_ordered
-def _largest(row: Any) -> Any:
-    largest = row[0]
-    for place in range(len(row)):
-        largest = row[place] if row[place] > largest else largest
-    return largest
-
-
-@_ordered
-def _largest_magnitude(row: Any) -> Any:
-    largest = np.abs(row[0])
-    for place in range(len(row)):
-        largest = np.abs(row[place]) if np.abs(row[place]) > largest else largest
-    return largest
-
-
-@_ordered
-def _smallest(row: Any) -> Any:
-    smallest = row[0]
-    for place in range(len(row)):
-        smallest = row[place] if row[place] < smallest else smallest
-    return smallest
+        negative = np.int32(negative + np.int32(row[place] < 0))
+    return bool(negative > 0)
 
 
 def refuse_trouble(name: str) -> None:
-    """Try it: of (0.5, −1.5, 0) the ball of size 1 has (0, −1, 0) nearest, and the simplex (1, 0, 0) of (1, −1.5, 0.0).
+    """Try it: of 1, −2, …, 19, −20, the nearest of the ball of size 5 are −1.5, 0.5, …; and of the simplex 0, 4.5, 0.5.
 
     Raises:
         ArithmeticError: it finds others.
     """
     with torch.inference_mode(False):
-        ball = torch.tensor([[0.5, -1.5, 0.0]], dtype=torch.float32, device="cpu")
-        simplex = torch.tensor([[1.5, -1.5, 0.5]], dtype=torch.float32, device="cpu")
-        onto_simplices_([ball], 1.0, 0.0, of_magnitudes=True, by_rows=[True])
-        onto_simplices_([simplex], 1.0, 0.0, of_magnitudes=False, by_rows=[True])
-    if ball.tolist() != [[0.0, -1.0, 0.0]] or simplex.tolist() != [[1.0, 0.0, 0.0]]:
-        raise ArithmeticError(f"{name} made {ball.tolist()} and {simplex.tolist()}, and not [0, -1, 0] and [1, 0, 0]")
+        values = torch.tensor([[20.0, -19.0, 18.0, *[0.25] * 20]], dtype=torch.float32, device="cpu")
+        ball, simplex = values.clone(), values.clone()
+        onto_simplices_([ball], 4.0, 0.0, of_magnitudes=True, by_rows=[True])
+        onto_simplices_([simplex], 4.0, 0.0, of_magnitudes=False, by_rows=[True])
+    zeros = [0.0] * 20
+    if ball.tolist() != [[7 / 3, -4 / 3, 1 / 3, *zeros]] or simplex.tolist() != [[3.0, 0.0, 1.0, *zeros]]:
+        raise ArithmeticError(f"{name} made {ball[0, :3].tolist()} and {simplex[0, :3].tolist()} of [20, -19, 18]")
