@@ -162,16 +162,16 @@ def _has_negative(row: Any) -> bool:
 
 
 def refuse_trouble(name: str) -> None:
-    """Try it: of 1, −2, …, 19, −20, the nearest of the ball of size 5 are −1.5, 0.5, …; and of the simplex 0, 4.5, 0.5.
+    """Try it: of (20, −19, 18, 0.25, …) the ball of size 6 has (3, −2, 1, 0, …) nearest, the simplex (4, 0, 2, 0, …).
 
     Raises:
         ArithmeticError: it finds others.
     """
     with torch.inference_mode(False):
-        values = torch.tensor([[20.0, -19.0, 18.0, *[0.25] * 20]], dtype=torch.float32, device="cpu")
-        ball, simplex = values.clone(), values.clone()
-        onto_simplices_([ball], 4.0, 0.0, of_magnitudes=True, by_rows=[True])
-        onto_simplices_([simplex], 4.0, 0.0, of_magnitudes=False, by_rows=[True])
-    zeros = [0.0] * 20
-    if ball.tolist() != [[7 / 3, -4 / 3, 1 / 3, *zeros]] or simplex.tolist() != [[3.0, 0.0, 1.0, *zeros]]:
-        raise ArithmeticError(f"{name} made {ball[0, :3].tolist()} and {simplex[0, :3].tolist()} of [20, -19, 18]")
+        ball = torch.tensor([[20.0, -19.0, 18.0, *[0.25] * 20]], dtype=torch.float32, device="cpu")
+        simplex = ball.clone()
+        onto_simplices_([ball], 6.0, 0.0, of_magnitudes=True, by_rows=[True])
+        onto_simplices_([simplex], 6.0, 0.0, of_magnitudes=False, by_rows=[True])
+    found, zeros = [*ball.tolist(), *simplex.tolist()], [0.0] * 20
+    if found != [[3.0, -2.0, 1.0, *zeros], [4.0, 0.0, 2.0, *zeros]]:
+        raise ArithmeticError(f"{name} made {found} of 20, -19, 18 and 20 times 0.25")
