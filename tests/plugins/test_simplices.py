@@ -101,6 +101,31 @@ def test_what_is_found_is_in_the_set_and_stays(way, plugin, of):
     assert torch.equal(in_torch(found, plugin), found)
 
 
+def as_on_another_device(weight, plugin):
+    """In the weight's own precision, by sorting."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sums, "_precision", lambda weight: weight.dtype)
+        patch.setattr(sums, "_thresholds", lambda rows, total, _: sums._thresholds_by_sorting(rows, total))
+        return plugin.project(weight, Site.alone(weight))
+
+
+@pytest.mark.parametrize("plugin", [w.Simplex(), w.L1Ball(1.0)], ids=repr)
+@pytest.mark.parametrize("length", [1000, 10_000, 100_000])
+def test_many_small_values_beside_a_large_one_have_the_right_sum_in_any_precision(plugin, length):
+    generator = torch.Generator().manual_seed(0)
+    small = torch.randn(4, length, generator=generator, dtype=torch.float64)
+    for start in (
+        torch.cat([torch.ones(4, 1).double(), 0.5 + 1e-4 * small], dim=1),
+        torch.cat([torch.full((4, 1), 0.7).double(), small.softmax(dim=1) / 2], dim=1),
+        small.softmax(dim=1) + 0.1 * small / length,
+    ):
+        exact = plugin.project(start, Site.alone(start))
+        assert ((exact.abs().sum(dim=1) - 1).abs() <= 8 * torch.finfo(torch.float64).eps).all()
+        assert plugin.holds(exact, Site.alone(exact))
+        coarse = as_on_another_device(start.float(), plugin)
+        assert ((coarse.double().abs().sum(dim=1) - 1).abs() <= 8 * torch.finfo(torch.float32).eps).all()
+
+
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(PLUGINS), rows)
 def test_sorting_finds_the_same(monkeypatch, plugin, of):

@@ -123,7 +123,8 @@ class NofM(Constraint):
 
     def _keep_of_fours_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> Sequence[int]:
         """What the extra ``fast`` does, of matrices; and the places that it leaves."""
-        of_matrices = [weight.ndim == 2 and rows for weight, rows in zip(weights, row_lengths(sites), strict=True)]
+        pairs = zip(weights, row_lengths(sites), strict=True)
+        of_matrices = [weight.ndim == 2 and length > 0 and length % 4 == 0 for weight, length in pairs]
         return in_one_pass("keep_of_fours_", weights, count=self.n, by_rows=of_matrices)
 
     def _clear_(self, weight: Tensor, site: Site) -> Tensor:

@@ -92,7 +92,7 @@ class SumBound(Constraint, abstract=True):
     def project(self, weight: Tensor, site: Site) -> Tensor:
         values = weight.to(_precision(weight))
         magnitudes = values.abs() if self._of_magnitudes else values
-        nearest = _to_simplex(magnitudes, self._bound, site, _accuracy(weight))
+        nearest = _to_simplex(magnitudes, self._bound, site, weight.dtype)
         nearest = (values.sign() * nearest if self._of_magnitudes else nearest).to(weight.dtype)
         if torch.is_grad_enabled() and weight.requires_grad and not self._of_magnitudes:
             return nearest  # the set has no inside, in which a gradient reaches the raw weight as it is
@@ -183,11 +183,18 @@ class Simplex(SumBound):
         return self.total
 
 
-def _to_simplex(values: Tensor, total: float, site: Site, accuracy: float) -> Tensor:
-    """max(values − θ, 0) for every unit, with θ such that the sum is ``total``, to so much of it."""
+def _to_simplex(values: Tensor, total: float, site: Site, dtype: torch.dtype) -> Tensor:
+    """max(values − θ, 0) for every unit, with θ such that the sum is ``total`` to within the rounding of a dtype."""
+    is_as_precise = values.dtype == dtype
     rows = unit_matrices(values, site.unit_dims)[0]
     rows = rows - rows.amax(dim=1, keepdim=True)  # so that huge values do not swamp the total
-    return from_unit_matrices((rows - _thresholds(rows, total, accuracy)).clamp(min=0), values, site.unit_dims)
+    accuracy = (4 if is_as_precise else 1 / 64) * torch.finfo(dtype).eps
+    over = (rows - _thresholds(rows, total, accuracy)).clamp(min=0)
+    for _ in range(2 if is_as_precise else 0):  # θ is as coarse as the largest value: what is over it, finer
+        above = over > 0
+        off = (over.detach().sum(dim=1, keepdim=True) - total) / above.sum(dim=1, keepdim=True)
+        over = torch.where(above, (over - off).clamp(min=0), over)
+    return from_unit_matrices(over, values, site.unit_dims)
 
 
 def _thresholds(rows: Tensor, total: float, accuracy: float) -> Tensor:
@@ -231,28 +238,29 @@ _ROUGHLY = 1e-4
 
 def _climbed(thetas: Tensor, least: Tensor, rows: Tensor, total: float, accuracy: float) -> tuple[Tensor, bool]:
     """Where Newton's steps lead, none of them below the least, and whether the sums are right there."""
-    over = torch.empty_like(rows)  # once: to get new memory takes longer than to fill it
+    over, off = (
+        torch.empty_like(rows),
+        torch.full_like(thetas, math.inf),
+    )  # once: new memory takes longer than to fill it
     for _ in range(_MOST_STEPS):
         torch.sub(rows, thetas, out=over).clamp_(min=0)
         excess = over.sum(dim=1, keepdim=True).sub_(total)
-        if (excess.abs() <= accuracy * total).all():
+        off = excess.abs()
+        if (off <= accuracy * total).all():
             return thetas, True
         above = over.sign_().sum(dim=1, keepdim=True)
-        thetas = torch.maximum(thetas + excess / above, least)
-    return thetas, False
+        before, thetas = thetas, torch.maximum(thetas + excess / above, least)
+        if torch.equal(before, thetas):
+            break
+    return thetas, bool((off <= _ALMOST * total).all())
 
 
-_MOST_STEPS = 32
+_MOST_STEPS, _ALMOST = 32, 1e-6
 
 
 def _precision(weight: Tensor) -> torch.dtype:
     """In what a sum is found. Where a few values are much larger than the many others, float32 is too coarse."""
     return torch.float64 if weight.is_cpu else accurate_dtype(weight.dtype)
-
-
-def _accuracy(weight: Tensor) -> float:
-    """To what part of a sum θ is found."""
-    return (4 if _precision(weight) == weight.dtype else 1 / 64) * torch.finfo(weight.dtype).eps
 
 
 def _sum_rounding(weight: Tensor) -> float:
