@@ -238,10 +238,8 @@ _ROUGHLY = 1e-4
 
 def _climbed(thetas: Tensor, least: Tensor, rows: Tensor, total: float, accuracy: float) -> tuple[Tensor, bool]:
     """Where Newton's steps lead, none of them below the least, and whether the sums are right there."""
-    over, off = (
-        torch.empty_like(rows),
-        torch.full_like(thetas, math.inf),
-    )  # once: new memory takes longer than to fill it
+    over = torch.empty_like(rows)  # once: to get new memory takes longer than to fill it
+    off = torch.full_like(thetas, math.inf)
     for _ in range(_MOST_STEPS):
         torch.sub(rows, thetas, out=over).clamp_(min=0)
         excess = over.sum(dim=1, keepdim=True).sub_(total)
