@@ -2,8 +2,8 @@
 
 Constraints, penalties and gradient editors do the same by torch's functions where one of the weights is not for this.
 
-All are in one file but for what they share: Numba compiles again what has changed in a function's own file, but not in
-one whose functions it calls.
+All are in one file but for what they share, and for the projections onto sums, which share nothing with them: Numba
+compiles again what has changed in a function's own file, but not in one whose functions it calls.
 """
 
 from __future__ import annotations

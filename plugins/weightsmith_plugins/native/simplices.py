@@ -121,7 +121,7 @@ def _over(row: Any, peak: Any, theta: Any, of_magnitudes: bool) -> tuple[Any, An
 
 @_kernel
 def _above(value: Any, peak: Any, theta: Any) -> Any:
-    """In this order, in which the largest value does not swamp the threshold."""
+    """In this order, in which the largest value does not swamp the threshold: compiled without leave to change it."""
     return (value - peak) - theta
 
 
@@ -132,6 +132,7 @@ def _seen(value: Any, of_magnitudes: bool) -> Any:
 
 @_reordered
 def _sum(row: Any, of_magnitudes: bool) -> float:
+    """In float64, in which no sum of float32 numbers leaves the range."""
     total = 0.0
     for place in range(len(row)):
         total += np.float64(_seen(row[place], of_magnitudes))
