@@ -14,8 +14,8 @@ from weightsmith.kinds.base import as_it_is
 from weightsmith.rows import row_lengths
 from weightsmith.tensors import accurate_dtype, are_large, row_length, unit_norms, unit_peaks
 
-from weightsmith_plugins.native.addresses import are_suited
-from weightsmith_plugins.native.compiling import compiled_function, has_own, in_one_pass, picked
+from weightsmith_plugins.native.addresses import are_suited, picked
+from weightsmith_plugins.native.compiling import compiled_function, has_own, in_one_pass
 
 __all__ = ["MaxNorm", "MinMaxNorm", "UnitNorm"]
 

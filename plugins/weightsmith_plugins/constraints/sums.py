@@ -22,8 +22,8 @@ from weightsmith.tensors import (
     unit_norms,
 )
 
-from weightsmith_plugins.native.addresses import is_watched
-from weightsmith_plugins.native.compiling import in_one_pass, picked
+from weightsmith_plugins.native.addresses import is_watched, picked
+from weightsmith_plugins.native.compiling import in_one_pass
 
 __all__ = ["L1Ball", "Simplex", "ZeroMean"]
 

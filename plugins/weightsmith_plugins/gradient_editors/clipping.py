@@ -14,7 +14,8 @@ from weightsmith.rows import row_lengths
 from weightsmith.site import Sharding
 from weightsmith.tensors import clamp_, global_norm, scale_, unit_norms
 
-from weightsmith_plugins.native.compiling import compiled_function, has_own, in_one_pass, picked
+from weightsmith_plugins.native.addresses import picked
+from weightsmith_plugins.native.compiling import compiled_function, has_own, in_one_pass
 
 __all__ = ["AdaptiveClip", "ClipNorm", "ClipUnitNorm", "ClipValue", "require_positive"]
 

@@ -35,6 +35,7 @@ __all__ = [
     "others",
     "pass_over",
     "pass_that_tells",
+    "picked",
 ]
 
 T = TypeVar("T")
@@ -78,8 +79,7 @@ def pass_over(
         return range(len(columns[0]))
     on_threads(functools.partial(kernel, memory.table, *settings), memory.values)
     left = others(memory.places, len(columns[0]))
-    written = [columns[0][place] for place in memory.places] if left else columns[0]
-    torch.autograd.graph.increment_version(written)
+    torch.autograd.graph.increment_version(picked(columns[0], memory.places))
     return left
 
 
@@ -108,8 +108,7 @@ def pass_that_tells(
     became = functools.reduce(np.bitwise_or, told).tolist()
     are_done = max(became) < LEFT
     written = became if are_done else [each & WRITTEN for each in became]
-    held = weights if len(memory.places) == len(weights) else [weights[place] for place in memory.places]
-    torch.autograd.graph.increment_version(list(compress(held, written)))
+    torch.autograd.graph.increment_version(list(compress(picked(weights, memory.places), written)))
     done = memory.places if are_done else [memory.places[i] for i, each in enumerate(became) if each < LEFT]
     return others(done, len(weights))
 
@@ -121,6 +120,15 @@ def others(places: Sequence[int], count: int) -> Sequence[int]:
     [1, 3]
     """
     return [] if len(places) == count else sorted(set(range(count)).difference(places))
+
+
+def picked(column: Sequence[T], places: Sequence[int]) -> Sequence[T]:
+    """What a column has at these places.
+
+    >>> picked("abc", [0, 2])
+    ['a', 'c']
+    """
+    return column if len(places) == len(column) else [column[place] for place in places]
 
 
 def memory_of(

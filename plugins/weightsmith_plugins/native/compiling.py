@@ -15,7 +15,7 @@ from weightsmith.tensors import are_large
 
 from weightsmith_plugins.native.addresses import is_watched
 
-__all__ = ["compiled", "compiled_function", "has_own", "in_one_pass", "picked", "working"]
+__all__ = ["compiled", "compiled_function", "has_own", "in_one_pass", "working"]
 
 logger = logging.getLogger(__name__)
 
@@ -61,15 +61,6 @@ def has_own(plugin: object, kind: type, method: str) -> bool:
     (False, True)
     """
     return getattr(type(plugin), method) is not getattr(kind, method)
-
-
-def picked(column: Sequence[T], places: Sequence[int]) -> Sequence[T]:
-    """What a column has at these places.
-
-    >>> picked("abc", [0, 2])
-    ['a', 'c']
-    """
-    return column if len(places) == len(column) else [column[place] for place in places]
 
 
 def compiled_function(name: str, tensors: Sequence[Tensor]) -> Callable[..., Any] | None:

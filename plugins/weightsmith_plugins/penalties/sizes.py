@@ -14,7 +14,8 @@ from weightsmith.rows import row_lengths
 from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype, add_, add_signs_, are_large, blocks, unit_norms
 
-from weightsmith_plugins.native.compiling import has_own, in_one_pass, picked
+from weightsmith_plugins.native.addresses import picked
+from weightsmith_plugins.native.compiling import has_own, in_one_pass
 
 __all__ = ["L1", "L2", "ElasticNet", "GroupLasso", "Hoyer", "require_non_negative"]
 
