@@ -72,7 +72,7 @@ SIZES = [(3,), (4, 5), (300, 400), (2, 3, 4)]  # many small ones go together, a 
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("sizes", [SIZES[:2], SIZES])
+@pytest.mark.parametrize("sizes", [SIZES[:2], SIZES[:2] * 5, SIZES])
 def test_arithmetic_on_many_is_that_on_each(sizes, dtype):
     generator = torch.Generator().manual_seed(0)
     tensors = [torch.randn(size, generator=generator).to(dtype) for size in sizes] + [torch.zeros(2, dtype=dtype)]

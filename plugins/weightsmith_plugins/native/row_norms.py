@@ -1,9 +1,9 @@
 """Norms of units that are rows, by their addresses, for passes that Numba compiles (the extra ``fast``).
 
 Four short rows are summed at a time, so that no addition waits for the one before. Of longer ones, what is read in four
-places at a time comes from memory sooner, four rows or the quarters of each; but not on AMD's Zen, which reads one place
-twice as fast as four. Where fewer rows are left, the last stands for those that are missing: each is summed alike,
-wherever it stands.
+places at a time comes from memory sooner, four rows or the quarters of each; but not on AMD's Zen, which reads one
+place twice as fast as four. Where fewer rows are left, the last stands for those that are missing: each is summed
+alike, wherever it stands.
 
 Squares are added in float64, in which none leaves the range of numbers; or in float32, which is faster, up to 1,024 of
 them, and these sums in float64: then they may leave the range together (of torch's, those of all), but not the square
@@ -92,7 +92,8 @@ def find_norms_of_both(
 def sum_of_squares(address: int, length: int, precision: Any) -> float:
     """That of a row, in one place; or by its quarters and what is left."""
     if _READS_ONE_PLACE:
-        return _sum_in_one_place(address, length)
+        in_one_place: float = _sum_in_one_place(address, length, precision)
+        return in_one_place
     quarter, as_precise = length // 4, precision.dtype.type
     addresses = address, address + 4 * quarter, address + 8 * quarter, address + 12 * quarter
     sums = _sums_of_squares(*addresses, quarter, precision)
@@ -103,14 +104,25 @@ def sum_of_squares(address: int, length: int, precision: Any) -> float:
     return total
 
 
-@_reordered
-def _sum_in_one_place(address: int, length: int) -> float:
-    """That of a row, in float64: AMD's Zen reads 64 bytes at once, as float32 takes them, more slowly."""
-    row, total = values_at(address, 0, length), 0.0
-    for place in range(length):
-        value = np.float64(row[place])
-        total += value * value
+@_kernel
+def _sum_in_one_place(address: int, length: int, precision: Any) -> float:
+    """That of a row."""
+    total = 0.0
+    for start in range(0, length, _AT_ONCE):
+        total += _of_some(address + 4 * start, min(_AT_ONCE, length - start), precision)
     return total
+
+
+@_reordered
+def _of_some(address: int, few: int, precision: Any) -> float:
+    """As :func:`_sum_in_one_place`. They are added in float64, whatever the sum becomes: AMD's Zen reads the 32 bytes
+    at once that a vector of it takes faster than the 64 of one of float32."""
+    row, as_precise = values_at(address, 0, few), precision.dtype.type
+    total = 0.0
+    for place in range(few):
+        value = as_precise(row[place])
+        total += np.float64(value * value)
+    return np.float64(as_precise(total))
 
 
 @_kernel
