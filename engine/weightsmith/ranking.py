@@ -123,7 +123,7 @@ class Passes(Protocol):
 def _steps(total: int) -> Sequence[int]:
     """How far apart the values of a sample are: two tries; of few values the sample is all. No step has a factor with
     what is usual in shapes, lest a sample see but one place of every kernel, or some of the columns."""
-    if total < 2 * _SAMPLE:
+    if total < _FEWEST_SAMPLED:
         return [1]
     first = _coprime(max(17, total // _SAMPLE))
     return [first, _coprime(first + 1)]
@@ -167,8 +167,9 @@ def _bracket(sample: Values, looked_at: int, share: float) -> tuple[float, float
     return low if ends[0] else 0.0, high  # nothing below the least was sampled, and may be there
 
 
-_SAMPLE = 2**18
-"""Values by which the least to keep is bracketed."""
+_FEWEST_SAMPLED, _SAMPLE = 2**14, 2**18
+"""Values, from which on a sample saves more than it costs; and those of a sample, by which the least to keep is
+bracketed, of a weight of many."""
 
 
 def in_blocks(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Passes | None:

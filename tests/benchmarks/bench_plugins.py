@@ -514,7 +514,7 @@ IN_ONE_PASS = (
     *(w.L1, w.ElasticNet, w.GroupLasso),
     *(w.ClipNorm, w.ClipUnitNorm, w.AdaptiveClip),
     *(w.L1Ball, w.Simplex, w.NofM),
-    *(w.MagnitudePruning, w.KeepZeros),
+    *(w.MagnitudePruning, w.KeepZeros, w.TopK),
 )
 """What the extra ``fast`` compiles."""
 

@@ -141,7 +141,7 @@ def way(request):
 
 def ways(names):
     """By torch's functions, and compiled where Numba compiles it."""
-    compiled = ("Norm", "L1", "ElasticNet", "GroupLasso", "AdaptiveClip")
+    compiled = ("Norm", "TopK", "L1", "ElasticNet", "GroupLasso", "AdaptiveClip")
     return [(way, name) for name in names for way in ("torch", "Numba") if way == "torch" or name.endswith(compiled)]
 
 

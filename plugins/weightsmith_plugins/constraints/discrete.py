@@ -18,6 +18,7 @@ from weightsmith.tensors import accurate_dtype, copy_, is_small, joined, keep_, 
 
 from weightsmith_plugins.native.compiling import in_one_pass
 from weightsmith_plugins.shapes import no_equal_groups
+from weightsmith_plugins.sparsity.masks import mask_smallest_
 
 __all__ = ["Grid", "NofM", "TopK"]
 
@@ -60,8 +61,14 @@ class TopK(Constraint):
         self._singly(self._clear_, as_it_is, apart, [sites[place] for place in alone], apart)
 
     def _clear_(self, weight: Tensor, site: Site) -> Tensor:
-        keep_(weight, self._kept(weight, site))
+        if not (weight.is_cpu and site.is_whole and self._clear_smallest_(weight, site)):
+            keep_(weight, self._kept(weight, site))
         return weight
+
+    def _clear_smallest_(self, weight: Tensor, site: Site) -> bool:
+        """By the faster way; whether that was done."""
+        all_kept = torch.ones_like(weight, dtype=torch.bool)
+        return mask_smallest_([weight], [all_kept], self._count(size_of(site)))
 
     def _kept(self, weight: Tensor, site: Site) -> Tensor:
         row = weight.detach().abs().reshape(-1)

@@ -104,7 +104,7 @@ _USERS = {
     "keep_of_fours_": (_SPARSE, "NofM works"),
     "masked_": (_SPARSE, "masks are applied"),
     "onto_simplices_": (_SIMPLICES, "L1Ball and Simplex work"),
-    "passes_over": (_SPARSE, "MagnitudePruning works"),
+    "passes_over": (_SPARSE, "MagnitudePruning and TopK work"),
 }
 """In which module a function is, and whose work it does, for the log."""
 

@@ -11,14 +11,15 @@ from torch import Tensor
 from weightsmith import Constraint, Site, Trainer
 from weightsmith.binding import Binding
 from weightsmith.plugin import Subscription
+from weightsmith.ranking import in_blocks, keep_largest_
 from weightsmith.site import Sharding
 from weightsmith.targets import Target, Targets
 from weightsmith.tensors import joined, keep_, parted
 from weightsmith.weights import Weight
 
-from weightsmith_plugins.native.compiling import in_one_pass
+from weightsmith_plugins.native.compiling import compiled_function, in_one_pass
 
-__all__ = ["KeepZeros", "Pruning", "count_kept", "mask_", "masked"]
+__all__ = ["KeepZeros", "Pruning", "count_kept", "mask_", "mask_smallest_", "masked"]
 
 
 class Pruning(Constraint, abstract=True):
@@ -158,6 +159,14 @@ def mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
     """Put 0 wherever a mask is false, whatever stood there, in place."""
     for place in in_one_pass("masked_", weights, masks):
         keep_(weights[place], masks[place])
+
+
+def mask_smallest_(weights: Sequence[Tensor], masks: Sequence[Tensor], count: int) -> bool:
+    """Of what the masks keep, keep the ``count`` largest magnitudes of all weights together, by a sample and
+    two passes, in place: whether that was done, as :func:`~weightsmith.ranking.keep_largest_` says."""
+    passes_over = compiled_function("passes_over", weights)
+    passes = (passes_over and passes_over(weights, masks)) or in_blocks(weights, masks)
+    return passes is not None and keep_largest_(passes, count)
 
 
 def _begins(binding: Binding) -> bool:

@@ -12,14 +12,13 @@ from weightsmith import ConfigurationError, Site
 from weightsmith.binding import Binding
 from weightsmith.joint import largest_of_all, size_of
 from weightsmith.kinds.base import copy_to
-from weightsmith.ranking import in_blocks, keep_largest_, largest, largest_of_groups
+from weightsmith.ranking import largest, largest_of_groups
 from weightsmith.site import Sharding
 from weightsmith.targets import Targets
 from weightsmith.tensors import copy_, from_unit_matrices, joined, keep_, parted, unit_matrices
 
-from weightsmith_plugins.native.compiling import compiled_function
 from weightsmith_plugins.shapes import no_equal_groups
-from weightsmith_plugins.sparsity.masks import Pruning, count_kept, mask_, masked
+from weightsmith_plugins.sparsity.masks import Pruning, count_kept, mask_, mask_smallest_, masked
 
 __all__ = ["MagnitudePruning", "RankedPruning"]
 
@@ -141,10 +140,7 @@ class MagnitudePruning(RankedPruning):
         if not together or not all(site.is_whole for site in sites):
             return False
         count = count_kept(sum(map(size_of, sites)), self.sparsity)
-        masks = [site.state["mask"] for site in sites]
-        passes_over = compiled_function("passes_over", weights)
-        passes = (passes_over and passes_over(weights, masks)) or in_blocks(weights, masks)
-        return passes is not None and keep_largest_(passes, count)
+        return mask_smallest_(weights, [site.state["mask"] for site in sites], count)
 
 
 def _pattern(scope: str) -> tuple[int, int] | None:
