@@ -7,7 +7,7 @@ of one LSTM cell, the vector of one embedded token). A transposed convolution ke
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 __all__ = [
     "accurate_dtype",
     "add_",
+    "add_differences_",
     "add_signs_",
     "are_large",
     "blocks",
@@ -36,7 +37,6 @@ __all__ = [
     "row_length",
     "scale_",
     "sign_",
-    "top_singular_vectors",
     "unit_axis",
     "unit_dims",
     "unit_matrices",
@@ -192,29 +192,6 @@ def accurate_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
 
-def top_singular_vectors(
-    matrices: Tensor, right: Tensor, total: Callable[[Tensor], Tensor] = torch.clone
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The left and right singular vectors of σ₁, and σ₁, one step of power iteration (v ← WᵀWv / ‖WᵀWv‖) on from
-    ``right``.
-
-    Args:
-        matrices: shape ``(…, rows, columns)``; or, of one matrix, the rows that are in hand.
-        right: shape ``(…, columns)``.
-        total: adds up what the processes that hold the other rows have. The left vector is then in hand for these rows.
-
-    >>> top_singular_vectors(torch.diag(torch.tensor([3.0, 1.0])), torch.tensor([1.0, 0.0]))
-    (tensor([1., 0.]), tensor([1., 0.]), tensor([3.]))
-    """
-    right = right.to(matrices.dtype)
-    turned = total((matrices.mT @ (matrices @ right.unsqueeze(-1))).squeeze(-1))
-    length = torch.linalg.vector_norm(turned, dim=-1, keepdim=True)
-    right = torch.where(length > 0, turned / length, right)
-    image = (matrices @ right.unsqueeze(-1)).squeeze(-1)
-    largest = total(image.square().sum(dim=-1, keepdim=True)).sqrt()
-    return (image / largest).nan_to_num_(0.0), right, largest
-
-
 def unit_norms(weight: Tensor, dims: tuple[int, ...], order: float = 2.0) -> Tensor:
     """The norm of every unit, with the reduced axes kept; float32 for half precisions.
 
@@ -285,6 +262,29 @@ def add_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: float = 1.
     """Add a multiple of another to every tensor, in place: t ← t + factor · o, rounded once where the processor can."""
     if tensors:
         torch._foreach_add_(list(tensors), list(others), alpha=factor)
+
+
+def add_differences_(
+    tensors: Sequence[Tensor],
+    others: Sequence[Tensor],
+    bases: Sequence[Tensor],
+    factor: float,
+    scales: Sequence[Tensor] | None = None,
+) -> None:
+    """Add a multiple of how far another is from its base to every tensor, in place, large ones with little memory:
+    t ← t + factor · s · (o − b), with a scale for every value or without."""
+    if tensors and not are_large(tensors):
+        distances = torch._foreach_sub(list(others), list(bases))
+        if scales is None:
+            torch._foreach_add_(list(tensors), distances, alpha=factor)
+        else:
+            torch._foreach_addcmul_(list(tensors), list(scales), distances, value=factor)
+        return
+    columns = [tensors, others, bases] if scales is None else [tensors, others, bases, scales]
+    for of_one in zip(*columns, strict=True):
+        for part, other, base, *scale in blocks(*of_one):
+            off = other - base
+            part.addcmul_(scale[0], off, value=factor) if scale else part.add_(off, alpha=factor)
 
 
 def add_signs_(tensors: Sequence[Tensor], others: Sequence[Tensor], factor: float) -> None:

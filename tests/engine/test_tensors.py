@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from weightsmith.ranking import largest, largest_of_groups
-from weightsmith.tensors import clamp_, global_norm, keep_, normalize_, sign_
+from weightsmith.tensors import add_differences_, clamp_, global_norm, keep_, normalize_, sign_
 
 
 def first_of_the_largest(rows, count):
@@ -119,3 +119,19 @@ def test_large_groups_are_sorted_out_otherwise(count, size):
     drawn = values((3, 2 * size), "ties", 0)
     wanted = first_of_the_largest(drawn.reshape(-1, size), count).reshape(drawn.shape)
     assert torch.equal(largest_of_groups(drawn, 1, count, size), wanted)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("sizes", [SIZES[:2] * 5, [(700, 400)], [(), (0, 3)]])
+@pytest.mark.parametrize("is_scaled", [False, True])
+def test_differences_are_added_as_the_formula_says(is_scaled, sizes, dtype):
+    """Of tensors near their bases, where the difference counts; also of one whose memory has another order."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = [[torch.randn(size, generator=generator).to(dtype) for size in sizes] for _ in range(3)]
+    tensors, bases, scales = ([x.mT.contiguous().mT if x.ndim > 1 else x for x in some] for some in drawn)
+    others = [base + 1e-3 * torch.randn(base.shape, generator=generator).to(dtype) for base in bases]
+    rows = zip(tensors, others, bases, scales, strict=True)
+    wanted = [t.double() + 0.1 * (s.double() if is_scaled else 1.0) * (o.double() - b.double()) for t, o, b, s in rows]
+    add_differences_(tensors, others, bases, 0.1, scales if is_scaled else None)
+    for found, exact in zip(tensors, wanted, strict=True):
+        torch.testing.assert_close(found, exact.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-9)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from weightsmith.evaluation import evaluating
 from weightsmith.files import read_tensors
 from weightsmith.shards import is_sharded
 from weightsmith.site import Sharding
-from weightsmith.tensors import accurate_dtype, unit_view
+from weightsmith.tensors import accurate_dtype, add_differences_, unit_view
 from weightsmith.weights import inventory
 
 from weightsmith_plugins.penalties.sizes import require_non_negative
@@ -51,6 +51,9 @@ class L2SP(Penalty):
 
     def gradient(self, weight: Tensor, site: Site) -> Tensor:
         return (2 * self.strength) * (weight - site.state["start"])
+
+    def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        add_differences_(gradients, weights, [site.state["start"] for site in sites], 2 * self.strength)
 
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
         pull = 2 * step * self.strength
@@ -98,6 +101,10 @@ class ElasticConsolidation(Penalty):
 
     def gradient(self, weight: Tensor, site: Site) -> Tensor:
         return self.strength * site.state["fisher"] * (weight - site.state["start"])
+
+    def gradient_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
+        starts, needs = [site.state["start"] for site in sites], [site.state["fisher"] for site in sites]
+        add_differences_(gradients, weights, starts, self.strength, needs)
 
     def proximal(self, weight: Tensor, step: Tensor | float, site: Site) -> Tensor:
         pull = step * self.strength * site.state["fisher"]

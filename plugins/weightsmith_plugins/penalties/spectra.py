@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from weightsmith import Penalty, Site
 from weightsmith.site import Sharding
-from weightsmith.tensors import accurate_dtype, from_unit_matrices, top_singular_vectors, unit_matrices
+from weightsmith.tensors import accurate_dtype, from_unit_matrices, unit_matrices
 
 from weightsmith_plugins.penalties.sizes import require_non_negative
+from weightsmith_plugins.power_iteration import top_singular_vectors
 
 __all__ = ["NuclearNorm", "Orthogonality", "SpectralPenalty"]
 
