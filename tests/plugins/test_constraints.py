@@ -242,6 +242,15 @@ class TestIntersection:
         assert (unit_norms(layer.weight.detach(), (1,)) <= 0.5 + 1e-6).all()
         assert trainer.violations() == {(plugin, "weight"): 0.0}
 
+    @pytest.mark.parametrize("shape", [(1400, 400), (300, 128, 3, 3), (300_000,), (2, 300_000)])
+    def test_units_of_a_large_weight_are_those_of_a_small_one(self, shape):
+        """Of a cone and a ball around its tip, what is nearest is nearest in the ball to what is so in the cone."""
+        weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        found = w.Intersection(w.NonNegative(), w.MaxNorm(0.5))(weight)
+        rows = weight.clamp(min=0).double().reshape(shape[0] if len(shape) > 1 else 1, -1)
+        nearest = rows * (0.5 / rows.norm(dim=1, keepdim=True)).clamp(max=1)
+        torch.testing.assert_close(found.double(), nearest.reshape(shape), rtol=1e-6, atol=0)
+
     @pytest.mark.parametrize(
         ("make", "message"),
         [

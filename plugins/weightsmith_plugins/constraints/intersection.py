@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, ConflictError, Constraint, Site
-from weightsmith.tensors import unit_peaks
+from weightsmith.tensors import blocks, row_length, unit_peaks
 
 from weightsmith_plugins.constraints.bounds import Clamp, NonNegative
 from weightsmith_plugins.constraints.discrete import Grid, NofM, TopK
@@ -65,6 +65,14 @@ class Intersection(Constraint):
         return all(part.unitwise for part in self.constraints)
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
+        """Units some at a time, of a large weight, so that they stay in the processor's cache through all rounds."""
+        are_rows = weight.is_cpu and weight.ndim > 1 and row_length(weight, site.unit_dims) > 0
+        if not (self.unitwise and are_rows):
+            return self._project_together(weight, site)
+        found = [self._project_together(rows, site) for (rows,) in blocks(weight, by_rows=True)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _project_together(self, weight: Tensor, site: Site) -> Tensor:
         if bool(weight.sum().isfinite()) or bool(weight.isfinite().all()):
             return self._project(weight, site)
         once = weight  # where a value is not finite, nothing converges
