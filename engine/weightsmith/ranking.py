@@ -121,8 +121,9 @@ class Passes(Protocol):
 
 
 def _steps(total: int) -> Sequence[int]:
-    """How far apart the values of a sample are: two tries; of few values the sample is all. No step has a factor with
-    what is usual in shapes, lest a sample see but one place of every kernel, or some of the columns."""
+    """How far apart the values of a sample are: two tries; the sample is all of fewer than ``_FEWEST_SAMPLED``. No step
+    has a factor with what is usual in shapes, lest a sample see but one place of every kernel, or some of the
+    columns."""
     if total < _FEWEST_SAMPLED:
         return [1]
     first = _coprime(max(17, total // _SAMPLE))
@@ -152,7 +153,8 @@ def _least_kept(passes: Passes, count: int, step: int) -> tuple[float, int | Non
 
 
 def _bracket(sample: Values, looked_at: int, share: float) -> tuple[float, float]:
-    """Magnitudes between which the one is expected that this share of all exceeds.
+    """Magnitudes between which the one is expected that this share of all exceeds: above 0, of which there may be very
+    many, and down to there if nothing below the least was sampled, and may be there.
 
     Args:
         sample: the magnitudes of those kept among those that were looked at; hardly ever off by more than five standard
@@ -164,12 +166,14 @@ def _bracket(sample: Values, looked_at: int, share: float) -> tuple[float, float
     room = 16 + round(5 * math.sqrt(looked_at * share * (1 - share)))
     ends = [min(max(0, last - place + side), last) for side in (-room, room)]
     low, high = np.partition(sample, ends)[ends]
-    return low if ends[0] else 0.0, high  # nothing below the least was sampled, and may be there
+    low = max(low if ends[0] else 0.0, np.nextafter(sample.dtype.type(0), sample.dtype.type(1)))
+    return low, max(low, high)
 
 
-_FEWEST_SAMPLED, _SAMPLE = 2**14, 2**18
-"""Values, from which on a sample saves more than it costs; and those of a sample, by which the least to keep is
-bracketed, of a weight of many."""
+_FEWEST_SAMPLED = 2**14
+"""Values, from which on a sample saves more than it costs."""
+_SAMPLE = 2**18
+"""Values of a sample at most: where that is more than every 17th."""
 
 
 def in_blocks(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Passes | None:
@@ -207,7 +211,7 @@ class _InBlocks:
         other_than_zero = 0
         for values, kept in self._parts:
             _put_zeros(values, kept)
-            other_than_zero += int(np.count_nonzero(values))
+            other_than_zero += int(np.count_nonzero(values != 0))  # 4 times as fast as of the values
         self._write_back()
         return other_than_zero == count
 

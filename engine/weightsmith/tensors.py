@@ -272,7 +272,7 @@ def add_differences_(
     scales: Sequence[Tensor] | None = None,
 ) -> None:
     """Add a multiple of how far another is from its base to every tensor, in place, large ones with little memory:
-    t ← t + factor · s · (o − b), with a scale for every value or without."""
+    t ← t + factor · s · (o − b), with scales or without. Bases and scales may broadcast."""
     if tensors and not are_large(tensors):
         distances = torch._foreach_sub(list(others), list(bases))
         if scales is None:
@@ -281,8 +281,8 @@ def add_differences_(
             torch._foreach_addcmul_(list(tensors), list(scales), distances, value=factor)
         return
     columns = [tensors, others, bases] if scales is None else [tensors, others, bases, scales]
-    for of_one in zip(*columns, strict=True):
-        for part, other, base, *scale in blocks(*of_one):
+    for tensor, *rest in zip(*columns, strict=True):
+        for part, other, base, *scale in blocks(tensor, *(each.expand_as(tensor) for each in rest)):
             off = other - base
             part.addcmul_(scale[0], off, value=factor) if scale else part.add_(off, alpha=factor)
 
@@ -305,7 +305,7 @@ def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
 
 def clamp_(tensors: Sequence[Tensor], low: float | None, high: float | None) -> None:
     """Bound every value of every tensor, in place."""
-    are_few = len(tensors) <= _FEW_BOUNDED and low is not None and high is not None
+    are_few = len(tensors) <= _FEW_BOUNDED and None not in (low, high) and all(t.is_cpu for t in tensors)
     if are_few or are_large(tensors):
         for tensor in tensors:
             tensor.clamp_(low, high)
@@ -316,7 +316,7 @@ def clamp_(tensors: Sequence[Tensor], low: float | None, high: float | None) -> 
         torch._foreach_clamp_max_(list(tensors), high)
 
 
-_FEW_BOUNDED = 8  # for which, as between the steps of a training, one call each costs less than two for all
+_FEW_BOUNDED = 8  # for which, between the steps of a training, one call each costs less than two for all
 
 
 def keep_(tensor: Tensor, mask: Tensor) -> None:

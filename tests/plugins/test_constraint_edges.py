@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import nn
-from weightsmith import ConfigurationError, Constraint, PluginContractError, Site, Trainer
+from weightsmith import ConfigurationError, ConflictError, Constraint, PluginContractError, Site, Trainer
 from weightsmith.rows import LEAST_TOGETHER
+from weightsmith.tensors import blocks
 from weightsmith_plugins.native import compiling
 
 HALF = torch.bfloat16
@@ -153,7 +154,54 @@ def test_the_largest_of_a_long_row_are_found_exactly_with_ties_and_in_any_order(
             assert torch.equal(found[0], row.masked_fill(~mask, 0))
 
 
+@pytest.mark.parametrize("shape", [(300, 300), (20, 20)])
+def test_gradients_flow_through_what_top_k_keeps_alone(way, shape):
+    """Where it is called while gradients are enabled; a parameter is refused then, as by any write in place."""
+    leaf = random(*shape).requires_grad_()
+    weight = leaf * 1
+    w.TopK(0.25).project_all_([weight], [Site.alone(weight.detach())])
+    weight.sum().backward()
+    assert torch.equal(leaf.grad != 0, weight != 0)
+    assert int(leaf.grad.count_nonzero()) == leaf.numel() // 4
+    with pytest.raises(RuntimeError, match="leaf Variable that requires grad"):
+        w.TopK(0.25).project_all_([leaf], [Site.alone(leaf.detach())])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, HALF])
+def test_what_is_sparse_enough_stays_as_it_is(way, dtype):
+    """Bit for bit, and its version too, so that nothing that autograd kept of it is lost."""
+    weight = random(400, 300, dtype=dtype)
+    w.TopK(0.2).project_all_([weight], [Site.alone(weight)])
+    for density in (0.2, 0.3):
+        once, version = weight.clone(), weight._version
+        w.TopK(density).project_all_([weight], [Site.alone(weight)])
+        assert torch.equal(weight, once)
+        assert dtype is HALF or weight._version == version
+
+
 # -------------------------------------------------------------------- intersections
+
+
+@pytest.mark.parametrize("parts", [(w.Clamp(-0.5, 0.5), w.L1Ball(3.0)), (w.ZeroMean(), w.Clamp(-0.2, 0.4))], ids=repr)
+@pytest.mark.parametrize("shape", [(700, 400), (5, 70_000), (300, 128, 3, 3)])
+def test_units_of_a_large_weight_are_projected_as_all_together(way, parts, shape):
+    """In many rounds, some units at a time; also where a value of the last is no number."""
+    plugin, weight = w.Intersection(*parts), 0.1 * random(*shape)
+    site = Site.alone(weight)
+    assert len(list(blocks(weight, by_rows=True))) > 1
+    torch.testing.assert_close(plugin(weight), plugin._project_together(weight, site), rtol=1e-5, atol=1e-7)
+    spoilt = weight.clone()
+    spoilt[-1].view(-1)[0] = torch.nan
+    found = plugin(spoilt)
+    assert found[-1].isnan().any()
+    torch.testing.assert_close(found[:-1], plugin(weight)[:-1], rtol=1e-5, atol=1e-7)
+
+
+def test_units_that_have_no_common_point_are_found_in_any_part_of_a_large_weight():
+    weight = torch.zeros(700, 400)
+    weight[-1] = 1.0
+    with pytest.raises(ConflictError, match="have no common point"):
+        w.Intersection(w.Clamp(low=0.1), w.MaxNorm(0.5))(weight)
 
 
 @pytest.mark.parametrize(

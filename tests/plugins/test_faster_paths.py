@@ -313,6 +313,24 @@ def test_parameters_are_ranked_in_place_and_count_it(by):
     assert all(weight._version > before for weight, before in zip(weights, versions, strict=True))
 
 
+@pytest.mark.parametrize("by", BY)
+@pytest.mark.parametrize("total", [2**14 - 1, 2**14, 2**14 + 1, 17 * 19 * 60, 2**19 + 1])
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.9])
+def test_a_sample_of_any_size_leaves_those_that_are_largest(total, share, by):
+    """Also where many values are 0, of which none is sorted out."""
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(total, generator=generator) * (torch.rand(total, generator=generator) >= share)
+    mask, count = torch.ones(total, dtype=torch.bool), total // 20
+    passes = BY[by]([weight], [mask])
+    between, asked = passes.between, []
+    passes.between = lambda low, high: asked.append(low) or between(low, high)
+    wanted = weight.abs().topk(count).indices.sort().values
+    assert keep_largest_(passes, count)
+    assert torch.equal(mask.nonzero().flatten(), wanted)
+    assert bool(asked) == (total >= 2**14)
+    assert all(low > 0 for low in asked)
+
+
 class Held(TorchDispatchMode):
     """Counts the bytes of the tensors that operations make, and that are still there."""
 

@@ -667,7 +667,7 @@ def afresh():
     compiling._tried.cache_clear()
 
 
-@pytest.mark.parametrize("trouble", ["missing", "failing", "wrong"])
+@pytest.mark.parametrize("trouble", ["missing", "all of it missing", "failing", "wrong"])
 def test_without_numba_torch_does_it(afresh, trouble, monkeypatch, caplog):
     def fail(*_):
         raise OSError("No space left on device")
@@ -675,6 +675,11 @@ def test_without_numba_torch_does_it(afresh, trouble, monkeypatch, caplog):
     if trouble == "missing":
         monkeypatch.setitem(sys.modules, "numba", None)
         monkeypatch.delitem(sys.modules, "weightsmith_plugins.native.one_pass")
+    elif trouble == "all of it missing":  # llvmlite comes with it
+        for module in ("numba", "llvmlite", "llvmlite.binding"):
+            monkeypatch.setitem(sys.modules, module, None)
+        for module in ("one_pass", "pointers", "row_norms"):
+            monkeypatch.delitem(sys.modules, f"weightsmith_plugins.native.{module}")
     elif trouble == "failing":
         monkeypatch.setattr(one_pass, "_bound_all", fail)
         monkeypatch.setattr(one_pass, "_clip_all", fail)
@@ -689,6 +694,7 @@ def test_without_numba_torch_does_it(afresh, trouble, monkeypatch, caplog):
     torch.testing.assert_close(layer.weight.norm(dim=1), torch.ones(4))
     assert [record.getMessage() for record in caplog.records] == {
         "missing": [],
+        "all of it missing": [],
         "failing": [
             "MaxNorm, MinMaxNorm and UnitNorm work the slower way, as Numba fails: OSError: No space left on device",
             "ClipUnitNorm works the slower way, as Numba fails: OSError: No space left on device",

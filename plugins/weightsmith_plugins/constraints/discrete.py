@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import ClassVar, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
@@ -61,14 +62,15 @@ class TopK(Constraint):
         self._singly(self._clear_, as_it_is, apart, [sites[place] for place in alone], apart)
 
     def _clear_(self, weight: Tensor, site: Site) -> Tensor:
-        if not (weight.is_cpu and site.is_whole and self._clear_smallest_(weight, site)):
+        if not (site.is_whole and _is_plain(weight) and self._clear_smallest_(weight, self._count(size_of(site)))):
             keep_(weight, self._kept(weight, site))
         return weight
 
-    def _clear_smallest_(self, weight: Tensor, site: Site) -> bool:
-        """By the faster way; whether that was done."""
-        all_kept = torch.ones_like(weight, dtype=torch.bool)
-        return mask_smallest_([weight], [all_kept], self._count(size_of(site)))
+    def _clear_smallest_(self, weight: Tensor, count: int) -> bool:
+        """Without a row of all magnitudes; whether that was done."""
+        if np.count_nonzero(weight.detach().numpy() != 0) <= count:
+            return True
+        return mask_smallest_([weight], [torch.ones_like(weight, dtype=torch.bool)], count)
 
     def _kept(self, weight: Tensor, site: Site) -> Tensor:
         row = weight.detach().abs().reshape(-1)
@@ -79,6 +81,13 @@ class TopK(Constraint):
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # zeros are exact
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether it is for :func:`~weightsmith_plugins.sparsity.masks.mask_smallest_`, which is worth it."""
+    is_followed = weight.requires_grad and torch.is_grad_enabled()
+    has_bits = weight.is_cpu and weight.is_contiguous() and weight.dtype in (torch.float32, torch.float64)
+    return has_bits and not is_followed and not is_small(weight)
 
 
 def _row_kind(weight: Tensor, site: Site) -> object:

@@ -119,7 +119,7 @@ def working(what: str, load: Callable[[], T]) -> T | None:
     try:
         return load()
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError) and error.name == "numba":
+        if isinstance(error, ModuleNotFoundError) and error.name in ("numba", "llvmlite"):  # which comes with Numba
             return None
         logger.warning("%s the slower way, as Numba fails: %s: %s", what, type(error).__name__, error)
         return None

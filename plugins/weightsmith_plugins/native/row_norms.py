@@ -5,9 +5,10 @@ places at a time comes from memory sooner, four rows or the quarters of each; bu
 place twice as fast as four. Where fewer rows are left, the last stands for those that are missing: each is summed
 alike, wherever it stands.
 
-Squares are added in float64, in which none leaves the range of numbers; or in float32, which is faster, up to 1,024 of
-them, and these sums in float64: then they may leave the range together (of torch's, those of all), but not the square
-of a unit's only value.
+Squares are found and added in float64, in which none leaves the range of numbers; or in float32, which is faster, up to
+1,024 of them, and these sums in float64: then they may leave the range together (of torch's, those of all), but not the
+square of a unit's only value. Read in one place, what is to be added in float32 is added in float64, which is faster
+there, and becomes float32 then, so that it leaves the range as it does elsewhere.
 
 As of :mod:`weightsmith_plugins.native.pointers`, Numba does not see when these functions change.
 """
@@ -106,7 +107,7 @@ def sum_of_squares(address: int, length: int, precision: Any) -> float:
 
 @_kernel
 def _sum_in_one_place(address: int, length: int, precision: Any) -> float:
-    """That of a row."""
+    """That of the squares of a row."""
     total = 0.0
     for start in range(0, length, _AT_ONCE):
         total += _of_some(address + 4 * start, min(_AT_ONCE, length - start), precision)
@@ -115,8 +116,8 @@ def _sum_in_one_place(address: int, length: int, precision: Any) -> float:
 
 @_reordered
 def _of_some(address: int, few: int, precision: Any) -> float:
-    """As :func:`_sum_in_one_place`. They are added in float64, whatever the sum becomes: AMD's Zen reads the 32 bytes
-    at once that a vector of it takes faster than the 64 of one of float32."""
+    """The sum of their squares. AMD's Zen reads the 32 bytes at once that a vector of float64 takes faster than the 64
+    of one of float32."""
     row, as_precise = values_at(address, 0, few), precision.dtype.type
     total = 0.0
     for place in range(few):

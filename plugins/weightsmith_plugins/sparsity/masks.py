@@ -162,8 +162,8 @@ def mask_(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
 
 
 def mask_smallest_(weights: Sequence[Tensor], masks: Sequence[Tensor], count: int) -> bool:
-    """Of what the masks keep, keep the ``count`` largest magnitudes of all weights together, by a sample and
-    two passes, in place: whether that was done, as :func:`~weightsmith.ranking.keep_largest_` says."""
+    """Of what the masks keep, keep the ``count`` largest magnitudes of all weights together, by samples and passes, in
+    place: whether that was done, as :func:`~weightsmith.ranking.keep_largest_` says. Not followed by autograd."""
     passes_over = compiled_function("passes_over", weights)
     passes = (passes_over and passes_over(weights, masks)) or in_blocks(weights, masks)
     return passes is not None and keep_largest_(passes, count)
