@@ -10,7 +10,7 @@ from torch import Tensor
 from weightsmith import ConfigurationError, Parametrization, Site
 from weightsmith.tensors import accurate_dtype, from_unit_matrices, unit_matrices, unit_norms
 
-from weightsmith_plugins.power_iteration import top_singular_vectors
+from weightsmith_plugins.linear_algebra import top_singular_vectors
 from weightsmith_plugins.shapes import no_units
 
 __all__ = ["LowRankAdapter", "SpectralNorm", "WeightNorm"]

@@ -13,6 +13,7 @@ from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.kinds.base import copy_to
 from weightsmith.tensors import accurate_dtype, are_large, from_unit_matrices, row_groups, unit_matrices
 
+from weightsmith_plugins.linear_algebra import symmetric_product
 from weightsmith_plugins.shapes import no_square
 
 __all__ = ["LowRank", "Orthonormal", "PositiveDefinite", "SpectralBound"]
@@ -215,12 +216,12 @@ def _rounding(weight: Tensor) -> float:
 def _gram_excess(matrices: Tensor) -> Tensor:
     """WWᵀ − I, or WᵀW − I where there are more rows than columns."""
     wide = matrices if matrices.shape[-2] <= matrices.shape[-1] else matrices.mT
-    return wide @ wide.mT - torch.eye(wide.shape[-2], dtype=wide.dtype, device=wide.device)
+    return symmetric_product(wide, wide.mT) - torch.eye(wide.shape[-2], dtype=wide.dtype, device=wide.device)
 
 
 def _polar_factors(matrices: Tensor, excess: Tensor) -> Tensor:
     """UVᵀ of every matrix W = UΣVᵀ, given E = WWᵀ − I, or WᵀW − I where there are more rows than columns."""
-    square = excess @ excess
+    square = symmetric_product(excess, excess)
     bounds = torch.linalg.matrix_norm(square).sqrt()  # ‖E²‖_F ≥ ‖E‖₂², and far nearer than ‖E‖_F ≥ ‖E‖₂
     near = bounds <= _NEAR
     if bool(near.all()):
@@ -252,12 +253,12 @@ def _inverse_root(excess: Tensor, square: Tensor, bound: float) -> Tensor:
     if degree is not None:  # Horner's scheme in E²: every product adds two terms
         root = (square * _BINOMIALS[degree]).add_(excess, alpha=_BINOMIALS[degree - 1])
         for k in range(degree - 2, 0, -2):
-            root = (square @ _with_diagonal(root, _BINOMIALS[k])).add_(excess, alpha=_BINOMIALS[k - 1])
+            root = symmetric_product(square, _with_diagonal(root, _BINOMIALS[k])).add_(excess, alpha=_BINOMIALS[k - 1])
         return _with_diagonal(root, _BINOMIALS[0])
     step = _with_diagonal((square * 0.375).sub_(excess, alpha=0.5), 1.0)
     left = _with_diagonal((square * (9 / 64)).sub_(excess, alpha=15 / 64), 5 / 8)
-    excess = excess @ square @ left
-    return _inverse_root(excess, excess @ excess, bound**3) @ step
+    excess = symmetric_product(symmetric_product(excess, square), left)
+    return symmetric_product(_inverse_root(excess, symmetric_product(excess, excess), bound**3), step)
 
 
 _BINOMIALS = [math.prod((0.5 + i) / -(1 + i) for i in range(k)) for k in range(12)]

@@ -15,6 +15,7 @@ from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype, from_unit_matrices, normalize_, scale_, sign_, unit_matrices
 
 from weightsmith_plugins.gradient_editors.clipping import require_positive
+from weightsmith_plugins.linear_algebra import symmetric_product
 
 __all__ = ["Centralize", "Noise", "Normalize", "Orthogonalize", "ScaleGradient", "Sign"]
 
@@ -121,7 +122,7 @@ class Orthogonalize(GradientEditor):
         turned = turned / torch.where(norms > 0, norms, 1)
         multiply_add = torch.addmm if turned.ndim == 2 else torch.baddbmm
         for _ in range(self.steps):
-            gram = turned @ turned.mT
+            gram = symmetric_product(turned, turned.mT)
             turned = multiply_add(
                 turned, multiply_add(gram, gram, gram, beta=-4.7750, alpha=2.0315), turned, beta=3.4445
             )

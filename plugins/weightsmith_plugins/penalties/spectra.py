@@ -10,8 +10,8 @@ from weightsmith import Penalty, Site
 from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype, from_unit_matrices, unit_matrices
 
+from weightsmith_plugins.linear_algebra import symmetric_product, top_singular_vectors
 from weightsmith_plugins.penalties.sizes import require_non_negative
-from weightsmith_plugins.power_iteration import top_singular_vectors
 
 __all__ = ["NuclearNorm", "Orthogonality", "SpectralPenalty"]
 
@@ -127,4 +127,4 @@ def _wide(matrices: Tensor) -> Tensor:
 
 def _excess(wide: Tensor) -> Tensor:
     """WWᵀ − I."""
-    return wide @ wide.mT - torch.eye(wide.shape[-2], dtype=wide.dtype, device=wide.device)
+    return symmetric_product(wide, wide.mT) - torch.eye(wide.shape[-2], dtype=wide.dtype, device=wide.device)

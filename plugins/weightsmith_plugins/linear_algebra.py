@@ -1,4 +1,4 @@
-"""The largest singular value and its vectors, by steps of power iteration."""
+"""Products of matrices, and what is found by them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["top_singular_vectors"]
+__all__ = ["symmetric_product", "top_singular_vectors"]
 
 
 def top_singular_vectors(
@@ -31,3 +31,30 @@ def top_singular_vectors(
     image = (matrices @ right.unsqueeze(-1)).squeeze(-1)
     largest = total(image.square().sum(dim=-1, keepdim=True)).sqrt()
     return (image / largest).nan_to_num_(0.0), right, largest
+
+
+def symmetric_product(left: Tensor, right: Tensor) -> Tensor:
+    """A product of matrices that is known to be symmetric, such as WWᵀ, or that of two polynomials of one symmetric
+    matrix. Of large ones, what is below the diagonal is not computed, but copied from above: up to 45 % fewer steps.
+
+    Args:
+        left: shape ``(…, n, k)``.
+        right: shape ``(…, k, n)``.
+
+    >>> symmetric_product(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0], [2.0]]))
+    tensor([[5.]])
+    """
+    size = left.shape[-2]
+    if size < _SPLIT:
+        return left @ right
+    half = size // 2
+    product = left.new_empty(*left.shape[:-1], size)
+    product[..., :half, :half] = symmetric_product(left[..., :half, :], right[..., :half])
+    product[..., half:, half:] = symmetric_product(left[..., half:, :], right[..., half:])
+    across = left[..., :half, :] @ right[..., half:]
+    product[..., :half, half:], product[..., half:, :half] = across, across.mT
+    return product
+
+
+_SPLIT = 192
+"""Rows, from which on halves are faster than the whole."""
