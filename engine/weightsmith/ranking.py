@@ -153,8 +153,8 @@ def _least_kept(passes: Passes, count: int, step: int) -> tuple[float, int | Non
 
 
 def _bracket(sample: Values, looked_at: int, share: float) -> tuple[float, float]:
-    """Magnitudes between which the one is expected that this share of all exceeds: above 0, of which there may be very
-    many, and down to there if nothing below the least was sampled, and may be there.
+    """Magnitudes between which the one is expected that this share of all exceeds. The low end is the smallest number
+    above 0 where the place may lie beyond the sample, or is among zeros, of which there may be very many.
 
     Args:
         sample: the magnitudes of those kept among those that were looked at; hardly ever off by more than five standard
@@ -173,7 +173,7 @@ def _bracket(sample: Values, looked_at: int, share: float) -> tuple[float, float
 _FEWEST_SAMPLED = 2**14
 """Values, from which on a sample saves more than it costs."""
 _SAMPLE = 2**18
-"""Values of a sample at most: where that is more than every 17th."""
+"""About how many values a sample has at most; of fewer than 17 times as many it is every 17th."""
 
 
 def in_blocks(weights: Sequence[Tensor], masks: Sequence[Tensor]) -> Passes | None:

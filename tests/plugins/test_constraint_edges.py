@@ -179,6 +179,21 @@ def test_what_is_sparse_enough_stays_as_it_is(way, dtype):
         assert dtype is HALF or weight._version == version
 
 
+def test_top_k_counts_what_the_processor_takes_for_zero(way):
+    """Numbers below the smallest normal one are there for whoever computes with them."""
+    weight = torch.zeros(200, 200)
+    weight.view(-1)[:10] = 1.0
+    weight.view(torch.int32).view(-1)[100:30_000] = 5
+    if not torch.set_flush_denormal(True):
+        pytest.skip("the processor cannot flush")
+    try:
+        w.TopK(0.1).project_all_([weight], [Site.alone(weight)])
+    finally:
+        torch.set_flush_denormal(False)
+    assert weight.count_nonzero() <= 4000
+    assert (weight.view(-1)[:10] == 1).all()
+
+
 # -------------------------------------------------------------------- intersections
 
 

@@ -67,8 +67,10 @@ class TopK(Constraint):
         return weight
 
     def _clear_smallest_(self, weight: Tensor, count: int) -> bool:
-        """Without a row of all magnitudes; whether that was done."""
-        if np.count_nonzero(weight.detach().numpy() != 0) <= count:
+        """Without a row of all magnitudes; whether that was done. What is not 0 already is counted by its bits, as a
+        processor may be told to take subnormal numbers for 0."""
+        bits = weight.detach().view(torch.int32 if weight.dtype == torch.float32 else torch.int64)
+        if np.count_nonzero(bits.numpy()) <= count:
             return True
         return mask_smallest_([weight], [torch.ones_like(weight, dtype=torch.bool)], count)
 
@@ -84,10 +86,13 @@ class TopK(Constraint):
 
 
 def _is_plain(weight: Tensor) -> bool:
-    """Whether it is for :func:`~weightsmith_plugins.sparsity.masks.mask_smallest_`, which is worth it."""
+    """Whether :func:`~weightsmith_plugins.sparsity.masks.mask_smallest_` can take it, and is faster."""
     is_followed = weight.requires_grad and torch.is_grad_enabled()
     has_bits = weight.is_cpu and weight.is_contiguous() and weight.dtype in (torch.float32, torch.float64)
-    return has_bits and not is_followed and not is_small(weight)
+    return has_bits and not is_followed and weight.numel() >= _FEWEST_BY_PASSES
+
+
+_FEWEST_BY_PASSES = 2**14
 
 
 def _row_kind(weight: Tensor, site: Site) -> object:
