@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weightsmith.tensors import accurate_dtype, copy_, is_small
 
-__all__ = ["Passes", "Values", "in_blocks", "keep_largest_", "largest", "largest_of_groups"]
+__all__ = ["FEWEST_SAMPLED", "Passes", "Values", "in_blocks", "keep_largest_", "largest", "largest_of_groups"]
 
 Values: TypeAlias = npt.NDArray[Any]
 
@@ -121,10 +121,10 @@ class Passes(Protocol):
 
 
 def _steps(total: int) -> Sequence[int]:
-    """How far apart the values of a sample are: two tries; the sample is all of fewer than ``_FEWEST_SAMPLED``. No step
+    """How far apart the values of a sample are: two tries; the sample is all of fewer than ``FEWEST_SAMPLED``. No step
     has a factor with what is usual in shapes, lest a sample see but one place of every kernel, or some of the
     columns."""
-    if total < _FEWEST_SAMPLED:
+    if total < FEWEST_SAMPLED:
         return [1]
     first = _coprime(max(17, total // _SAMPLE))
     return [first, _coprime(first + 1)]
@@ -170,7 +170,7 @@ def _bracket(sample: Values, looked_at: int, share: float) -> tuple[float, float
     return low, max(low, high)
 
 
-_FEWEST_SAMPLED = 2**14
+FEWEST_SAMPLED = 2**14
 """Values, from which on a sample saves more than it costs."""
 _SAMPLE = 2**18
 """About how many values a sample has at most; of fewer than 17 times as many it is every 17th."""

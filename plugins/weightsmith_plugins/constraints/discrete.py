@@ -12,7 +12,7 @@ from torch import Tensor
 from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.joint import largest_of_all, size_of
 from weightsmith.kinds.base import as_it_is
-from weightsmith.ranking import largest, largest_of_groups
+from weightsmith.ranking import FEWEST_SAMPLED, largest, largest_of_groups
 from weightsmith.rows import row_lengths
 from weightsmith.site import Sharding
 from weightsmith.tensors import accurate_dtype, copy_, is_small, joined, keep_, parted, row_groups, unit_peaks
@@ -89,10 +89,7 @@ def _is_plain(weight: Tensor) -> bool:
     """Whether :func:`~weightsmith_plugins.sparsity.masks.mask_smallest_` can take it, and is faster."""
     is_followed = weight.requires_grad and torch.is_grad_enabled()
     has_bits = weight.is_cpu and weight.is_contiguous() and weight.dtype in (torch.float32, torch.float64)
-    return has_bits and not is_followed and weight.numel() >= _FEWEST_BY_PASSES
-
-
-_FEWEST_BY_PASSES = 2**14
+    return has_bits and not is_followed and weight.numel() >= FEWEST_SAMPLED
 
 
 def _row_kind(weight: Tensor, site: Site) -> object:
