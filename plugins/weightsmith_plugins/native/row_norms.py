@@ -110,14 +110,14 @@ def _sum_in_one_place(address: int, length: int, precision: Any) -> float:
     """That of the squares of a row."""
     total = 0.0
     for start in range(0, length, _AT_ONCE):
-        total += _of_some(address + 4 * start, min(_AT_ONCE, length - start), precision)
+        total += _block_in_one_place(address + 4 * start, min(_AT_ONCE, length - start), precision)
     return total
 
 
 @_reordered
-def _of_some(address: int, few: int, precision: Any) -> float:
-    """The sum of their squares. AMD's Zen reads the 32 bytes at once that a vector of float64 takes faster than the 64
-    of one of float32."""
+def _block_in_one_place(address: int, few: int, precision: Any) -> float:
+    """That of up to ``_AT_ONCE`` values. AMD's Zen reads the 32 bytes at once that a vector of float64 takes faster
+    than the 64 of one of float32."""
     row, as_precise = values_at(address, 0, few), precision.dtype.type
     total = 0.0
     for place in range(few):
@@ -134,7 +134,9 @@ def _sums_of_squares(
     a = b = c = d = 0.0
     for start in range(0, length, _AT_ONCE):
         few, skipped = min(_AT_ONCE, length - start), 4 * start
-        sums = _of_few(first + skipped, second + skipped, third + skipped, fourth + skipped, few, precision)
+        sums = _block_in_four_places(
+            first + skipped, second + skipped, third + skipped, fourth + skipped, few, precision
+        )
         a += sums[0]
         b += sums[1]
         c += sums[2]
@@ -143,13 +145,15 @@ def _sums_of_squares(
 
 
 _AT_ONCE = 2**10
+"""Squares that are added in float32 before they go on in float64."""
 
 
 @_reordered
-def _of_few(
+def _block_in_four_places(
     first: int, second: int, third: int, fourth: int, few: int, precision: Any
 ) -> tuple[float, float, float, float]:
-    """As :func:`_sums_of_squares`. It takes addresses, as a call costs more than its work where it takes arrays."""
+    """As :func:`_sums_of_squares`, of up to ``_AT_ONCE`` values. It takes addresses, as a call costs more than its work
+    where it takes arrays."""
     rows, more = (
         (values_at(first, 0, few), values_at(second, 0, few)),
         (values_at(third, 0, few), values_at(fourth, 0, few)),
