@@ -11,11 +11,12 @@ from typing import Any
 
 from llvmlite import ir
 from numba import carray, types
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from weightsmith_plugins.native.compiling import compiled
 
-__all__ = ["bits_at", "fetch", "kept_at", "row_at", "share_of", "values_at"]
+__all__ = ["MOST_PLACES", "bits_at", "fetch", "kept_at", "room_for_places", "row_at", "share_of", "values_at"]
 
 _inlined = functools.partial(compiled, error_model="numpy")
 
@@ -50,6 +51,24 @@ def fetch(_: Any, address: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(address), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def _room(_: Any) -> Any:
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        return cgutils.alloca_once(builder, ir.IntType(16), size=MOST_PLACES)
+
+    return types.CPointer(types.uint16)(), generate
+
+
+MOST_PLACES = 2**12
+
+
+@_inlined
+def room_for_places() -> Any:
+    """Room for ``MOST_PLACES`` unsigned integers of 16 bits, while the function that asks for it runs, each time anew.
+    LLVM sees that no argument of that function is there, so that it may read those in vectors while it writes here."""
+    return carray(_room(), (MOST_PLACES,))
 
 
 @_inlined

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightsmith_plugins.native.compiling import compiled
-from weightsmith_plugins.native.pointers import fetch
+from weightsmith_plugins.native.pointers import MOST_PLACES, fetch, room_for_places
 from weightsmith_plugins.probes.buckets import BITS, NEAR_ZERO, Summary, lookup
 
 __all__ = ["in_one_pass"]
@@ -22,9 +22,8 @@ def in_one_pass(flat: Tensor) -> Summary:
     memory."""
     table, *constants = _constants(flat.dtype)
     values, places = flat.numpy(), np.zeros(2 * table.buckets + 1, dtype=np.int64)
-    of_a_block = np.empty(min(len(values), _BLOCK), np.uint16)
-    bits, address = values.view(table.entries.dtype), flat.data_ptr()
-    found = _look(values, bits, address, table.entries, *constants, of_a_block, places)
+    whole, signed = (values.view(f"{kind}{flat.element_size()}") for kind in "ui")
+    found = _look(values, whole, signed, flat.data_ptr(), table.entries, *constants, places)
     return Summary(_folded(places), *found)
 
 
@@ -42,10 +41,8 @@ def _folded(places: Any) -> Any:
 @functools.cache
 def _constants(dtype: torch.dtype) -> tuple[Any, ...]:
     table, bits = lookup(dtype), BITS[dtype]
-    masks = np.array([table.others, bits.magnitude, bits.exponent], dtype=table.entries.dtype)
-    sign = 8 * table.entries.itemsize - 1
-    ordering = np.array([sign, bits.magnitude], dtype=f"i{table.entries.itemsize}")
-    return table, *masks, ordering, NEAR_ZERO.start, 2 * table.buckets - NEAR_ZERO.stop
+    masks = np.array([bits.magnitude, bits.exponent], dtype=table.entries.dtype)
+    return table, *masks, NEAR_ZERO.start, 2 * table.buckets - NEAR_ZERO.stop
 
 
 @functools.partial(compiled, fastmath={"reassoc", "contract"})  # so that several values are added at once
@@ -59,35 +56,49 @@ def _sums(values: npt.NDArray[Any]) -> tuple[float, float]:
 
 
 @compiled
-def _ends(values: npt.NDArray[Any], ordering: npt.NDArray[Any]) -> tuple[float, float]:
-    """The least and the largest, of which none is NaN: by their bits as signed integers, which are in the order of the
-    numbers once those of negative ones are turned over, but for the sign. LLVM makes no vectors of floats' least."""
-    shift, magnitude = ordering
-    bits, as_narrow = values.view(ordering.dtype), ordering.dtype.type  # else Numba makes 64 bits of 32
-    least = most = as_narrow(bits[0] ^ ((bits[0] >> shift) & magnitude))
-    for place in range(len(bits)):
-        turned = as_narrow(bits[place] ^ ((bits[place] >> shift) & magnitude))
-        least, most = min(least, turned), max(most, turned)
-    ends = np.empty(2, ordering.dtype)
-    ends[0], ends[1] = least ^ ((least >> shift) & magnitude), most ^ ((most >> shift) & magnitude)
+def _ends(values: npt.NDArray[Any], whole: Any, signed: Any) -> tuple[float, float]:
+    """The least and the largest, of which none is NaN, by their bits: as signed integers those of positive numbers are
+    the largest, in the numbers' order; as unsigned ones those of negative numbers, against it. LLVM makes no vectors of
+    floats' least."""
+    as_whole, as_signed = whole.dtype.type, signed.dtype.type  # else Numba makes 64 bits of 32
+    lowest, highest = whole[0], signed[0]
+    for place in range(len(whole)):
+        lowest, highest = as_whole(max(lowest, whole[place])), as_signed(max(highest, signed[place]))
+    ends = np.empty(2, whole.dtype)
+    ends[0], ends[1] = lowest, as_whole(highest)
+    are_all_negative, are_all_positive = highest < 0, as_signed(lowest) >= 0
+    if are_all_negative or are_all_positive:
+        ends[int(are_all_negative)] = _nearest_to_zero(whole)
     found = ends.view(values.dtype)
     return found[0], found[1]
 
 
 @compiled
-def _count(bits: Any, following: int, entries: Any, others: Any, found: Any, places: Any) -> None:
-    """See :class:`~weightsmith_plugins.probes.buckets.Lookup`. The place of each is found first, in vectors. While
-    they are counted, the next block comes from memory, from the address ``following``."""
-    rest = entries.dtype.type((1 << others) - 1)  # unsigned, as places then are: Numba asks whether others are below 0
-    for place in range(len(bits)):
-        number = bits[place]
-        found[place] = (entries[number >> others] + (number & rest)) >> others
-    together = len(bits) // _LINE * _LINE
+def _nearest_to_zero(whole: Any) -> Any:
+    """Of numbers of one sign."""
+    as_whole, nearest = whole.dtype.type, whole[0]
+    for place in range(len(whole)):
+        nearest = as_whole(min(nearest, whole[place]))
+    return nearest
+
+
+@compiled
+def _count(whole: Any, following: int, entries: Any, places: Any) -> None:
+    """See :class:`~weightsmith_plugins.probes.buckets.Lookup`. The places of all numbers of a block are found first, in
+    vectors: LLVM makes them as nothing else can be where it writes to, and as the shift is a constant. While they are
+    counted, the next block comes from memory, from the address ``following``."""
+    others, as_whole = np.iinfo(whole.dtype).bits - 16, whole.dtype.type
+    rest = as_whole((1 << others) - 1)  # unsigned, as places then are: Numba asks whether others are below 0
+    found = room_for_places()
+    for place in range(len(whole)):
+        number = whole[place]
+        found[place] = as_whole(entries[as_whole(number >> others)] + as_whole(number & rest)) >> others
+    together = len(whole) // _LINE * _LINE
     for first in range(0, together, _LINE):
-        fetch(following + bits.itemsize * first)
+        fetch(following + whole.itemsize * first)
         for place in range(first, first + _LINE):
             places[found[place]] += 1
-    for place in range(together, len(bits)):
+    for place in range(together, len(whole)):
         places[found[place]] += 1
 
 
@@ -103,11 +114,11 @@ def _pairs(places: Any, first: int, second: int) -> int:
 
 
 @compiled
-def _zeros_and_subnormals(bits: Any, magnitude: Any, exponent: Any) -> tuple[Any, Any]:
+def _zeros_and_subnormals(whole: Any, magnitude: Any, exponent: Any) -> tuple[Any, Any]:
     """Of a block."""
     zeros = tiny = np.int32(0)
-    for place in range(len(bits)):
-        number = bits[place]
+    for place in range(len(whole)):
+        number = whole[place]
         zeros = np.int32(zeros + np.int32((number & magnitude) == 0))
         tiny = np.int32(tiny + np.int32((number & exponent) == 0))
     return zeros, tiny - zeros
@@ -116,29 +127,27 @@ def _zeros_and_subnormals(bits: Any, magnitude: Any, exponent: Any) -> tuple[Any
 @compiled
 def _look(
     values: Any,
-    bits: Any,
+    whole: Any,
+    signed: Any,
     address: int,
     entries: Any,
-    others: Any,
     magnitude: Any,
     exponent: Any,
-    ordering: Any,
     positive: int,
     negative: int,
-    of_a_block: Any,
     places: Any,
 ) -> tuple[float, float, float, float, int, int]:
     """Count what falls into each place; and find the least and the largest finite value, their sum, that of their
     squares, and how many are zero and subnormal; block by block, while they are in the processor's cache. Were the
-    places made here, it would take half as long again. ``address`` is where the values
-    begin, and ``of_a_block`` has room for the places of a block."""
+    places made here, it would take half as long again. ``whole`` and ``signed`` are the bits of the values, which begin
+    at ``address``."""
     least, most, total, squares, zeros, subnormal = np.inf, -np.inf, 0.0, 0.0, 0, 0
-    for start in range(0, len(values), _BLOCK):
-        block, numbers = values[start : start + _BLOCK], bits[start : start + _BLOCK]
+    for start in range(0, len(values), MOST_PLACES):
+        block, numbers = values[start : start + MOST_PLACES], whole[start : start + MOST_PLACES]
         near, nonfinite = _pairs(places, positive, negative), places[-1]
         sums = _sums(block)  # first, as it waits least for what comes from memory
-        following = address + bits.itemsize * (start + len(block))
-        _count(numbers, following, entries, others, of_a_block, places)
+        following = address + whole.itemsize * (start + len(block))
+        _count(numbers, following, entries, places)
         if _pairs(places, positive, negative) > near:
             some = _zeros_and_subnormals(numbers, magnitude, exponent)
             zeros += some[0]
@@ -147,11 +156,8 @@ def _look(
             block = block[np.isfinite(block)]
             sums = _sums(block)
         if len(block):
-            ends = _ends(block, ordering)
+            ends = _ends(block, block.view(whole.dtype), block.view(signed.dtype))
             total += sums[0]
             squares += sums[1]
             least, most = min(least, ends[0]), max(most, ends[1])
     return least, most, total, squares, zeros, subnormal
-
-
-_BLOCK = 2**12
