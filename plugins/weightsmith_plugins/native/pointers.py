@@ -55,7 +55,7 @@ def fetch(_: Any, address: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _room(_: Any) -> Any:
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+    def generate(_: Any, builder: Any, *__: Any) -> Any:
         return cgutils.alloca_once(builder, ir.IntType(16), size=MOST_PLACES)
 
     return types.CPointer(types.uint16)(), generate
