@@ -253,6 +253,26 @@ def test_charging_gives_the_bits_that_torch_gives(shapes, signs, values, seed):
     assert all(gradient._version > version for gradient, version in zip(gradients, versions, strict=True))
 
 
+ENDS = st.sampled_from([0.0, -0.0, 0.01, 1.0, 1e-42, 1e38, math.inf])
+
+
+@settings(max_examples=100, deadline=None)
+@given(shapes, ENDS, ENDS, st.integers(0, 10**6))
+def test_clamping_gives_the_bits_that_torch_gives(shapes, below, above, seed):
+    weights = drawn(shapes, seed)
+    wanted, versions = [weight.clamp(-below, above) for weight in weights], [weight._version for weight in weights]
+    assert not one_pass.clamped_(weights, -below, above)
+    assert_same_bits(weights, wanted)
+    assert all(weight._version > version for weight, version in zip(weights, versions, strict=True))
+
+
+@pytest.mark.parametrize(("low", "high"), [(None, 0.5), (-0.5, None), (-0.5, 1e39), (-1e39, 0.5)])
+def test_a_bound_that_is_missing_or_beyond_float32_is_left_to_torch(low, high):
+    weight = torch.tensor([3.0, -3.0])
+    assert list(one_pass.clamped_([weight], low, high)) == [0]
+    assert weight.tolist() == [3.0, -3.0]
+
+
 @settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from([w.GroupLasso(0.1), w.ClipUnitNorm(0.5), w.AdaptiveClip(0.1), w.AdaptiveClip(10.0, 1e-6)]),
@@ -386,6 +406,7 @@ PLUGINS_OF = {
     "bound_norms_": [w.MaxNorm(0.5), w.MinMaxNorm(0.5, 0.6), w.UnitNorm()],
     "charged_": [w.L1(0.1), w.ElasticNet(0.1, 0.1)],
     "charged_by_rows_": [w.GroupLasso(0.1)],
+    "clamped_": [w.Clamp(-0.5, 0.5), w.ClipValue(0.5)],
     "clipped_": [w.ClipUnitNorm(0.5)],
     "clipped_adaptively_": [w.AdaptiveClip(0.1)],
     "norm_of": [w.ClipNorm(0.5)],

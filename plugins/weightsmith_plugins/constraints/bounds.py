@@ -12,6 +12,9 @@ from weightsmith import ConfigurationError, Constraint, Site
 from weightsmith.site import Sharding
 from weightsmith.tensors import clamp_
 
+from weightsmith_plugins.native.addresses import picked
+from weightsmith_plugins.native.compiling import in_one_pass
+
 __all__ = ["Clamp", "NonNegative"]
 
 
@@ -52,7 +55,8 @@ class Clamp(Constraint):
         return weight.clamp(self.low, self.high)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        clamp_(weights, self.low, self.high)
+        left = in_one_pass("clamped_", weights, low=self.low, high=self.high)
+        clamp_(picked(weights, left), self.low, self.high)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # clamping is exact

@@ -111,7 +111,8 @@ class ClipValue(GradientEditor):
         return gradient.clamp(-self.limit, self.limit)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        clamp_(gradients, -self.limit, self.limit)
+        left = in_one_pass("clamped_", gradients, low=-self.limit, high=self.limit)
+        clamp_(picked(gradients, left), -self.limit, self.limit)
 
 
 class AdaptiveClip(GradientEditor):

@@ -75,7 +75,7 @@ def _may_be_for_it(tensor: Tensor) -> bool:
     return tensor.dtype is torch.float32 and tensor.is_cpu
 
 
-_LEAST = {"charged_": 16, "norm_of": 16}
+_LEAST = {"charged_": 16, "clamped_": 16, "norm_of": 16}
 """Small tensors, from which on what torch does in two or three calls for all of them is slower."""
 
 
@@ -98,6 +98,7 @@ _USERS = {
     "bound_norms_": (_ANY, "MaxNorm, MinMaxNorm and UnitNorm work"),
     "charged_": (_ANY, "L1 and ElasticNet work"),
     "charged_by_rows_": (_ANY, "GroupLasso works"),
+    "clamped_": (_ANY, "Clamp and ClipValue work"),
     "clipped_": (_ANY, "ClipUnitNorm works"),
     "clipped_adaptively_": (_ANY, "AdaptiveClip works"),
     "norm_of": (_ANY, "ClipNorm works"),

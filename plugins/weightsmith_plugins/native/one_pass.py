@@ -35,6 +35,7 @@ __all__ = [
     "bound_norms_",
     "charged_",
     "charged_by_rows_",
+    "clamped_",
     "clipped_",
     "clipped_adaptively_",
     "norm_of",
@@ -55,6 +56,40 @@ _LARGEST = torch.finfo(torch.float32).max
 
 
 # -------------------------------------------------------------------- constraints
+
+
+def clamped_(weights: Sequence[Tensor], low: float | None, high: float | None) -> Sequence[int]:
+    """min(max(w, low), high) of every value; NaN stays.
+
+    Args:
+        weights: of any shape, dtype and device.
+        low: the least value.
+        high: the largest, no less.
+
+    Returns:
+        The places of those that are left to torch: what
+        :func:`~weightsmith_plugins.native.addresses.memory_of` leaves out; and all if there is but one bound, for which
+        torch takes one call.
+    """
+    if low is None or high is None or _is_too_large(low) or _is_too_large(high):
+        return range(len(weights))
+    return pass_over(_clamp_all, weights, settings=[float(low), float(high)])
+
+
+@_kernel
+def _clamp_all(table: Any, low: float, high: float, share: int, shares: int) -> None:
+    sizes, addresses = table[0], table[2]
+    for place in range(len(addresses)):
+        first, last = share_of(sizes[place], share, shares)
+        _clamp(values_at(addresses[place], first, last), np.float32(low), np.float32(high))
+
+
+@_kernel
+def _clamp(values: Any, low: Any, high: Any) -> None:
+    for place in range(len(values)):
+        value = values[place]
+        value = low if value < low else value
+        values[place] = high if value > high else value
 
 
 def bound_norms_(
@@ -337,6 +372,7 @@ def refuse_trouble(name: str) -> None:
 
 _TRIALS: dict[str, Callable[[Tensor, Tensor], object]] = {
     "bound_norms_": lambda rows, _: bound_norms_([rows], 0.0, 1.0, 0.0, 1e15, by_rows=[True]),
+    "clamped_": lambda rows, _: clamped_([rows], -0.8, 0.6),
     "charged_": lambda rows, others: charged_([rows], [others], -0.8, -0.8),
     "charged_by_rows_": lambda rows, _: charged_by_rows_([rows], [rows.clone()], -4.0 / math.sqrt(2), by_rows=[True]),
     "clipped_": lambda rows, _: clipped_([rows], 1.0, by_rows=[True]),
