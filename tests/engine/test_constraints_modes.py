@@ -6,7 +6,15 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
-from weightsmith import ConfigurationError, ConflictError, Constraint, PluginContractError, Trainer, WeightEvents
+from weightsmith import (
+    ConfigurationError,
+    ConflictError,
+    Constraint,
+    PluginContractError,
+    Trainer,
+    UnsupportedWeightError,
+    WeightEvents,
+)
 from weightsmith_plugins import Clamp, MaxNorm, NonNegative, UnitNorm
 
 CONSTRAINTS = [Clamp(-0.2, 0.3), NonNegative(), MaxNorm(0.5), UnitNorm()]
@@ -166,6 +174,14 @@ def test_forward_without_a_useful_gradient_is_refused_and_changes_nothing():
     assert not parametrize.is_parametrized(layer)
     with pytest.raises(ConfigurationError, match=r"is not one of 'project', 'forward'"):
         make_trainer(layer, Clamp(0.0, mode="sideways"))
+
+
+@pytest.mark.parametrize(("constraint", "is_advised"), [(Clamp(-0.2, 0.3), True), (Sign(), False)])
+def test_projecting_a_parametrized_weight_is_refused_with_a_way_out_that_there_is(constraint, is_advised):
+    layer = nn.utils.parametrizations.weight_norm(make_layer())
+    with pytest.raises(UnsupportedWeightError, match="leave it out with `where`") as refused:
+        Trainer(layer, torch.optim.SGD(layer.parameters(), lr=0.1), nn.MSELoss(), plugins=[constraint])
+    assert ("use mode='forward'" in str(refused.value)) == is_advised
 
 
 def test_forward_on_a_tied_weight_is_refused_by_both_names():

@@ -202,9 +202,10 @@ class Constraint(WeightPlugin, abstract=True):
             raise ConfigurationError(f"{self!r}: its projection has no useful gradient; use mode='project'")
         for weight in weights:
             if self.mode == "project" and weight.parametrized:
+                instead = "use mode='forward', or " if self.forward_gradient != "none" else ""
                 raise UnsupportedWeightError(
                     f"{self!r}: weight {weight.name!r} is parametrized, so projecting its raw parameter would not "
-                    "bound what the layer computes with: use mode='forward', or leave it out with `where`"
+                    f"bound what the layer computes with: {instead}leave it out with `where`"
                 )
 
     @without_gradients

@@ -22,7 +22,8 @@ __all__ = ["MaxNorm", "MinMaxNorm", "UnitNorm"]
 
 class UnitScaling(Constraint, abstract=True):
     """What sets of units with certain norms share: w_u · bounded(‖w_u‖) / ‖w_u‖ for every unit u. A weight whose units
-    have the right norms to within rounding stays bit for bit as it is."""
+    have the right norms to within rounding stays bit for bit as it is: in float32, norms are off by up to 5e-7 of the
+    bound."""
 
     unitwise: ClassVar[bool] = True
 
@@ -99,6 +100,8 @@ class UnitScaling(Constraint, abstract=True):
 
 class MaxNorm(UnitScaling):
     """‖w_u‖₂ ≤ limit for every unit u; the nearest point is w_u · min(1, limit / ‖w_u‖).
+
+    A unit that is over by no more than rounding (in float32 5e-7 of the limit) stays as it is.
 
     Srebro & Shraibman (2005), "Rank, trace-norm and max-norm"; Srivastava et al. (2014) for dropout networks.
 
