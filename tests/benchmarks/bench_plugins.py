@@ -510,9 +510,9 @@ def network_for(row: Row, size: str) -> nn.Module | None:
 
 
 IN_ONE_PASS = (
-    *(w.MaxNorm, w.MinMaxNorm, w.UnitNorm),
+    *(w.Clamp, w.MaxNorm, w.MinMaxNorm, w.UnitNorm),
     *(w.L1, w.ElasticNet, w.GroupLasso),
-    *(w.ClipNorm, w.ClipUnitNorm, w.AdaptiveClip),
+    *(w.ClipNorm, w.ClipUnitNorm, w.ClipValue, w.AdaptiveClip),
     *(w.L1Ball, w.Simplex, w.NofM),
     *(w.MagnitudePruning, w.KeepZeros, w.TopK),
 )

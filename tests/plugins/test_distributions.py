@@ -53,6 +53,32 @@ def test_numbers_of_a_distribution_are_those_of_exact_arithmetic(way, dtype, siz
         assert found.total_squares.item() == pytest.approx(exact.square().sum().item(), rel=2e-6, abs=1e-70)
 
 
+SIGNS = {
+    "positive": lambda x: x.abs(),
+    "negative": lambda x: -x.abs(),
+    "positive and 0": lambda x: x.clamp(min=0.0),
+    "negative and -0": lambda x: -(-x).clamp(min=0.0),
+    "0 and -0": lambda x: x * 0.0,
+    "positive, then both": lambda x: torch.cat([x.abs(), x]),
+    "negative, then positive": lambda x: torch.cat([-x.abs(), x.abs()]),
+    "positive, NaN and infinities": lambda x: torch.where(
+        x > 0.5, x, torch.tensor([math.nan, math.inf, -math.inf])[torch.arange(len(x)) % 3]
+    ),
+}
+
+
+@pytest.mark.parametrize("sign", list(SIGNS))
+@pytest.mark.parametrize("size", [1, 2, 15, 16, 17, 4095, 4096, 4097, 8193])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_ends_are_the_least_and_the_largest_whatever_the_signs(way, sign, size, dtype):
+    values = SIGNS[sign](torch.randn(size, generator=torch.Generator().manual_seed(size))).to(dtype)
+    found, exact = histogram(values), values[values.isfinite()]
+    assert found.count == len(exact)
+    assert (found.counts == torch.from_numpy(buckets.by_search(values)[:-1])).all()
+    if len(exact):
+        assert (found.minimum.item(), found.maximum.item()) == (exact.min().item(), exact.max().item())
+
+
 def test_a_layout_changes_no_distribution(way):
     weight = torch.randn(6, 4, 3, 3)
     wanted = histogram(weight.contiguous())
@@ -103,7 +129,8 @@ def test_where_numba_fails_there_are_several_passes_and_a_warning(afresh, monkey
 def in_a_process_of_its_own(environment, asks="is not None"):
     program = (
         "import torch; from weightsmith_plugins.probes import distributions, histogram; "
-        f"assert histogram(torch.ones(3)).count == 3; assert distributions._compiled(torch.float32) {asks}"
+        "found = histogram(torch.arange(9000.0)); assert found.count == int(found.counts.sum()) == 9000; "
+        f"assert distributions._compiled(torch.float32) {asks}"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], env=environment, check=True, timeout=120)
 
@@ -123,6 +150,10 @@ def test_a_damaged_cache_ends_no_run(tmp_path):
     for file in written:
         file.write_bytes(b"")
     in_a_process_of_its_own(environment, "is None")
+
+
+def test_counts_are_right_where_numba_leaves_the_code_as_it_is(tmp_path):
+    in_a_process_of_its_own({"PATH": "", "NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_OPT": "0"})
 
 
 def test_where_numba_is_told_to_compile_nothing_there_are_several_passes():

@@ -253,24 +253,33 @@ def test_charging_gives_the_bits_that_torch_gives(shapes, signs, values, seed):
     assert all(gradient._version > version for gradient, version in zip(gradients, versions, strict=True))
 
 
-ENDS = st.sampled_from([0.0, -0.0, 0.01, 1.0, 1e-42, 1e38, math.inf])
+ENDS = st.sampled_from([0, 0.0, -0.0, 1e-42, -1e-42, 0.01, -0.01, 1, -1.0, 1e38, -1e38, math.inf, -math.inf])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(shapes, ENDS, ENDS, st.integers(0, 10**6))
-def test_clamping_gives_the_bits_that_torch_gives(shapes, below, above, seed):
+def test_clamping_gives_the_bits_that_torch_gives(shapes, one, other, seed):
+    low, high = sorted([one, other])
     weights = drawn(shapes, seed)
-    wanted, versions = [weight.clamp(-below, above) for weight in weights], [weight._version for weight in weights]
-    assert not one_pass.clamped_(weights, -below, above)
+    wanted, versions = [weight.clamp(low, high) for weight in weights], [weight._version for weight in weights]
+    assert not one_pass.clamped_(weights, low, high)
     assert_same_bits(weights, wanted)
     assert all(weight._version > version for weight, version in zip(weights, versions, strict=True))
 
 
-@pytest.mark.parametrize(("low", "high"), [(None, 0.5), (-0.5, None), (-0.5, 1e39), (-1e39, 0.5)])
-def test_a_bound_that_is_missing_or_beyond_float32_is_left_to_torch(low, high):
+@pytest.mark.parametrize(("low", "high"), [(-0.5, 1e39), (-1e39, 0.5)])
+def test_a_bound_beyond_float32_is_left_to_torch(low, high):
     weight = torch.tensor([3.0, -3.0])
     assert list(one_pass.clamped_([weight], low, high)) == [0]
     assert weight.tolist() == [3.0, -3.0]
+
+
+@pytest.mark.parametrize(("low", "high", "wanted"), [(None, 0.5, [0.5, -3.0]), (-0.5, None, [3.0, -0.5])])
+def test_one_bound_alone_asks_for_nothing_compiled(low, high, wanted, monkeypatch):
+    monkeypatch.setattr(compiling, "_tried", None)
+    weights = [torch.tensor([3.0, -3.0]) for _ in range(20)]
+    w.Clamp(low, high).project_all_(weights, [Site.alone(weight) for weight in weights])
+    assert all(weight.tolist() == wanted for weight in weights)
 
 
 @settings(max_examples=150, deadline=None)
@@ -633,7 +642,9 @@ def test_where_torch_watches_what_is_done_nothing_has_an_address():
 def test_few_small_tensors_are_left_to_torch_where_that_is_faster(monkeypatch):
     monkeypatch.undo()
     small, large = [torch.ones(2, 8)], [torch.ones(300, 200)]
-    for name, few in {"charged_": 15, "norm_of": 15, "clipped_": 0}.items():
+    few_for = {"charged_": 15, "clamped_": 15, "norm_of": 15, "clipped_": 0}
+    assert {name for name, few in few_for.items() if few} == set(compiling._LEAST)
+    for name, few in few_for.items():
         assert few == 0 or compiling.compiled_function(name, few * small) is None
         assert compiling.compiled_function(name, (few + 1) * small) is not None
         assert compiling.compiled_function(name, large) is not None

@@ -55,8 +55,9 @@ class Clamp(Constraint):
         return weight.clamp(self.low, self.high)
 
     def project_all_(self, weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        left = in_one_pass("clamped_", weights, low=self.low, high=self.high)
-        clamp_(picked(weights, left), self.low, self.high)
+        if self.low is not None and self.high is not None:  # for one of them torch takes one call
+            weights = picked(weights, in_one_pass("clamped_", weights, low=self.low, high=self.high))
+        clamp_(weights, self.low, self.high)
 
     def tolerance(self, projected: Tensor, site: Site) -> float:
         return 0.0  # clamping is exact

@@ -58,20 +58,19 @@ _LARGEST = torch.finfo(torch.float32).max
 # -------------------------------------------------------------------- constraints
 
 
-def clamped_(weights: Sequence[Tensor], low: float | None, high: float | None) -> Sequence[int]:
+def clamped_(weights: Sequence[Tensor], low: float, high: float) -> Sequence[int]:
     """min(max(w, low), high) of every value; NaN stays.
 
     Args:
         weights: of any shape, dtype and device.
-        low: the least value.
+        low: the least value; not NaN.
         high: the largest, no less.
 
     Returns:
         The places of those that are left to torch: what
-        :func:`~weightsmith_plugins.native.addresses.memory_of` leaves out; and all if there is but one bound, for which
-        torch takes one call.
+        :func:`~weightsmith_plugins.native.addresses.memory_of` leaves out.
     """
-    if low is None or high is None or _is_too_large(low) or _is_too_large(high):
+    if _is_too_large(low) or _is_too_large(high):
         return range(len(weights))
     return pass_over(_clamp_all, weights, settings=[float(low), float(high)])
 

@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 
 from weightsmith_plugins.native.compiling import compiled
 
-__all__ = ["MOST_PLACES", "bits_at", "fetch", "kept_at", "room_for_places", "row_at", "share_of", "values_at"]
+__all__ = ["bits_at", "fetch", "kept_at", "room_for", "row_at", "share_of", "values_at"]
 
 _inlined = functools.partial(compiled, error_model="numpy")
 
@@ -53,22 +53,15 @@ def fetch(_: Any, address: Any) -> Any:
     return types.void(address), generate
 
 
-@intrinsic  # type: ignore[untyped-decorator]
-def _room(_: Any) -> Any:
+@intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
+def room_for(_: Any, count: Any) -> Any:
+    """A pointer to room for so many unsigned integers of 16 bits, a constant: while the function runs that asks for it
+    itself, of whose code this becomes a part. LLVM knows that it overlaps nothing that this function is given."""
+
     def generate(_: Any, builder: Any, *__: Any) -> Any:
-        return cgutils.alloca_once(builder, ir.IntType(16), size=MOST_PLACES)
+        return cgutils.alloca_once(builder, ir.IntType(16), size=count.literal_value)
 
-    return types.CPointer(types.uint16)(), generate
-
-
-MOST_PLACES = 2**12
-
-
-@_inlined
-def room_for_places() -> Any:
-    """Room for ``MOST_PLACES`` unsigned integers of 16 bits, while the function that asks for it runs, each time anew.
-    LLVM sees that no argument of that function is there, so that it may read those in vectors while it writes here."""
-    return carray(_room(), (MOST_PLACES,))
+    return types.CPointer(types.uint16)(count), generate
 
 
 @_inlined

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from numba import carray
 from torch import Tensor
 
 from weightsmith_plugins.native.compiling import compiled
-from weightsmith_plugins.native.pointers import MOST_PLACES, fetch, room_for_places
+from weightsmith_plugins.native.pointers import fetch, room_for
 from weightsmith_plugins.probes.buckets import BITS, NEAR_ZERO, Summary, lookup
 
 __all__ = ["in_one_pass"]
@@ -22,8 +23,8 @@ def in_one_pass(flat: Tensor) -> Summary:
     memory."""
     table, *constants = _constants(flat.dtype)
     values, places = flat.numpy(), np.zeros(2 * table.buckets + 1, dtype=np.int64)
-    whole, signed = (values.view(f"{kind}{flat.element_size()}") for kind in "ui")
-    found = _look(values, whole, signed, flat.data_ptr(), table.entries, *constants, places)
+    unsigned, signed = (values.view(f"{kind}{flat.element_size()}") for kind in "ui")
+    found = _look(values, unsigned, signed, flat.data_ptr(), table.entries, *constants, places)
     return Summary(_folded(places), *found)
 
 
@@ -56,52 +57,54 @@ def _sums(values: npt.NDArray[Any]) -> tuple[float, float]:
 
 
 @compiled
-def _ends(values: npt.NDArray[Any], whole: Any, signed: Any) -> tuple[float, float]:
+def _ends(values: npt.NDArray[Any], unsigned: Any, signed: Any) -> tuple[float, float]:
     """The least and the largest, of which none is NaN, by their bits: as signed integers those of positive numbers are
-    the largest, in the numbers' order; as unsigned ones those of negative numbers, against it. LLVM makes no vectors of
-    floats' least."""
-    as_whole, as_signed = whole.dtype.type, signed.dtype.type  # else Numba makes 64 bits of 32
-    lowest, highest = whole[0], signed[0]
-    for place in range(len(whole)):
-        lowest, highest = as_whole(max(lowest, whole[place])), as_signed(max(highest, signed[place]))
-    ends = np.empty(2, whole.dtype)
-    ends[0], ends[1] = lowest, as_whole(highest)
+    the largest, in the numbers' order; as unsigned ones those of negative numbers, against it. Where all are of one
+    sign, the end that is nearer to zero takes another look. LLVM makes no vectors of floats' least."""
+    as_unsigned, as_signed = unsigned.dtype.type, signed.dtype.type  # else Numba makes 64 bits of 32
+    lowest, highest = unsigned[0], signed[0]
+    for place in range(len(unsigned)):
+        lowest, highest = as_unsigned(max(lowest, unsigned[place])), as_signed(max(highest, signed[place]))
+    ends = np.empty(2, unsigned.dtype)
+    ends[0], ends[1] = lowest, as_unsigned(highest)
     are_all_negative, are_all_positive = highest < 0, as_signed(lowest) >= 0
     if are_all_negative or are_all_positive:
-        ends[int(are_all_negative)] = _nearest_to_zero(whole)
+        ends[int(are_all_negative)] = _nearest_to_zero(unsigned)
     found = ends.view(values.dtype)
     return found[0], found[1]
 
 
 @compiled
-def _nearest_to_zero(whole: Any) -> Any:
+def _nearest_to_zero(unsigned: Any) -> Any:
     """Of numbers of one sign."""
-    as_whole, nearest = whole.dtype.type, whole[0]
-    for place in range(len(whole)):
-        nearest = as_whole(min(nearest, whole[place]))
+    as_unsigned, nearest = unsigned.dtype.type, unsigned[0]
+    for place in range(len(unsigned)):
+        nearest = as_unsigned(min(nearest, unsigned[place]))
     return nearest
 
 
 @compiled
-def _count(whole: Any, following: int, entries: Any, places: Any) -> None:
-    """See :class:`~weightsmith_plugins.probes.buckets.Lookup`. The places of all numbers of a block are found first, in
-    vectors: LLVM makes them as nothing else can be where it writes to, and as the shift is a constant. While they are
-    counted, the next block comes from memory, from the address ``following``."""
-    others, as_whole = np.iinfo(whole.dtype).bits - 16, whole.dtype.type
-    rest = as_whole((1 << others) - 1)  # unsigned, as places then are: Numba asks whether others are below 0
-    found = room_for_places()
-    for place in range(len(whole)):
-        number = whole[place]
-        found[place] = as_whole(entries[as_whole(number >> others)] + as_whole(number & rest)) >> others
-    together = len(whole) // _LINE * _LINE
+def _count(unsigned: Any, following: int, entries: Any, places: Any) -> None:
+    """See :class:`~weightsmith_plugins.probes.buckets.Lookup`; of a block. The places of its numbers are found first,
+    in vectors, which LLVM makes as ``found`` overlaps nothing and the shift is a constant. While they are counted, the
+    next block comes from memory, from the address ``following``."""
+    others, as_unsigned = np.iinfo(unsigned.dtype).bits - 16, unsigned.dtype.type
+    rest = as_unsigned((1 << others) - 1)  # unsigned, as places then are: Numba asks whether others are below 0
+    found = carray(room_for(_BLOCK), (_BLOCK,))
+    for place in range(len(unsigned)):
+        number = unsigned[place]
+        found[place] = as_unsigned(entries[as_unsigned(number >> others)] + as_unsigned(number & rest)) >> others
+    together = len(unsigned) // _LINE * _LINE
     for first in range(0, together, _LINE):
-        fetch(following + whole.itemsize * first)
+        fetch(following + unsigned.itemsize * first)
         for place in range(first, first + _LINE):
             places[found[place]] += 1
-    for place in range(together, len(whole)):
+    for place in range(together, len(unsigned)):
         places[found[place]] += 1
 
 
+_BLOCK = 2**12
+"""Numbers that stay, with their places, in the processor's nearest cache."""
 _LINE = 16
 """Numbers, of float32 64 bytes: what comes from memory at once."""
 
@@ -114,11 +117,11 @@ def _pairs(places: Any, first: int, second: int) -> int:
 
 
 @compiled
-def _zeros_and_subnormals(whole: Any, magnitude: Any, exponent: Any) -> tuple[Any, Any]:
+def _zeros_and_subnormals(unsigned: Any, magnitude: Any, exponent: Any) -> tuple[Any, Any]:
     """Of a block."""
     zeros = tiny = np.int32(0)
-    for place in range(len(whole)):
-        number = whole[place]
+    for place in range(len(unsigned)):
+        number = unsigned[place]
         zeros = np.int32(zeros + np.int32((number & magnitude) == 0))
         tiny = np.int32(tiny + np.int32((number & exponent) == 0))
     return zeros, tiny - zeros
@@ -127,7 +130,7 @@ def _zeros_and_subnormals(whole: Any, magnitude: Any, exponent: Any) -> tuple[An
 @compiled
 def _look(
     values: Any,
-    whole: Any,
+    unsigned: Any,
     signed: Any,
     address: int,
     entries: Any,
@@ -139,14 +142,14 @@ def _look(
 ) -> tuple[float, float, float, float, int, int]:
     """Count what falls into each place; and find the least and the largest finite value, their sum, that of their
     squares, and how many are zero and subnormal; block by block, while they are in the processor's cache. Were the
-    places made here, it would take half as long again. ``whole`` and ``signed`` are the bits of the values, which begin
-    at ``address``."""
+    places made here, it would take half as long again. ``unsigned`` and ``signed`` are the bits of the values, which
+    begin at ``address``."""
     least, most, total, squares, zeros, subnormal = np.inf, -np.inf, 0.0, 0.0, 0, 0
-    for start in range(0, len(values), MOST_PLACES):
-        block, numbers = values[start : start + MOST_PLACES], whole[start : start + MOST_PLACES]
+    for start in range(0, len(values), _BLOCK):
+        block, numbers = values[start : start + _BLOCK], unsigned[start : start + _BLOCK]
         near, nonfinite = _pairs(places, positive, negative), places[-1]
         sums = _sums(block)  # first, as it waits least for what comes from memory
-        following = address + whole.itemsize * (start + len(block))
+        following = address + unsigned.itemsize * (start + len(block))
         _count(numbers, following, entries, places)
         if _pairs(places, positive, negative) > near:
             some = _zeros_and_subnormals(numbers, magnitude, exponent)
@@ -156,7 +159,7 @@ def _look(
             block = block[np.isfinite(block)]
             sums = _sums(block)
         if len(block):
-            ends = _ends(block, block.view(whole.dtype), block.view(signed.dtype))
+            ends = _ends(block, block.view(unsigned.dtype), block.view(signed.dtype))
             total += sums[0]
             squares += sums[1]
             least, most = min(least, ends[0]), max(most, ends[1])
