@@ -17,7 +17,7 @@ from weightsmith.ranking import Passes, Values
 
 from weightsmith_plugins.native.addresses import Memory, memory_of, on_threads, pass_over
 from weightsmith_plugins.native.compiling import compiled
-from weightsmith_plugins.native.pointers import bits_at, kept_at, share_of
+from weightsmith_plugins.native.pointers import bits_at, fetch, kept_at, share_of
 
 __all__ = ["keep_of_fours_", "masked_", "passes_over", "refuse_trouble"]
 
@@ -248,7 +248,7 @@ def _look_between(table: Any, low: Any, high: Any, found: Any, share: int, share
             bits, kept = bits_at(weights[place], start, end), kept_at(masks[place], start, end)
             passed += _flag_between(bits, kept, low, high, flags)
             if count + _BLOCK <= len(found):
-                count += _pick(bits, flags, found[count:])
+                count += _pick(bits, flags, found[count:], weights[place] + 4 * end, masks[place] + end)
             else:
                 count += int(np.sum(flags[: end - start]))
     return passed, count
@@ -266,11 +266,15 @@ def _flag_between(bits: Any, kept: Any, low: Any, high: Any, flags: Any) -> Any:
 
 
 @_kernel
-def _pick(bits: Any, flags: Any, found: Any) -> Any:
-    """The magnitudes of those flagged, which are few: of eight flags at once it is asked whether there is one."""
+def _pick(bits: Any, flags: Any, found: Any, following: int, following_kept: int) -> Any:
+    """The magnitudes of those flagged, which are few: of eight flags at once it is asked whether there is one. Meanwhile
+    the next block comes from memory, from the addresses that follow."""
     count, eights = np.int64(0), len(bits) // 8
     together = flags.view(np.uint64)
     for eight in range(eights):
+        fetch(following + 32 * eight)
+        if eight % 8 == 0:
+            fetch(following_kept + 8 * eight)
         if together[eight]:
             for place in range(8 * eight, 8 * eight + 8):
                 found[count] = bits[place] & _MAGNITUDE
