@@ -267,8 +267,8 @@ def _flag_between(bits: Any, kept: Any, low: Any, high: Any, flags: Any) -> Any:
 
 @_kernel
 def _pick(bits: Any, flags: Any, found: Any, following: int, following_kept: int) -> Any:
-    """The magnitudes of those flagged, which are few: of eight flags at once it is asked whether there is one. Meanwhile
-    the next block comes from memory, from the addresses that follow."""
+    """The magnitudes of those flagged, which are few: of eight flags at once it is asked whether there is one.
+    Meanwhile the next block comes from memory, from the addresses that follow."""
     count, eights = np.int64(0), len(bits) // 8
     together = flags.view(np.uint64)
     for eight in range(eights):
