@@ -1,6 +1,7 @@
 """Distributions, both ways: in several passes, and in one that Numba compiles."""
 
 import math
+import os
 import subprocess
 import sys
 
@@ -128,10 +129,13 @@ def test_where_numba_fails_there_are_several_passes_and_a_warning(afresh, monkey
 
 def in_a_process_of_its_own(environment, asks="is not None"):
     program = (
-        "import torch; from weightsmith_plugins.probes import distributions, histogram; "
-        "found = histogram(torch.arange(9000.0)); assert found.count == int(found.counts.sum()) == 9000; "
+        "import torch; from weightsmith_plugins.probes import buckets, distributions, histogram\n"
+        "for dtype in (torch.float32, torch.float64):\n"
+        "    values = torch.arange(-1000, 8000, dtype=dtype)\n"
+        "    assert (histogram(values).counts.numpy() == buckets.by_search(values)[:-1]).all()\n"
         f"assert distributions._compiled(torch.float32) {asks}"
     )
+    environment = {**environment, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-W", "ignore", "-c", program], env=environment, check=True, timeout=120)
 
 

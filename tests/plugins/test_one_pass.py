@@ -642,8 +642,10 @@ def test_where_torch_watches_what_is_done_nothing_has_an_address():
 def test_few_small_tensors_are_left_to_torch_where_that_is_faster(monkeypatch):
     monkeypatch.undo()
     small, large = [torch.ones(2, 8)], [torch.ones(300, 200)]
-    few_for = {"charged_": 15, "clamped_": 15, "norm_of": 15, "clipped_": 0}
-    assert {name for name, few in few_for.items() if few} == set(compiling._LEAST)
+    few_for = {"charged_": 15, "norm_of": 15, "clipped_": 0}
+    assert {"clamped_", *few_for} == {"clipped_", *compiling._LEAST}
+    assert compiling.compiled_function("clamped_", 1000 * small) is None
+    assert compiling.compiled_function("clamped_", large) is not None
     for name, few in few_for.items():
         assert few == 0 or compiling.compiled_function(name, few * small) is None
         assert compiling.compiled_function(name, (few + 1) * small) is not None

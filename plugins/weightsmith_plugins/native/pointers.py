@@ -12,6 +12,7 @@ from typing import Any
 from llvmlite import ir
 from numba import carray, types
 from numba.core import cgutils
+from numba.core.errors import TypingError
 from numba.extending import intrinsic
 
 from weightsmith_plugins.native.compiling import compiled
@@ -55,8 +56,11 @@ def fetch(_: Any, address: Any) -> Any:
 
 @intrinsic(prefer_literal=True)  # type: ignore[untyped-decorator]
 def room_for(_: Any, count: Any) -> Any:
-    """A pointer to room for so many unsigned integers of 16 bits, a constant: while the function runs that asks for it
-    itself, of whose code this becomes a part. LLVM knows that it overlaps nothing that this function is given."""
+    """A pointer to room on the stack for so many unsigned integers of 16 bits, a constant. It is gone when the function
+    returns that calls this, which must not hand it on; it holds anything at first, and in a loop it is the same each
+    time. LLVM knows that it overlaps nothing that this function is given."""
+    if not isinstance(count, types.IntegerLiteral) or count.literal_value < 1:
+        raise TypingError(f"room_for takes a constant of at least 1, and not {count}")
 
     def generate(_: Any, builder: Any, *__: Any) -> Any:
         return cgutils.alloca_once(builder, ir.IntType(16), size=count.literal_value)

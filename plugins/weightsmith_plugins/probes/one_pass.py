@@ -85,9 +85,9 @@ def _nearest_to_zero(unsigned: Any) -> Any:
 
 @compiled
 def _count(unsigned: Any, following: int, entries: Any, places: Any) -> None:
-    """See :class:`~weightsmith_plugins.probes.buckets.Lookup`; of a block. The places of its numbers are found first,
-    in vectors, which LLVM makes as ``found`` overlaps nothing and the shift is a constant. While they are counted, the
-    next block comes from memory, from the address ``following``."""
+    """Of a block of at most ``_BLOCK`` numbers: see :class:`~weightsmith_plugins.probes.buckets.Lookup`. Their places
+    are found first, in vectors, which LLVM makes as ``found`` overlaps nothing and the shift is a constant. While they
+    are counted, the next block comes from memory, from the address ``following``."""
     others, as_unsigned = np.iinfo(unsigned.dtype).bits - 16, unsigned.dtype.type
     rest = as_unsigned((1 << others) - 1)  # unsigned, as places then are: Numba asks whether others are below 0
     found = carray(room_for(_BLOCK), (_BLOCK,))
@@ -97,6 +97,8 @@ def _count(unsigned: Any, following: int, entries: Any, places: Any) -> None:
     together = len(unsigned) // _LINE * _LINE
     for first in range(0, together, _LINE):
         fetch(following + unsigned.itemsize * first)
+        if unsigned.itemsize > 4:
+            fetch(following + unsigned.itemsize * first + 64)
         for place in range(first, first + _LINE):
             places[found[place]] += 1
     for place in range(together, len(unsigned)):
@@ -106,7 +108,7 @@ def _count(unsigned: Any, following: int, entries: Any, places: Any) -> None:
 _BLOCK = 2**12
 """Numbers that stay, with their places, in the processor's nearest cache."""
 _LINE = 16
-"""Numbers, of float32 64 bytes: what comes from memory at once."""
+"""Numbers: of float32 64 bytes, which come from memory at once, of float64 twice that."""
 
 
 @compiled
