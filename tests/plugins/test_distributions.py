@@ -80,6 +80,20 @@ def test_the_ends_are_the_least_and_the_largest_whatever_the_signs(way, sign, si
         assert (found.minimum.item(), found.maximum.item()) == (exact.min().item(), exact.max().item())
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("largest", [0.01, 1.0, 3.0])
+@pytest.mark.parametrize("with_one", [False, True])
+def test_sums_of_subnormal_numbers_are_those_of_exact_arithmetic(way, dtype, largest, with_one):
+    smallest_normal, size = torch.finfo(dtype).smallest_normal, 70_000
+    drawn = torch.rand(size, generator=torch.Generator().manual_seed(0), dtype=torch.float64) - 0.3
+    values = (drawn * largest * smallest_normal).to(dtype)
+    values[-1] = 1.0 if with_one else values[-1]
+    found, exact = histogram(values), [float(value) for value in values.tolist()]
+    assert found.subnormal > 0
+    assert found.total.item() == pytest.approx(math.fsum(exact), rel=1e-6, abs=0)
+    assert found.total_squares.item() == pytest.approx(math.fsum(value * value for value in exact), rel=2e-6, abs=0)
+
+
 def test_a_layout_changes_no_distribution(way):
     weight = torch.randn(6, 4, 3, 3)
     wanted = histogram(weight.contiguous())

@@ -131,20 +131,27 @@ def _zeros_and_subnormals(flat: Tensor) -> tuple[int, int]:
 
 
 def _sums(flat: Tensor, *, with_subnormals: bool) -> tuple[Tensor, Tensor]:
-    """Σw and Σw² in float64. Where there are subnormal values, with which arithmetic is slow, they count as 0, which
-    changes nothing but rounding."""
+    """Σw and Σw² in float64."""
+    sums_of = _sums_with_subnormals if with_subnormals else _block_sums
     if flat.numel() <= _SUMMED or not flat.is_cpu:
-        return _block_sums(_normal(flat) if with_subnormals else flat)
-    sums = [_block_sums(_normal(block) if with_subnormals else block) for block in torch.split(flat, _SUMMED)]
-    total, squares = (torch.stack(column).sum() for column in zip(*sums, strict=True))
+        return sums_of(flat)
+    total, squares = (
+        torch.stack(column).sum() for column in zip(*map(sums_of, torch.split(flat, _SUMMED)), strict=True)
+    )
     return total, squares
 
 
-def _normal(block: Tensor) -> Tensor:
-    """The values with 0 for subnormal ones."""
+def _sums_with_subnormals(block: Tensor) -> tuple[Tensor, Tensor]:
+    """As :func:`_block_sums`, of subnormal values, with which arithmetic is slow, by their bits: without the sign,
+    these say how many times the smallest number of all each is."""
     bits, normal = BITS[block.dtype], block.clone()
-    keep_(normal, (block.view(bits.whole) & bits.exponent) != 0)
-    return normal
+    whole, limits = block.view(bits.whole), torch.finfo(block.dtype)
+    is_normal = (whole & bits.exponent) != 0
+    keep_(normal, is_normal)
+    times = (whole & bits.magnitude).masked_fill_(is_normal, 0).double()
+    times, least = torch.where(whole < 0, -times, times), limits.smallest_normal * limits.eps
+    total, squares = _block_sums(normal)
+    return total + least * times.sum(), squares + least**2 * times.dot(times)
 
 
 def _block_sums(block: Tensor) -> tuple[Tensor, Tensor]:
