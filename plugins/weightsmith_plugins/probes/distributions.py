@@ -132,25 +132,25 @@ def _zeros_and_subnormals(flat: Tensor) -> tuple[int, int]:
 
 def _sums(flat: Tensor, *, with_subnormals: bool) -> tuple[Tensor, Tensor]:
     """Σw and Σw² in float64."""
-    sums_of = _sums_with_subnormals if with_subnormals else _block_sums
-    if flat.numel() <= _SUMMED or not flat.is_cpu:
+    sums_of, size = (_sums_with_subnormals, BLOCK) if with_subnormals else (_block_sums, _SUMMED)
+    if flat.numel() <= size or not flat.is_cpu:
         return sums_of(flat)
-    total, squares = (
-        torch.stack(column).sum() for column in zip(*map(sums_of, torch.split(flat, _SUMMED)), strict=True)
-    )
+    total, squares = (torch.stack(column).sum() for column in zip(*map(sums_of, torch.split(flat, size)), strict=True))
     return total, squares
 
 
 def _sums_with_subnormals(block: Tensor) -> tuple[Tensor, Tensor]:
     """As :func:`_block_sums`, of subnormal values, with which arithmetic is slow, by their bits: without the sign,
     these say how many times the smallest number of all each is."""
-    bits, normal = BITS[block.dtype], block.clone()
-    whole, limits = block.view(bits.whole), torch.finfo(block.dtype)
+    bits, limits, normal = BITS[block.dtype], torch.finfo(block.dtype), block.clone()
+    whole, least = block.view(bits.whole), limits.smallest_normal * limits.eps
     is_normal = (whole & bits.exponent) != 0
     keep_(normal, is_normal)
-    times = (whole & bits.magnitude).masked_fill_(is_normal, 0).double()
-    times, least = torch.where(whole < 0, -times, times), limits.smallest_normal * limits.eps
     total, squares = _block_sums(normal)
+    minus = whole >> (limits.bits - 1)  # all bits of negative ones
+    steps = (whole & bits.magnitude).bitwise_xor_(minus).sub_(minus)
+    keep_(steps, ~is_normal)
+    times = steps.double()
     return total + least * times.sum(), squares + least**2 * times.dot(times)
 
 
