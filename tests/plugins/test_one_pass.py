@@ -435,7 +435,7 @@ def test_a_plugin_leaves_nothing_to_torch_where_all_are_suited(name, plugin, mon
     monkeypatch.setattr(compiling, "_tried", lambda asked: watched if asked == name else None)
     assert set(PLUGINS_OF) == {*one_pass._TRIALS, "onto_simplices_"}
     assert set(compiling._USERS) == {*PLUGINS_OF, *masks_in_one_pass._TRIALS}
-    shapes, generator = [(5, 64), (7,), (4, 3, 2, 2)], torch.Generator().manual_seed(0)
+    shapes, generator = [(500, 640), (7,), (4, 3, 2, 2)], torch.Generator().manual_seed(0)
     change(plugin, *([torch.randn(shape, generator=generator) for shape in shapes] for _ in range(2)))
     (left,) = answers
     assert isinstance(left, torch.Tensor) if name == "norm_of" else len(left) == 0
@@ -642,10 +642,8 @@ def test_where_torch_watches_what_is_done_nothing_has_an_address():
 def test_few_small_tensors_are_left_to_torch_where_that_is_faster(monkeypatch):
     monkeypatch.undo()
     small, large = [torch.ones(2, 8)], [torch.ones(300, 200)]
-    few_for = {"charged_": 15, "norm_of": 15, "clipped_": 0}
-    assert {"clamped_", *few_for} == {"clipped_", *compiling._LEAST}
-    assert compiling.compiled_function("clamped_", 1000 * small) is None
-    assert compiling.compiled_function("clamped_", large) is not None
+    few_for = {"charged_": 15, "clamped_": 69, "norm_of": 15, "clipped_": 0}
+    assert set(few_for) == {"clipped_", *compiling._LEAST}
     for name, few in few_for.items():
         assert few == 0 or compiling.compiled_function(name, few * small) is None
         assert compiling.compiled_function(name, (few + 1) * small) is not None

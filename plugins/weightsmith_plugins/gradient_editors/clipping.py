@@ -12,7 +12,7 @@ from weightsmith.kinds import WeightPlugin
 from weightsmith.kinds.base import as_it_is
 from weightsmith.rows import row_lengths
 from weightsmith.site import Sharding
-from weightsmith.tensors import clamp_, global_norm, scale_, unit_norms
+from weightsmith.tensors import are_large, clamp_, global_norm, scale_, unit_norms
 
 from weightsmith_plugins.native.addresses import picked
 from weightsmith_plugins.native.compiling import compiled_function, has_own, in_one_pass
@@ -111,8 +111,9 @@ class ClipValue(GradientEditor):
         return gradient.clamp(-self.limit, self.limit)
 
     def edit_all_(self, gradients: Sequence[Tensor], weights: Sequence[Tensor], sites: Sequence[Site]) -> None:
-        left = in_one_pass("clamped_", gradients, low=-self.limit, high=self.limit)
-        clamp_(picked(gradients, left), -self.limit, self.limit)
+        if are_large(gradients):  # small ones are elsewhere at each update, which costs more than a pass saves
+            gradients = picked(gradients, in_one_pass("clamped_", gradients, low=-self.limit, high=self.limit))
+        clamp_(gradients, -self.limit, self.limit)
 
 
 class AdaptiveClip(GradientEditor):
