@@ -190,7 +190,8 @@ class FinitenessWatch:
     def _give_up(self, message: str) -> None:
         if isinstance(self.policy, Restore):
             raise GoBack(message)
-        raise NonFiniteError(f"{message}. Try a lower learning rate, ClipNorm, or nonfinite='skip' or 'restore'")
+        others = " or ".join(repr(policy) for policy in ("skip", "restore") if policy != self.policy)
+        raise NonFiniteError(f"{message}. Try a lower learning rate, ClipNorm, or nonfinite={others}")
 
     def _common_diagnosis(self, window: Window) -> str:
         """As :meth:`_diagnosis`; where processes decide together, in the words of the first whose own loss is not

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import functools
 import inspect
 import os
-import re
 from abc import ABCMeta, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -14,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
 from torch import Tensor
 
+from weightsmith.annotations import refuse_other_types, takes_number, type_names
 from weightsmith.definition import (
     refuse_missing_methods,
     refuse_near_misses,
@@ -25,7 +24,7 @@ from weightsmith.errors import ConfigurationError, PluginDefinitionError
 from weightsmith.importing import import_path, imported
 from weightsmith.schedules import Function, Progress, Schedule
 from weightsmith.selection import Selector
-from weightsmith.spelling import nearest, plain_word
+from weightsmith.spelling import nearest
 from weightsmith.values import bare
 
 if TYPE_CHECKING:
@@ -187,7 +186,7 @@ class Plugin(metaclass=PluginType, abstract=True):
         if inspect.isroutine(value) and takes_number(field_):
             value = Function(import_path(value))
         plain(value)
-        _refuse_other_types(field_, value)
+        refuse_other_types(field_, value)
         return value
 
     @functools.cached_property
@@ -286,40 +285,6 @@ def plain(value: Any) -> Any:
     )
 
 
-_SIMPLE_TYPES: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "bool": (bool,),
-    "None": (type(None),),
-}
-
-
-def _type_names(field_: Field[Any]) -> set[str]:
-    return set(re.findall(r"\w+", getattr(field_.type, "__name__", None) or str(field_.type)))
-
-
-def takes_number(field_: Field[Any]) -> bool:
-    """Whether a field is annotated as a number, so that a function given for it is meant as a schedule."""
-    return not {"int", "float"}.isdisjoint(_type_names(field_))
-
-
-def _refuse_other_types(field_: Field[Any], value: Any) -> None:
-    """Where a field is annotated with simple types or words alone, another value would fail far from here."""
-    annotation = str(field_.type).removeprefix("typing.")
-    if annotation.startswith("Literal["):
-        words = ast.literal_eval(f"({annotation[len('Literal[') : -1]},)")
-        if value not in words:
-            raise ConfigurationError(f"{value!r} is not one of {', '.join(map(repr, words))}")
-        return
-    names = _type_names(field_)
-    if not names <= _SIMPLE_TYPES.keys() or isinstance(value, Schedule):
-        return
-    if not isinstance(value, tuple(kind for name in names for kind in _SIMPLE_TYPES[name])):
-        hint = plain_word(value) if "bool" in names else ""
-        raise ConfigurationError(f"{value!r} is a {type(value).__name__}, where the field takes {field_.type}{hint}")
-
-
 def _shown(value: Any) -> str:
     return import_path(value) if inspect.isroutine(value) else repr(value)
 
@@ -353,7 +318,7 @@ def _resolved(value: Any, progress: Progress) -> Any:
 
 def _rounded(field_: Field[Any], value: Any) -> Any:
     """A number that a schedule gave, in the field's type."""
-    names = _type_names(field_)
+    names = type_names(field_)
     return round(value) if isinstance(value, float) and "int" in names and "float" not in names else value
 
 

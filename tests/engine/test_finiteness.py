@@ -53,17 +53,17 @@ def test_a_weight_that_is_not_finite_is_named_with_its_update():
         trainer.run(GOOD)
 
 
-def test_weights_are_looked_at_when_an_epoch_ends():
-    trainer, _ = trainer_of()
+@pytest.mark.parametrize(("policy", "advised"), [("raise", "'skip' or 'restore'"), ("skip", "'restore'")])
+def test_weights_are_looked_at_when_an_epoch_ends(policy, advised):
+    trainer, _ = trainer_of(nonfinite=policy)
 
     def spoil():
         with torch.no_grad():
             trainer.model[0].weight[0, 0] = math.nan
 
     trainer.add_event_handler(WeightEvents.UPDATE_COMPLETED(once=4), spoil)
-    with pytest.raises(
-        NonFiniteError, match=r"after update 4, at the end of epoch 1: the weight '0\.weight' is not finite"
-    ):
+    problem = r"after update 4, at the end of epoch 1: the weight '0\.weight' is not finite"
+    with pytest.raises(NonFiniteError, match=rf"{problem}\. Try .*, or nonfinite={advised}$"):
         trainer.run(GOOD)
 
 

@@ -120,6 +120,7 @@ def test_subscribing_to_no_event_is_refused_and_nothing_is_attached():
     ("attempt", "message"),
     [
         (lambda: MaxNorm(limti=1.0), "MaxNorm has no field 'limti': did you mean 'limit'"),
+        (lambda: MaxNorm(10**400), r"MaxNorm.limit: it is beyond the largest float, 1.8e\+308: give a smaller number"),
         (lambda: MaxNorm("3"), "MaxNorm.limit: '3' is a str, where the field takes float"),
         (lambda: L2(None), "L2.strength: None is a NoneType"),
         (lambda: one(plugins=[MaxNorm]), r"MaxNorm is a class: attach a plugin made of it, MaxNorm\(…\)"),

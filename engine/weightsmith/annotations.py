@@ -1,0 +1,51 @@
+"""What a plugin's field is annotated with, and which values that leaves out."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from dataclasses import Field
+from typing import Any
+
+from weightsmith.errors import ConfigurationError
+from weightsmith.schedules import Schedule
+from weightsmith.spelling import plain_word
+
+__all__ = ["refuse_other_types", "takes_number", "type_names"]
+
+_SIMPLE_TYPES: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "bool": (bool,),
+    "None": (type(None),),
+}
+
+
+def type_names(field_: Field[Any]) -> set[str]:
+    """The names in a field's annotation: those of ``float | None`` are ``"float"`` and ``"None"``."""
+    return set(re.findall(r"\w+", getattr(field_.type, "__name__", None) or str(field_.type)))
+
+
+def takes_number(field_: Field[Any]) -> bool:
+    """Whether a field is annotated as a number, so that a function given for it is meant as a schedule."""
+    return not {"int", "float"}.isdisjoint(type_names(field_))
+
+
+def refuse_other_types(field_: Field[Any], value: Any) -> None:
+    """Where a field is annotated with simple types or words alone, another value would fail far from here."""
+    annotation = str(field_.type).removeprefix("typing.")
+    if annotation.startswith("Literal["):
+        words = ast.literal_eval(f"({annotation[len('Literal[') : -1]},)")
+        if value not in words:
+            raise ConfigurationError(f"{value!r} is not one of {', '.join(map(repr, words))}")
+        return
+    names = type_names(field_)
+    if not names <= _SIMPLE_TYPES.keys() or isinstance(value, Schedule):
+        return
+    if not isinstance(value, tuple(kind for name in names for kind in _SIMPLE_TYPES[name])):
+        hint = plain_word(value) if "bool" in names else ""
+        raise ConfigurationError(f"{value!r} is a {type(value).__name__}, where the field takes {field_.type}{hint}")
+    if isinstance(value, int) and "int" not in names and abs(value) > sys.float_info.max:
+        raise ConfigurationError(f"it is beyond the largest float, {sys.float_info.max:.2g}: give a smaller number")
