@@ -1,9 +1,9 @@
 """Milliseconds of every constraint, penalty and gradient editor against the loop that people write by hand, as ratios.
 
 The two alternate in one process on the same weights and gradients; what they change is put back before each. The
-figures are medians. Four networks: one of two layers, about 100 small tensors, the weights of a ResNet-18, and those of
+figures are medians. Four networks: one of two layers, 100 small tensors, the weights of a ResNet-18, and those of
 a transformer of 85 million. What decomposes matrices (marked *) meets one block of the larger ones, lest it take hours:
-the 50 matrices of the small one, three convolutions of 128 channels, and the four matrices of a transformer's layer.
+the 100 matrices of the small one, three convolutions of 128 channels, and the four matrices of a transformer's layer.
 """
 
 import argparse
