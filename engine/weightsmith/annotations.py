@@ -47,5 +47,7 @@ def refuse_other_types(field_: Field[Any], value: Any) -> None:
     if not isinstance(value, tuple(kind for name in names for kind in _SIMPLE_TYPES[name])):
         hint = plain_word(value) if "bool" in names else ""
         raise ConfigurationError(f"{value!r} is a {type(value).__name__}, where the field takes {field_.type}{hint}")
-    if isinstance(value, int) and "int" not in names and abs(value) > sys.float_info.max:
-        raise ConfigurationError(f"it is beyond the largest float, {sys.float_info.max:.2g}: give a smaller number")
+    if isinstance(value, int):
+        most = sys.maxsize if "float" not in names else sys.float_info.max
+        if abs(value) > most:
+            raise ConfigurationError(f"it is beyond {most:.2g}, the largest that it can be: give a smaller number")

@@ -16,7 +16,7 @@ from weightsmith import (
     WeightEditor,
     WeightEvents,
 )
-from weightsmith_plugins import L2, MaxNorm
+from weightsmith_plugins import L2, FakeQuantize, Grid, MaxNorm
 
 
 class Curious(Plugin):
@@ -120,7 +120,14 @@ def test_subscribing_to_no_event_is_refused_and_nothing_is_attached():
     ("attempt", "message"),
     [
         (lambda: MaxNorm(limti=1.0), "MaxNorm has no field 'limti': did you mean 'limit'"),
-        (lambda: MaxNorm(10**400), r"MaxNorm.limit: it is beyond the largest float, 1.8e\+308: give a smaller number"),
+        (
+            lambda: MaxNorm(10**400),
+            r"MaxNorm.limit: it is beyond 1.8e\+308, the largest that it can be: give a smaller",
+        ),
+        (lambda: L2(0.1, every=2**63), r"L2.every: it is beyond 9.2e\+18, the largest that it can be"),
+        (lambda: Grid(10**400), "Grid.bits: it is beyond"),
+        (lambda: Grid(65), r"Grid\(bits=65\): bits must be from 2 to 64"),
+        (lambda: FakeQuantize(2**40), "bits must be from 2 to 64"),
         (lambda: MaxNorm("3"), "MaxNorm.limit: '3' is a str, where the field takes float"),
         (lambda: L2(None), "L2.strength: None is a NoneType"),
         (lambda: one(plugins=[MaxNorm]), r"MaxNorm is a class: attach a plugin made of it, MaxNorm\(…\)"),

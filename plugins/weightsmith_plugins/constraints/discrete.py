@@ -164,7 +164,7 @@ class Grid(Constraint):
     Léonard & Courville, 2013, arXiv:1308.3432).
 
     Args:
-        bits: bits per value, the sign among them, at least 2.
+        bits: bits per value, the sign among them, from 2 to 64.
 
     >>> Grid(2)(torch.tensor([[0.9, -1.0, 0.4]]))
     tensor([[ 1., -1.,  0.]])
@@ -176,8 +176,8 @@ class Grid(Constraint):
     bits: int
 
     def validate(self) -> None:
-        if not self.bits >= 2:
-            raise ConfigurationError(f"{self!r}: bits must be at least 2")
+        if not 2 <= self.bits <= 64:
+            raise ConfigurationError(f"{self!r}: bits must be from 2 to 64")
 
     def project(self, weight: Tensor, site: Site) -> Tensor:
         return self._round_(weight.to(accurate_dtype(weight.dtype), copy=True), site).to(weight.dtype)

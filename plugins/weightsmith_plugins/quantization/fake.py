@@ -21,7 +21,7 @@ class FakeQuantize(Parametrization):
     point, as weights are quantized for integer matrix products. :func:`to_int8` makes integers of it.
 
     Args:
-        bits: bits per value, the sign among them, at least 2; a schedule may lower it, rounded. Default 8.
+        bits: bits per value, the sign among them, from 2 to 64; a schedule may lower it, rounded. Default 8.
         per_unit: whether every unit has a scale s of its own, or the weight one. Default true.
         observer: how s is found from the weight, anew in every forward pass: ``"minmax"`` (default), max|w| / q; or
             ``"mse"``, the one of 32 fractions of that with the least squared error. Never below the least normal
@@ -38,8 +38,8 @@ class FakeQuantize(Parametrization):
     observer: Literal["minmax", "mse"] = "minmax"
 
     def validate(self) -> None:
-        if not self.bits >= 2:
-            raise ConfigurationError(f"{self!r}: bits must be at least 2")
+        if not 2 <= self.bits <= 64:
+            raise ConfigurationError(f"{self!r}: bits must be from 2 to 64")
 
     def forward(self, weight: Tensor, site: Site) -> Tensor:
         accurate = weight.to(accurate_dtype(weight.dtype))
