@@ -192,7 +192,7 @@ def digits():
     batches = [(inputs[i : i + 64], targets[i : i + 64]) for i in range(0, 1408, 64)]
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     trainer = Trainer(model, optimizer, nn.CrossEntropyLoss(), plugins=[w.FakeQuantize(8)], seed=0)
-    trainer.run(batches, max_epochs=30)
+    trainer.run(batches, max_epochs=25)
     return trainer, batches, inputs[1408:], targets[1408:]
 
 
