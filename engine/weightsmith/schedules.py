@@ -13,10 +13,12 @@ epoch 4. With ``after="1 epochs"`` the first epoch has ``start``.
 from __future__ import annotations
 
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Real
 from typing import Any, TypeAlias
 
 from weightsmith.errors import ConfigurationError
@@ -125,6 +127,7 @@ class Ramp(Schedule):
     after: Span = 0
 
     def __post_init__(self) -> None:
+        _refuse_no_numbers(self.shape, [self.start, self.end])
         if self.shape == "exponential" and not self.start * self.end > 0:
             raise ConfigurationError(f"{self!r}: start and end must be non-zero and of one sign")
         delay, delay_unit = parse_span(self.after)
@@ -177,6 +180,7 @@ class Steps(Schedule):
     values: tuple[tuple[Span, float], ...]
 
     def __post_init__(self) -> None:
+        _refuse_no_numbers("piecewise", [value for _, value in self.values])
         spans = [parse_span(span) for span, _ in self.values]
         if not spans or spans[0][0] != 0:
             raise ConfigurationError(f"{self!r}: the first value must begin at 0")
@@ -278,7 +282,12 @@ def piecewise(values: Mapping[Span, float]) -> Any:
     >>> steps = piecewise({0: 0.1, 100: 0.01})
     >>> steps(Progress(update=100)), steps(Progress(update=101))
     (0.1, 0.01)
+
+    Raises:
+        ConfigurationError: it is no mapping, its bounds do not grow from 0, or a value is no number.
     """
+    if not isinstance(values, Mapping):
+        raise ConfigurationError(f"piecewise takes bounds and values, such as {{0: 0.1, 100: 0.01}}, not {values}")
     return Steps(tuple(values.items()))
 
 
@@ -291,10 +300,12 @@ def function(path_or_function: str | Callable[[Progress], float]) -> Any:
     return Function(path_or_function if isinstance(path_or_function, str) else import_path(path_or_function))
 
 
-def _refuse_texts(name: str, numbers: Iterable[Any]) -> None:
-    for number in numbers:
-        if isinstance(number, bool) or not isinstance(number, (int, float)):
-            raise ConfigurationError(f"{name}: {number!r} is no number")
+def _refuse_no_numbers(name: str, values: Iterable[Any]) -> None:
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise ConfigurationError(f"{name}: {value!r} is no number")
+        if isinstance(value, int) and abs(value) > sys.float_info.max:
+            raise ConfigurationError(f"{name}: a number is beyond {sys.float_info.max:.2g}, the largest that it can be")
 
 
 NAMES = (*_SHAPES, "piecewise", "function")
@@ -310,13 +321,8 @@ def from_plain(name: str, arguments: Any) -> Schedule | None:
             raise ConfigurationError(
                 f"{name} takes start, end, over and after, of which the first two are needed, not {settings}"
             )
-        _refuse_texts(name, [settings["start"], settings["end"]])
         return Ramp(name, **settings)
     if name == "piecewise":
-        if not isinstance(arguments, Mapping):
-            raise ConfigurationError(
-                f"piecewise takes bounds and values, such as {{0: 0.1, 100: 0.01}}, not {arguments}"
-            )
-        _refuse_texts(name, arguments.values())
-        return Steps(tuple(arguments.items()))
+        steps: Schedule = piecewise(arguments)
+        return steps
     return Function(arguments) if name == "function" else None

@@ -3,6 +3,7 @@
 import contextlib
 import math
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -264,3 +265,24 @@ def test_a_schedule_inside_a_list_is_resolved_or_refused():
         trainer = make_trainer(FillFromPair((0.0, linear(0.0, 1.0, over=2))))
         trainer.run(batches(1), max_epochs=1)
         assert trainer.model.weight.item() == 0.5
+
+
+@pytest.mark.parametrize(
+    ("attempt", "message"),
+    [
+        (lambda: linear(0.1, "x"), "linear: 'x' is no number"),
+        (lambda: cosine(None, 0.1), "cosine: None is no number"),
+        (lambda: linear(True, 0.1), "linear: True is no number"),
+        (lambda: exponential(10**400, 1), r"exponential: a number is beyond 1.8e\+308"),
+        (lambda: piecewise({0: 0.1, 5: -(10**400)}), r"piecewise: a number is beyond 1.8e\+308"),
+        (lambda: piecewise({0: "a"}), "piecewise: 'a' is no number"),
+        (lambda: piecewise(((0, 0.1),)), r"piecewise takes bounds and values, .*, not \(\(0, 0.1\),\)"),
+    ],
+)
+def test_what_is_no_number_is_refused_where_a_schedule_is_made(attempt, message):
+    with pytest.raises(ConfigurationError, match=message):
+        attempt()
+
+
+def test_numbers_of_numpy_are_numbers():
+    assert linear(np.float32(1.0), np.int64(0), over=4)(Progress(update=2)) == 0.5
