@@ -85,7 +85,8 @@ class FinitenessWatch:
             raise ConfigurationError(
                 f"nonfinite={policy!r}: give one of {', '.join(map(repr, _POLICIES))}, or a Restore"
             )
-        if policy == "skip" and any(window.evaluates_repeatedly for window in trainer._windows):
+        self._can_skip = not any(window.evaluates_repeatedly for window in trainer._windows)
+        if policy == "skip" and not self._can_skip:
             raise ConfigurationError(
                 "nonfinite='skip': an optimizer that evaluates the loss several times a step (LBFGS) can skip none"
             )
@@ -179,8 +180,8 @@ class FinitenessWatch:
         culprit = first_nonfinite_of_all(self._trainer.models, {})
         if culprit is not None:  # a skipped update would not mend it
             raise NonFiniteError(
-                f"{message}; to skip the update is too late, as {culprit} is not finite, into which the forward pass "
-                "writes: look at the data, or use nonfinite='restore'"
+                f"{message}; to skip the update is too late, as {culprit} is not finite already: look at the data, "
+                "and at what else writes to it, or use nonfinite='restore'"
             )
         self.skipped += 1
         if self.skipped > _PATIENCE:
@@ -190,8 +191,8 @@ class FinitenessWatch:
     def _give_up(self, message: str) -> None:
         if isinstance(self.policy, Restore):
             raise GoBack(message)
-        others = " or ".join(repr(policy) for policy in ("skip", "restore") if policy != self.policy)
-        raise NonFiniteError(f"{message}. Try a lower learning rate, ClipNorm, or nonfinite={others}")
+        advised = "'skip' or 'restore'" if self._can_skip and self.policy != "skip" else "'restore'"
+        raise NonFiniteError(f"{message}. Try a lower learning rate, ClipNorm, or nonfinite={advised}")
 
     def _common_diagnosis(self, window: Window) -> str:
         """As :meth:`_diagnosis`; where processes decide together, in the words of the first whose own loss is not

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, dataclass_transform
 
 from torch import Tensor
 
-from weightsmith.annotations import refuse_other_types, takes_number, type_names
+from weightsmith.annotations import as_annotated, takes_number, type_names
 from weightsmith.definition import (
     refuse_missing_methods,
     refuse_near_misses,
@@ -186,8 +186,7 @@ class Plugin(metaclass=PluginType, abstract=True):
         if inspect.isroutine(value) and takes_number(field_):
             value = Function(import_path(value))
         plain(value)
-        refuse_other_types(field_, value)
-        return value
+        return as_annotated(field_, value)
 
     @functools.cached_property
     def scheduled(self) -> bool:

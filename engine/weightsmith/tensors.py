@@ -305,8 +305,8 @@ def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
 
 def clamp_(tensors: Sequence[Tensor], low: float | None, high: float | None) -> None:
     """Bound every value of every tensor, in place."""
-    are_few = len(tensors) <= _FEW_BOUNDED and None not in (low, high) and all(t.is_cpu for t in tensors)
-    if are_few or are_large(tensors):
+    are_few_or_far = len(tensors) <= _FEW_BOUNDED or sum(map(Tensor.numel, tensors)) > _NEAR
+    if are_large(tensors) or (are_few_or_far and None not in (low, high) and all(t.is_cpu for t in tensors)):
         for tensor in tensors:
             tensor.clamp_(low, high)
         return
@@ -316,7 +316,7 @@ def clamp_(tensors: Sequence[Tensor], low: float | None, high: float | None) -> 
         torch._foreach_clamp_max_(list(tensors), high)
 
 
-_FEW_BOUNDED = 8  # for which, between the steps of a training, one call each costs less than two for all
+_FEW_BOUNDED, _NEAR = 8, 2**18  # of so few tensors, or more values, a call each costs less than two for all
 
 
 def keep_(tensor: Tensor, mask: Tensor) -> None:

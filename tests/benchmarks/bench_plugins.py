@@ -336,9 +336,9 @@ class Row:
     others: dict[str, ByHand] = field(default_factory=dict)
 
 
-GROWING = w.MagnitudePruning(linear(0.7, 0.9, over=40_000))
-"""So slowly that it stays near 0.7 while it is timed, and so fast that every update prunes at least one more of 0.2
-million."""
+GROWING = w.MagnitudePruning(linear(0.7, 0.9, over=38_000))
+"""So slowly that it stays near 0.7 while it is timed, and so fast that every update prunes at least one more of
+193,600."""
 
 
 def constraints() -> list[Row]:

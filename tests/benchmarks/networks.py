@@ -8,7 +8,7 @@ def tiny() -> nn.Module:
 
 
 def small() -> nn.Module:
-    """A hundred weights, with no biases between them, which constraints and penalties leave alone."""
+    """A hundred tensors, with no biases between them, which constraints and penalties leave alone."""
     return nn.Sequential(*(nn.Linear(44, 44, bias=False) for _ in range(100)))
 
 

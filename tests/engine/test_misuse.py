@@ -11,6 +11,7 @@ from weightsmith import (
     PluginContractError,
     PluginDefinitionError,
     SelectionError,
+    Site,
     Trainer,
     UnsupportedWeightError,
     WeightEditor,
@@ -120,12 +121,10 @@ def test_subscribing_to_no_event_is_refused_and_nothing_is_attached():
     ("attempt", "message"),
     [
         (lambda: MaxNorm(limti=1.0), "MaxNorm has no field 'limti': did you mean 'limit'"),
-        (
-            lambda: MaxNorm(10**400),
-            r"MaxNorm.limit: it is beyond 1.8e\+308, the largest that it can be: give a smaller",
-        ),
-        (lambda: L2(0.1, every=2**63), r"L2.every: it is beyond 9.2e\+18, the largest that it can be"),
-        (lambda: Grid(10**400), "Grid.bits: it is beyond"),
+        (lambda: MaxNorm(10**400), r"MaxNorm.limit: its magnitude is beyond 1.8e\+308, the largest it can have"),
+        (lambda: w.Clamp(low=-(10**400)), r"Clamp.low: its magnitude is beyond 1.8e\+308"),
+        (lambda: L2(0.1, every=2**63), r"L2.every: its magnitude is beyond 9.2e\+18, the largest it can have"),
+        (lambda: Grid(10**400), "Grid.bits: its magnitude is beyond"),
         (lambda: Grid(65), r"Grid\(bits=65\): bits must be from 2 to 64"),
         (lambda: FakeQuantize(2**40), "bits must be from 2 to 64"),
         (lambda: MaxNorm("3"), "MaxNorm.limit: '3' is a str, where the field takes float"),
@@ -309,3 +308,14 @@ def test_a_device_that_is_not_there_is_refused():
 def test_a_step_that_takes_something_else_is_refused(step):
     with pytest.raises(ValueError, match=r"takes parameters .* but will be called with"):
         one(step=step)
+
+
+@pytest.mark.parametrize("count", [1, 69, 70])
+def test_whole_numbers_that_only_a_float_has_room_for_bound_as_any_other(count):
+    weights = [torch.full((4, 4), 2.0) for _ in range(count)]
+    plugin = w.Clamp(-(10**30), 10**30)
+    plugin.project_all_(weights, [Site.alone(weight) for weight in weights])
+    assert all((weight == 2).all() for weight in weights)
+    assert isinstance(plugin.low, float)
+    assert plugin == w.Clamp(-1e30, 1e30)
+    assert isinstance(w.Clamp(-1, 1).low, int)

@@ -1,5 +1,7 @@
 """The faster paths against the plain ones: over shapes, lengths, ties, infinities and layouts."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -156,3 +158,14 @@ def test_bounds_leave_what_is_no_number_and_take_what_is_infinite(count):
     for tensor in tensors:
         torch.testing.assert_close(tensor, value.clamp(-0.1, 0.2), rtol=0, atol=0, equal_nan=True)
         assert tensor[3].signbit()
+
+
+@pytest.mark.parametrize(("count", "side"), [(8, 10), (9, 10), (40, 10), (40, 100)])
+@pytest.mark.parametrize(("low", "high"), [(-0.5, 0.25), (None, 0.25), (-0.5, None)])
+def test_clamping_is_torchs_however_many_there_are(count, side, low, high):
+    tensors = [torch.randn(side, side) for _ in range(count)]
+    tensors[3][0, 0] = math.nan
+    wanted = [tensor.clamp(low, high) for tensor in tensors]
+    clamp_(tensors, low, high)
+    for found, tensor in zip(tensors, wanted, strict=True):
+        torch.testing.assert_close(found, tensor, rtol=0, atol=0, equal_nan=True)

@@ -460,7 +460,8 @@ def change(plugin, gradients, weights, modules=(None, None, None)):
 def test_what_is_unlike_the_others_is_left_to_torch_and_the_others_are_not(name, plugin, odd, monkeypatch):
     def given_(seed):
         generator = torch.Generator().manual_seed(seed)
-        first, second, third = (torch.randn(shape, generator=generator) for shape in [(5, 6), (4, 3, 2, 2), (9,)])
+        shapes = [(500, 640), (4, 3, 2, 2), (9,)]  # one of them large, as ClipValue asks of small ones nothing compiled
+        first, second, third = (torch.randn(shape, generator=generator) for shape in shapes)
         second = second.transpose(0, 1) if odd == "columns" else second
         return [first, second.double() if odd == "double" else second.half() if odd == "half" else second, third]
 
@@ -648,6 +649,13 @@ def test_few_small_tensors_are_left_to_torch_where_that_is_faster(monkeypatch):
         assert few == 0 or compiling.compiled_function(name, few * small) is None
         assert compiling.compiled_function(name, (few + 1) * small) is not None
         assert compiling.compiled_function(name, large) is not None
+
+
+def test_small_gradients_are_clipped_by_torch(monkeypatch):
+    monkeypatch.setattr(compiling, "_tried", lambda name: pytest.fail(f"{name} was asked for"))
+    gradients = [torch.tensor([-2.0, 0.1, 3.0]) for _ in range(100)]
+    change(w.ClipValue(0.5), gradients, gradients, [None] * 100)
+    assert all(torch.equal(gradient, torch.tensor([-0.5, 0.1, 0.5])) for gradient in gradients)
 
 
 @pytest.mark.parametrize("name", list(one_pass._TRIALS))
