@@ -2,9 +2,9 @@
 without, against Ignite's own handler, ``torch.histc`` of every tensor and one bare read of the weights; and the peak of
 extra memory.
 
-All alternate in one process; the figures are medians. Five networks: about 100 small tensors, a million weights in four
-layers, the weights of a ResNet-18 (11 million), and those of a transformer of 85 million; the last also with all
-weights subnormal.
+All alternate in one process; the figures are medians. Five networks: two layers, 100 small tensors, a million weights
+in four layers, the weights of a ResNet-18 (11 million), and those of a transformer of 85 million; the last also with
+all weights subnormal.
 """
 
 import argparse

@@ -140,7 +140,7 @@ def test_a_gradient_alone_is_skipped():
 def test_skipping_does_not_hide_statistics_that_are_not_finite():
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Linear(5, 2))
     trainer = Trainer(model, torch.optim.Adam(model.parameters()), nn.MSELoss(), nonfinite="skip")
-    with pytest.raises(NonFiniteError, match=r"the buffer '1\.running_mean' is not finite, into which the"):
+    with pytest.raises(NonFiniteError, match=r"the buffer '1\.running_mean' is not finite already: look at the data"):
         trainer.run([*GOOD, BAD, *GOOD])
 
 
@@ -215,9 +215,7 @@ def test_ignoring():
 
 def test_an_optimizer_that_evaluates_repeatedly_is_looked_at_after_its_step():
     trainer, _ = trainer_of(optimizer=torch.optim.LBFGS)
-    with pytest.raises(
-        NonFiniteError, match=r"the loss is nan.* ClipNorm, or nonfinite='restore'$"
-    ):  # it can skip none
+    with pytest.raises(NonFiniteError, match=r"the loss is nan.* ClipNorm, or nonfinite='restore'$"):
         trainer.run([GOOD[0], BAD])
     with pytest.raises(ConfigurationError, match="LBFGS"):
         trainer_of(optimizer=torch.optim.LBFGS, nonfinite="skip")

@@ -495,6 +495,9 @@ def test_what_float32_cannot_hold_is_refused_as_torch_refuses_it(plugin):
 
 
 def test_a_bound_that_is_no_number_is_refused():
+    for ends in [(math.inf, math.inf), (None, -math.inf)]:
+        with pytest.raises(ConfigurationError, match="no finite number is inside: give None for no bound"):
+            w.Clamp(*ends)
     with pytest.raises(ConfigurationError, match="must not be NaN"):
         w.Clamp(low=math.nan)
 

@@ -46,6 +46,8 @@ class Clamp(Constraint):
             raise ConfigurationError(f"{self!r}: low and high must not be NaN: give a number, or None for no bound")
         if self.low is not None and self.high is not None and not self.low <= self.high:
             raise ConfigurationError(f"{self!r}: low must not be above high")
+        if self.low == math.inf or self.high == -math.inf:
+            raise ConfigurationError(f"{self!r}: no finite number is inside: give None for no bound")
 
     @property
     def allows_zeros(self) -> bool:
