@@ -305,15 +305,15 @@ def scale_(tensors: Sequence[Tensor], factor: Tensor | float) -> None:
 
 def clamp_(tensors: Sequence[Tensor], low: float | None, high: float | None) -> None:
     """Bound every value of every tensor, in place."""
-    are_few_or_far = len(tensors) <= _FEW_BOUNDED or sum(map(Tensor.numel, tensors)) > _NEAR
-    if are_large(tensors) or (are_few_or_far and None not in (low, high) and all(t.is_cpu for t in tensors)):
+    values, count = sum(map(Tensor.numel, tensors)), len(tensors)
+    is_worth_it = count <= _FEW_BOUNDED or values > _NEAR  # where there are two bounds
+    if values > _SMALL * count or (is_worth_it and None not in (low, high) and all(t.is_cpu for t in tensors)):
         for tensor in tensors:
             tensor.clamp_(low, high)
         return
-    if tensors and low is not None:
-        torch._foreach_clamp_min_(list(tensors), low)
-    if tensors and high is not None:
-        torch._foreach_clamp_max_(list(tensors), high)
+    for bound, clamp_all_ in ((low, torch._foreach_clamp_min_), (high, torch._foreach_clamp_max_)):
+        if tensors and bound is not None:
+            clamp_all_(list(tensors), bound)
 
 
 _FEW_BOUNDED, _NEAR = 8, 2**18  # of so few tensors, or more values, a call each costs less than two for all
