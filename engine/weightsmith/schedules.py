@@ -305,7 +305,7 @@ def _refuse_no_numbers(name: str, values: Iterable[Any]) -> None:
         if isinstance(value, bool) or not isinstance(value, Real):
             raise ConfigurationError(f"{name}: {value!r} is no number")
         if isinstance(value, int) and abs(value) > sys.float_info.max:
-            raise ConfigurationError(f"{name}: a number is beyond {sys.float_info.max:.2g}, the largest that it can be")
+            raise ConfigurationError(f"{name}: a magnitude is beyond {sys.float_info.max:.2g}: give a smaller one")
 
 
 NAMES = (*_SHAPES, "piecewise", "function")
